@@ -1,0 +1,38 @@
+//! The commands, one module each.
+
+pub(crate) mod connect;
+pub(crate) mod intercept;
+pub(crate) mod leave;
+mod list;
+mod quit;
+mod status;
+mod version;
+
+use std::process::ExitCode;
+
+use kvpn_proto::Failure;
+
+use crate::args::{Cli, Command};
+use crate::ended::Ended;
+
+/// Runs the command that the user gave.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode, Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)?;
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
+    let flags = &cli.flags;
+    match cli.command {
+        Command::Connect(args) => connect::run(flags, &args).await,
+        Command::Quit => quit::run(flags).await,
+        Command::Status => status::run(flags).await,
+        Command::List => list::run(flags).await,
+        Command::Intercept(args) => intercept::run(flags, &args).await,
+        Command::Leave(args) => leave::run(flags, &args).await,
+        Command::Version => version::run(flags).await,
+    }
+}

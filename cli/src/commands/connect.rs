@@ -1,0 +1,193 @@
+//! `kvpn connect`: brings the laptop into the cluster.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
+
+use clap::Args;
+use kvpn_proto::v1::StatusResponse;
+use kvpn_proto::{Failure, Reason};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use crate::args::Flags;
+use crate::ended::{Ended, exit_code_of_signal};
+use crate::interrupts::Interrupts;
+use crate::output::{self, Connection, Format, Output};
+use crate::progress::Progress;
+use crate::report;
+use crate::session::{self, Place, Session};
+use crate::session_process::{self, Connected};
+
+/// Connect this laptop to a cluster
+///
+/// Services and pods of the cluster are then reachable by name and address.
+/// The connection stays until `kvpn quit`. With a command after `--`, it stays
+/// only as long as the command runs, and the command's exit code is returned.
+#[derive(Args, Debug)]
+pub(crate) struct ConnectArgs {
+    /// Command to run while connected
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, Ended> {
+    // Before anything is started, so that nothing started is left behind.
+    let mut interrupts = Interrupts::listen()?;
+    let connection = connect(flags, &mut interrupts).await?;
+    let Some((program, arguments)) = args.command.split_first() else {
+        output::print(&connection, flags.output)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    // Standard output is the command's alone.
+    if flags.output == Format::Text {
+        report::note(connection.text().trim_end());
+    }
+    let outcome = run_command(program, arguments, &mut interrupts).await;
+    if !connection.already_connected
+        && let Err(failure) = disconnect().await
+    {
+        // What the command says of itself comes first.
+        match outcome {
+            Ok(0) => return Err(failure.into()),
+            Ok(_) | Err(_) => report::failure(&failure, flags.output),
+        }
+    }
+    Ok(ExitCode::from(outcome?))
+}
+
+async fn connect(flags: &Flags, interrupts: &mut Interrupts) -> Result<Connection, Ended> {
+    let progress = Progress::start("connecting");
+    if let Some(session) = Session::find().await? {
+        let status = session.status().await?;
+        session::check_selected(flags, &status)?;
+        check_namespaces(flags, &status)?;
+        return Ok(Connection {
+            connected: true,
+            already_connected: true,
+            context: status.context,
+            namespace: status.namespace,
+            server: status.server,
+        });
+    }
+    let Connected {
+        context,
+        namespace,
+        server,
+    } = session_process::start(flags, &Place::of_user(), interrupts, &progress).await?;
+    Ok(Connection {
+        connected: true,
+        already_connected: false,
+        context,
+        namespace,
+        server,
+    })
+}
+
+/// Refuses a session in other namespaces than the flags name.
+fn check_namespaces(flags: &Flags, status: &StatusResponse) -> Result<(), Failure> {
+    let differs = |flag: &Option<String>, own: &str| flag.as_ref().is_some_and(|it| it != own);
+    let (what, own) = if differs(&flags.namespace, &status.namespace) {
+        ("namespace", &status.namespace)
+    } else if differs(&flags.manager_namespace, &status.manager_namespace) {
+        ("traffic manager's namespace", &status.manager_namespace)
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(
+        Reason::AlreadyConnected,
+        format!(
+            "already connected to context {} with {what} {own}",
+            status.context
+        ),
+        "run `kvpn quit` to end that connection first",
+    ))
+}
+
+/// Runs a command to its end; gives the exit code that a shell would give.
+async fn run_command(
+    program: &OsString,
+    arguments: &[OsString],
+    interrupts: &mut Interrupts,
+) -> Result<u8, Failure> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .spawn()
+        .map_err(|error| {
+            Failure::new(
+                Reason::Usage,
+                format!("cannot run {}: {error}", program.display()),
+                "give a program that is on the PATH after `--`",
+            )
+        })?;
+    loop {
+        tokio::select! {
+            status = child.wait() => return Ok(exit_code(status.map_err(Failure::internal)?)),
+            // The terminal sends its signals to the command too.
+            signal = interrupts.next() => if signal == Signal::SIGTERM {
+                terminate(&child);
+            },
+        }
+    }
+}
+
+fn terminate(child: &Child) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // Not reaped yet, so the number is still its own.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    let signal = status.signal().map(exit_code_of_signal);
+    code.or(signal).unwrap_or(u8::MAX)
+}
+
+async fn disconnect() -> Result<(), Failure> {
+    let _progress = Progress::start("disconnecting");
+    // The command may have run `kvpn quit` itself.
+    if let Some(session) = Session::find().await? {
+        session.quit().await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(namespace: Option<&str>, manager_namespace: Option<&str>) -> Flags {
+        Flags {
+            namespace: namespace.map(str::to_owned),
+            manager_namespace: manager_namespace.map(str::to_owned),
+            ..Flags::default()
+        }
+    }
+
+    #[test]
+    fn running_session_must_be_in_the_namespaces_that_are_asked_for() {
+        let status = StatusResponse {
+            context: "dev".into(),
+            namespace: "shop".into(),
+            manager_namespace: "kvpn".into(),
+            ..StatusResponse::default()
+        };
+        assert_eq!(check_namespaces(&flags(None, None), &status), Ok(()));
+        assert_eq!(
+            check_namespaces(&flags(Some("shop"), Some("kvpn")), &status),
+            Ok(())
+        );
+        for other in [flags(Some("bank"), None), flags(None, Some("infra"))] {
+            let failure = check_namespaces(&other, &status).unwrap_err();
+            assert_eq!(failure.reason, Reason::AlreadyConnected);
+        }
+    }
+
+    #[test]
+    fn exit_code_is_the_commands_or_tells_its_signal() {
+        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+    }
+}

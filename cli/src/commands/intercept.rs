@@ -1,0 +1,281 @@
+//! `kvpn intercept`: hands a workload's connections to a local port.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use kvpn_proto::v1::intercept_response::Event;
+use kvpn_proto::v1::{EngagementStatus, InterceptRequest, RequestedPort};
+use kvpn_proto::{Failure, Reason};
+use tokio::time::{Instant, timeout_at};
+
+use crate::args::Flags;
+use crate::ended::Ended;
+use crate::interrupts::Interrupts;
+use crate::output::{self, Engagement, Intercepted};
+use crate::progress::Progress;
+use crate::session::Session;
+
+/// How much longer than the session to wait; its own failure says more.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Hand a workload's connections to a local port
+///
+/// New connections to the workload's pods are answered by this laptop until
+/// `kvpn leave`; the pods go on as they are, and answer themselves whenever
+/// this laptop does not.
+#[derive(Args, Debug)]
+pub(crate) struct InterceptArgs {
+    /// Workload: NAME or KIND/NAME, such as web or deploy/web
+    #[arg(value_name = "NAME")]
+    pub(crate) target: String,
+    /// Local port, and the Service's or container's by number or name when
+    /// there are several; may be given more than once
+    #[arg(short, long = "port", required = true, value_name = "LOCAL[:REMOTE]")]
+    pub(crate) ports: Vec<PortSpec>,
+    /// Address on which the local ports listen
+    #[arg(long, default_value = "127.0.0.1", value_parser = address)]
+    pub(crate) address: IpAddr,
+    /// How long to wait until it is active, such as 90s or 2m
+    #[arg(long, default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) timeout: Duration,
+}
+
+impl InterceptArgs {
+    fn request(&self, flags: &Flags) -> InterceptRequest {
+        InterceptRequest {
+            namespace: flags.request_namespace(),
+            target: self.target.clone(),
+            ports: self
+                .ports
+                .iter()
+                .map(|port| RequestedPort {
+                    local: SocketAddr::new(self.address, port.local).to_string(),
+                    remote: port.remote.clone().unwrap_or_default(),
+                })
+                .collect(),
+            timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// A port of the laptop, and the one of the workload that it stands in for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortSpec {
+    local: u16,
+    remote: Option<String>,
+}
+
+impl FromStr for PortSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (local, remote) = match text.split_once(':') {
+            Some((local, remote)) => (local, Some(remote)),
+            None => (text, None),
+        };
+        let local = port_number(local).ok_or_else(|| {
+            format!("the local port `{local}` is not a number between 1 and 65535")
+        })?;
+        if let Some(remote) = remote
+            && port_number(remote).is_none()
+            && !is_port_name(remote)
+        {
+            return Err(format!(
+                "the remote port `{remote}` is neither a number between 1 and 65535 nor a port's name"
+            ));
+        }
+        Ok(Self {
+            local,
+            remote: remote.map(str::to_owned),
+        })
+    }
+}
+
+fn port_number(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
+}
+
+/// Names of Service ports are DNS labels, of which container ports' are a part.
+fn is_port_name(text: &str) -> bool {
+    text.len() <= 63
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.bytes().any(|byte| byte.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        _ => text.parse().map_err(|_| "not an IP address".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    number
+        .parse::<u32>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|seconds| *seconds > 0)
+        .map(|seconds| Duration::from_secs(seconds.into()))
+        .ok_or_else(|| "give seconds or minutes, such as 90s or 2m".into())
+}
+
+pub(crate) async fn run(flags: &Flags, args: &InterceptArgs) -> Result<ExitCode, Ended> {
+    let mut interrupts = Interrupts::listen()?;
+    let intercepted = tokio::select! {
+        outcome = intercept(flags, args) => outcome?,
+        // Dropping the call cancels the intercept.
+        signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
+    };
+    output::print(&intercepted, flags.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn intercept(flags: &Flags, args: &InterceptArgs) -> Result<Intercepted, Failure> {
+    let progress = Progress::start(format!("intercepting {}", args.target));
+    let session = Session::require(flags).await?;
+    let patience = args.timeout + GRACE;
+    let deadline = Instant::now() + patience;
+    let mut events = session.intercept(args.request(flags), patience).await?;
+    let mut warnings = Vec::new();
+    loop {
+        let response = timeout_at(deadline, events.message())
+            .await
+            .map_err(|_| late(args))?
+            .map_err(|status| session.failure(status))?;
+        match response.map(|response| response.event) {
+            Some(Some(Event::Progress(message))) => progress.step(message),
+            Some(Some(Event::Warning(message))) => {
+                progress.warning(&message);
+                warnings.push(message);
+            }
+            Some(Some(Event::Active(status))) => return Ok(intercepted(status, warnings)),
+            // An event of a later version.
+            Some(None) => {}
+            None => {
+                return Err(Failure::internal(
+                    "the session did not say how the intercept ended",
+                ));
+            }
+        }
+    }
+}
+
+fn intercepted(status: EngagementStatus, warnings: Vec<String>) -> Intercepted {
+    Intercepted {
+        engagement: Engagement::from(status),
+        warnings,
+    }
+}
+
+fn late(args: &InterceptArgs) -> Failure {
+    Failure::new(
+        Reason::TimedOut,
+        format!(
+            "{} is not intercepted after {} s",
+            args.target,
+            args.timeout.as_secs()
+        ),
+        "run `kvpn status` to see why, or give it longer with --timeout",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn parse(line: &str) -> Result<(Flags, InterceptArgs), String> {
+        let cli = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+        let Command::Intercept(args) = cli.command else {
+            panic!("{:?}", cli.command);
+        };
+        Ok((cli.flags, args))
+    }
+
+    #[test]
+    fn ports_are_a_number_and_perhaps_a_number_or_name() {
+        let spec = |local, remote: Option<&str>| PortSpec {
+            local,
+            remote: remote.map(str::to_owned),
+        };
+        assert_eq!("8080".parse(), Ok(spec(8080, None)));
+        assert_eq!("8080:80".parse(), Ok(spec(8080, Some("80"))));
+        assert_eq!("8080:http".parse(), Ok(spec(8080, Some("http"))));
+    }
+
+    #[test]
+    fn malformed_ports_say_which_half_is_wrong() {
+        for (text, half) in [
+            ("", "local"),
+            ("http", "local"),
+            ("0", "local"),
+            ("+80", "local"),
+            ("65536", "local"),
+            (":80", "local"),
+            ("127.0.0.1:8080", "local"),
+            ("8080:", "remote"),
+            ("8080:0", "remote"),
+            ("8080:65536", "remote"),
+            ("8080:Http", "remote"),
+            ("8080:80:90", "remote"),
+            ("8080:-a", "remote"),
+        ] {
+            let error = text.parse::<PortSpec>().unwrap_err();
+            assert!(
+                error.starts_with(&format!("the {half} port")),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_port_is_a_readable_usage_error() {
+        let error = parse("kvpn intercept web --port http").unwrap_err();
+        insta::assert_snapshot!("malformed_port", error);
+    }
+
+    #[test]
+    fn request_has_what_the_user_gave() {
+        let (flags, args) = parse(
+            "kvpn intercept deploy/web -p 8080:http -p 9090 --address ::1 --timeout 2m -n shop",
+        )
+        .unwrap();
+        let port = |local: &str, remote: &str| RequestedPort {
+            local: local.into(),
+            remote: remote.into(),
+        };
+        assert_eq!(
+            args.request(&flags),
+            InterceptRequest {
+                namespace: "shop".into(),
+                target: "deploy/web".into(),
+                ports: vec![port("[::1]:8080", "http"), port("[::1]:9090", "")],
+                timeout_seconds: 120,
+            }
+        );
+    }
+
+    #[test]
+    fn durations_are_seconds_or_minutes() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for text in ["", "0s", "-1", "1h", "4294967295m"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! What commands print on standard output: documents with stable fields, and
+//! text for people.
+
+mod table;
+mod text;
+
+use std::io::{ErrorKind, Write};
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use kvpn_proto::v1::{
+    EngagementStatus, Link, ListResponse, PortMapping, StatusResponse, WorkloadStatus,
+};
+use kvpn_proto::{Failure, Reason};
+use serde::Serialize;
+
+/// How to print a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON document; errors too, on standard error
+    Json,
+    /// One YAML document; errors too, on standard error
+    Yaml,
+}
+
+/// A result of a command.
+pub(crate) trait Output: Serialize {
+    /// The result for people; every line ends with a newline.
+    fn text(&self) -> String;
+}
+
+/// Prints a result. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(output: &impl Output, format: Format) -> Result<(), Failure> {
+    let rendered = render(output, format)?;
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(rendered.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(
+            Reason::Internal,
+            format!("cannot write to standard output: {error}"),
+            "see where standard output goes",
+        )),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn render(output: &impl Output, format: Format) -> Result<String, Failure> {
+    match format {
+        Format::Text => Ok(output.text()),
+        Format::Json => serde_json::to_string_pretty(output)
+            .map(|json| json + "\n")
+            .map_err(Failure::internal),
+        Format::Yaml => serde_yaml::to_string(output).map_err(Failure::internal),
+    }
+}
+
+/// Outcome of `connect`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Connection {
+    pub(crate) connected: bool,
+    /// It was there before.
+    pub(crate) already_connected: bool,
+    pub(crate) context: String,
+    pub(crate) namespace: String,
+    pub(crate) server: String,
+}
+
+/// Outcome of `quit`.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Disconnection {
+    pub(crate) connected: bool,
+    pub(crate) was_connected: bool,
+    pub(crate) ended: Vec<Engagement>,
+}
+
+/// Outcome of `status`.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ConnectionStatus {
+    connected: bool,
+    #[serde(flatten)]
+    details: Option<ConnectionDetails>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConnectionDetails {
+    context: String,
+    server: String,
+    namespace: String,
+    user: String,
+    session: String,
+    manager_namespace: String,
+    versions: ConnectionVersions,
+    /// `up` or `reconnecting`.
+    link: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected_at: Option<Timestamp>,
+    device: String,
+    addresses: Vec<String>,
+    pod_subnets: Vec<String>,
+    service_subnets: Vec<String>,
+    cluster_domain: String,
+    open_flows: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+    engagements: Vec<Engagement>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConnectionVersions {
+    session: String,
+    traffic_manager: String,
+    chart: String,
+}
+
+/// An intercept as it is at the moment.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Engagement {
+    name: String,
+    namespace: String,
+    workload: String,
+    verb: String,
+    ports: Vec<Port>,
+    active: bool,
+    /// Why it is not active.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    pods_selected: u32,
+    pods_covered: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    local: String,
+    container_port: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<ServicePort>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServicePort {
+    name: String,
+    port: u32,
+}
+
+/// Outcome of `intercept`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Intercepted {
+    #[serde(flatten)]
+    pub(crate) engagement: Engagement,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Outcome of `leave`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Left {
+    pub(crate) ended: Vec<Engagement>,
+}
+
+/// Outcome of `list`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Workloads {
+    workloads: Vec<Workload>,
+}
+
+impl Workloads {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.workloads.is_empty()
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Workload {
+    kind: String,
+    name: String,
+    namespace: String,
+    pods_ready: u32,
+    pods_wanted: u32,
+    services: Vec<String>,
+    engaged_by: Vec<String>,
+}
+
+/// Outcome of `version`: what could be had.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Versions {
+    pub(crate) client: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) daemon: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) traffic_manager: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chart: Option<String>,
+}
+
+impl From<StatusResponse> for ConnectionStatus {
+    fn from(status: StatusResponse) -> Self {
+        let link = match status.link() {
+            Link::Up => "up",
+            Link::Reconnecting => "reconnecting",
+            Link::Unspecified => "unknown",
+        };
+        let details = ConnectionDetails {
+            context: status.context,
+            server: status.server,
+            namespace: status.namespace,
+            user: status.user,
+            session: status.session,
+            manager_namespace: status.manager_namespace,
+            versions: ConnectionVersions {
+                session: status.session_version,
+                traffic_manager: status.manager_version,
+                chart: status.chart_version,
+            },
+            link,
+            connected_at: Some(status.connected_at)
+                .filter(|seconds| *seconds != 0)
+                .and_then(|seconds| Timestamp::from_second(seconds).ok()),
+            device: status.device,
+            addresses: status.addresses,
+            pod_subnets: status.pod_subnets,
+            service_subnets: status.service_subnets,
+            cluster_domain: status.cluster_domain,
+            open_flows: status.open_flows,
+            bytes_sent: status.bytes_sent,
+            bytes_received: status.bytes_received,
+            engagements: status
+                .engagements
+                .into_iter()
+                .map(Engagement::from)
+                .collect(),
+        };
+        Self {
+            connected: true,
+            details: Some(details),
+        }
+    }
+}
+
+impl From<EngagementStatus> for Engagement {
+    fn from(status: EngagementStatus) -> Self {
+        Self {
+            name: status.name,
+            namespace: status.namespace,
+            workload: status.workload,
+            verb: status.verb,
+            ports: status.ports.into_iter().map(Port::from).collect(),
+            active: status.active,
+            message: status.message,
+            pods_selected: status.pods_selected,
+            pods_covered: status.pods_covered,
+        }
+    }
+}
+
+impl From<PortMapping> for Port {
+    fn from(mapping: PortMapping) -> Self {
+        let service = (!mapping.service.is_empty()).then_some(ServicePort {
+            name: mapping.service,
+            port: mapping.service_port,
+        });
+        Self {
+            local: mapping.local,
+            container_port: mapping.container_port,
+            service,
+        }
+    }
+}
+
+impl From<ListResponse> for Workloads {
+    fn from(response: ListResponse) -> Self {
+        Self {
+            workloads: response.workloads.into_iter().map(Workload::from).collect(),
+        }
+    }
+}
+
+impl From<WorkloadStatus> for Workload {
+    fn from(status: WorkloadStatus) -> Self {
+        Self {
+            kind: status.kind,
+            name: status.name,
+            namespace: status.namespace,
+            pods_ready: status.pods_ready,
+            pods_wanted: status.pods_wanted,
+            services: status.services,
+            engaged_by: status.engaged_by,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! Snapshots of every result in every format.
+
+use super::*;
+
+fn engagement() -> EngagementStatus {
+    EngagementStatus {
+        name: "web-k2x9p".into(),
+        namespace: "shop".into(),
+        workload: "Deployment/web".into(),
+        verb: "intercept".into(),
+        ports: vec![
+            PortMapping {
+                local: "127.0.0.1:8080".into(),
+                container_port: 8080,
+                service: "web".into(),
+                service_port: 80,
+            },
+            PortMapping {
+                local: "127.0.0.1:9090".into(),
+                container_port: 9090,
+                ..PortMapping::default()
+            },
+        ],
+        active: true,
+        message: String::new(),
+        pods_selected: 3,
+        pods_covered: 3,
+    }
+}
+
+fn status() -> StatusResponse {
+    StatusResponse {
+        context: "dev".into(),
+        server: "https://10.1.0.1:6443/".into(),
+        namespace: "shop".into(),
+        user: "alice".into(),
+        session: "alice-laptop-7f3d".into(),
+        manager_namespace: "kvpn".into(),
+        manager_version: "0.1.0".into(),
+        chart_version: "0.1.0".into(),
+        session_version: "0.1.0".into(),
+        link: Link::Up.into(),
+        device: "kvpn0".into(),
+        addresses: vec!["198.18.0.1".into(), "fd6b:7670:6e::1".into()],
+        pod_subnets: vec!["10.244.0.0/16".into(), "fd00:10:244::/56".into()],
+        service_subnets: vec!["10.96.0.0/16".into()],
+        cluster_domain: "cluster.local".into(),
+        open_flows: 2,
+        bytes_sent: 4096,
+        bytes_received: 123_456_789,
+        engagements: vec![engagement()],
+        connected_at: 1_764_000_000,
+    }
+}
+
+/// Compares a result in every format with what it was.
+macro_rules! assert_output {
+    ($name:literal, $output:expr) => {{
+        let output = $output;
+        for (format, suffix) in [
+            (Format::Text, "text"),
+            (Format::Json, "json"),
+            (Format::Yaml, "yaml"),
+        ] {
+            let rendered = render(&output, format).unwrap();
+            insta::assert_snapshot!(format!("{}_{suffix}", $name), rendered);
+        }
+    }};
+}
+
+#[test]
+fn connection_is_printed() {
+    let connection = |already_connected| Connection {
+        connected: true,
+        already_connected,
+        context: "dev".into(),
+        namespace: "shop".into(),
+        server: "https://10.1.0.1:6443/".into(),
+    };
+    assert_output!("connect", connection(false));
+    assert!(connection(true).text().starts_with("Already connected"));
+}
+
+#[test]
+fn disconnection_is_printed() {
+    assert_output!(
+        "quit",
+        Disconnection {
+            connected: false,
+            was_connected: true,
+            ended: vec![engagement().into()],
+        }
+    );
+    assert_output!("quit_unconnected", Disconnection::default());
+}
+
+#[test]
+fn status_is_printed() {
+    assert_output!("status", ConnectionStatus::from(status()));
+    assert_output!("status_unconnected", ConnectionStatus::default());
+}
+
+#[test]
+fn status_tells_what_is_not_well() {
+    let mut status = status();
+    status.link = Link::Reconnecting.into();
+    status.manager_version.clear();
+    status.connected_at = 0;
+    status.engagements[0].active = false;
+    status.engagements[0].message = "one pod has no agent yet".into();
+    status.engagements[0].pods_covered = 2;
+    let text = ConnectionStatus::from(status).text();
+    insta::assert_snapshot!("status_unwell", text);
+}
+
+#[test]
+fn intercept_is_printed() {
+    assert_output!(
+        "intercept",
+        Intercepted {
+            engagement: engagement().into(),
+            warnings: vec!["nothing listens on 127.0.0.1:8080".into()],
+        }
+    );
+}
+
+#[test]
+fn leaving_is_printed() {
+    assert_output!(
+        "leave",
+        Left {
+            ended: vec![engagement().into()],
+        }
+    );
+    let nothing = Left { ended: Vec::new() };
+    assert_eq!(nothing.text(), "Nothing was intercepted\n");
+}
+
+#[test]
+fn workloads_are_printed() {
+    let workload =
+        |kind: &str, name: &str, ready, services: &[&str], engaged_by: &[&str]| WorkloadStatus {
+            kind: kind.into(),
+            name: name.into(),
+            namespace: "shop".into(),
+            pods_ready: ready,
+            pods_wanted: 3,
+            services: services.iter().map(|it| it.to_string()).collect(),
+            engaged_by: engaged_by.iter().map(|it| it.to_string()).collect(),
+        };
+    assert_output!(
+        "list",
+        Workloads::from(ListResponse {
+            workloads: vec![
+                workload(
+                    "Deployment",
+                    "web",
+                    3,
+                    &["web", "web-internal"],
+                    &["alice (intercept, port 80)"]
+                ),
+                workload("StatefulSet", "database", 2, &[], &[]),
+            ],
+        })
+    );
+    let none = Workloads::from(ListResponse::default());
+    assert_eq!(none.text(), "");
+}
+
+#[test]
+fn versions_are_printed_as_far_as_known() {
+    assert_output!(
+        "version",
+        Versions {
+            client: "0.1.0".into(),
+            daemon: Some("0.1.0".into()),
+            session: Some("0.1.0".into()),
+            traffic_manager: Some("0.1.1".into()),
+            chart: Some("0.1.1".into()),
+        }
+    );
+    let client_only = Versions {
+        client: "0.1.0".into(),
+        ..Versions::default()
+    };
+    assert_eq!(client_only.text(), "Client:          0.1.0\n");
+}

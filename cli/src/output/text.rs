@@ -1,0 +1,192 @@
+//! The results as text for people.
+
+use std::fmt::Write;
+
+use indicatif::BinaryBytes;
+
+use super::table::table;
+use super::{
+    Connection, ConnectionDetails, ConnectionStatus, Disconnection, Engagement, Intercepted, Left,
+    Output, Port, Versions, Workloads,
+};
+
+impl Output for Connection {
+    fn text(&self) -> String {
+        let how = if self.already_connected {
+            "Already connected"
+        } else {
+            "Connected"
+        };
+        format!(
+            "{how} to context {}, namespace {} ({})\n",
+            self.context, self.namespace, self.server
+        )
+    }
+}
+
+impl Output for Disconnection {
+    fn text(&self) -> String {
+        if !self.was_connected {
+            return "Not connected\n".into();
+        }
+        ended(&self.ended) + "Disconnected\n"
+    }
+}
+
+impl Output for ConnectionStatus {
+    fn text(&self) -> String {
+        match &self.details {
+            Some(details) => details.text(),
+            None => "Not connected\n".into(),
+        }
+    }
+}
+
+impl ConnectionDetails {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "Connected to context {}, namespace {}\n",
+            self.context, self.namespace
+        );
+        let manager = format!(
+            "{} in namespace {}",
+            or_unknown(&self.versions.traffic_manager),
+            self.manager_namespace
+        );
+        let traffic = format!(
+            "{} open, {} sent, {} received",
+            self.open_flows,
+            BinaryBytes(self.bytes_sent),
+            BinaryBytes(self.bytes_received)
+        );
+        let mut fields = vec![
+            ("Server", self.server.clone()),
+            ("User", self.user.clone()),
+            ("Session", self.session.clone()),
+            ("Link", self.link.to_owned()),
+            ("Traffic manager", manager),
+            ("Chart", or_unknown(&self.versions.chart).to_owned()),
+            (
+                "Device",
+                format!("{} {}", self.device, self.addresses.join(", ")),
+            ),
+            ("Pod subnets", self.pod_subnets.join(", ")),
+            ("Service subnets", self.service_subnets.join(", ")),
+            ("Cluster domain", self.cluster_domain.clone()),
+            ("Flows", traffic),
+        ];
+        if let Some(since) = self.connected_at {
+            fields.insert(4, ("Since", since.to_string()));
+        }
+        for (name, value) in fields {
+            let _ = writeln!(text, "  {:<17} {value}", format!("{name}:"));
+        }
+        if self.engagements.is_empty() {
+            return text + "No intercepts\n";
+        }
+        text += "Intercepts:\n";
+        for engagement in &self.engagements {
+            for line in lines(engagement) {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
+        text
+    }
+}
+
+impl Output for Intercepted {
+    fn text(&self) -> String {
+        lines(&self.engagement)
+            .map(|line| format!("Intercepting {line}\n"))
+            .collect()
+    }
+}
+
+impl Output for Left {
+    fn text(&self) -> String {
+        if self.ended.is_empty() {
+            return "Nothing was intercepted\n".into();
+        }
+        ended(&self.ended)
+    }
+}
+
+impl Output for Workloads {
+    fn text(&self) -> String {
+        // The table's header alone would look like a result.
+        if self.is_empty() {
+            return String::new();
+        }
+        let rows: Vec<_> = self
+            .workloads
+            .iter()
+            .map(|workload| {
+                [
+                    format!("{}/{}", workload.kind, workload.name),
+                    format!("{}/{}", workload.pods_ready, workload.pods_wanted),
+                    or_dash(workload.services.join(", ")),
+                    or_dash(workload.engaged_by.join(", ")),
+                ]
+            })
+            .collect();
+        table(["NAME", "READY", "SERVICES", "ENGAGED BY"], &rows)
+    }
+}
+
+impl Output for Versions {
+    fn text(&self) -> String {
+        [
+            ("Client", Some(&self.client)),
+            ("Daemon", self.daemon.as_ref()),
+            ("Session", self.session.as_ref()),
+            ("Traffic manager", self.traffic_manager.as_ref()),
+            ("Chart", self.chart.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, version)| Some((name, version?)))
+        .map(|(name, version)| format!("{:<16} {version}\n", format!("{name}:")))
+        .collect()
+    }
+}
+
+/// One line for each port, such as `Deployment/web port 80 (container 8080) ->
+/// 127.0.0.1:8080, 3/3 pods`.
+fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
+    let state = if engagement.active {
+        String::new()
+    } else {
+        format!(", not active: {}", or_unknown(&engagement.message))
+    };
+    engagement.ports.iter().map(move |port| {
+        format!(
+            "{} {} -> {}, {}/{} pods{state}",
+            engagement.workload,
+            port_name(port),
+            port.local,
+            engagement.pods_covered,
+            engagement.pods_selected
+        )
+    })
+}
+
+fn port_name(port: &Port) -> String {
+    match &port.service {
+        Some(service) => format!("port {} (container {})", service.port, port.container_port),
+        None => format!("container port {}", port.container_port),
+    }
+}
+
+fn ended(engagements: &[Engagement]) -> String {
+    engagements
+        .iter()
+        .map(|engagement| format!("Stopped intercepting {}\n", engagement.workload))
+        .collect()
+}
+
+fn or_unknown(text: &str) -> &str {
+    if text.is_empty() { "unknown" } else { text }
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".into() } else { text }
+}

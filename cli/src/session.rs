@@ -1,0 +1,257 @@
+//! The user's running session, over its unix socket.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use kvpn_proto::v1::session_client::SessionClient;
+use kvpn_proto::v1::{
+    InterceptRequest, InterceptResponse, LeaveRequest, LeaveResponse, ListRequest, ListResponse,
+    QuitRequest, QuitResponse, StatusRequest, StatusResponse,
+};
+use kvpn_proto::{Failure, Reason, names};
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status, Streaming};
+
+use crate::args::Flags;
+use crate::kubeconfig::Selection;
+
+const DIAL_DEADLINE: Duration = Duration::from_secs(2);
+const STATUS_DEADLINE: Duration = Duration::from_secs(5);
+/// The session asks the API server meanwhile.
+const CLUSTER_DEADLINE: Duration = Duration::from_secs(30);
+const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+/// How often to look whether a quitting session is gone.
+const GONE_INTERVAL: Duration = Duration::from_millis(10);
+/// A namespace with very many workloads makes a long list.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// Where the session's socket is, and its log beside it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) socket: PathBuf,
+    pub(crate) log: PathBuf,
+}
+
+impl Place {
+    /// The place of the user who runs this process.
+    pub(crate) fn of_user() -> Self {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from);
+        let socket = names::session_socket(runtime_dir, nix::unistd::getuid().as_raw());
+        let log = socket.with_file_name("session.log");
+        Self { socket, log }
+    }
+}
+
+/// A session that accepted a connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    client: SessionClient<Channel>,
+    place: Place,
+    pid: Option<i32>,
+}
+
+impl Session {
+    /// Finds the user's session; `None` when there is none.
+    pub(crate) async fn find() -> Result<Option<Self>, Failure> {
+        let place = Place::of_user();
+        let Some(stream) = dial(&place.socket).await? else {
+            return Ok(None);
+        };
+        let pid = check_peer(&stream, &place.socket)?;
+        let client = client(stream).await.map_err(Failure::internal)?;
+        Ok(Some(Self { client, place, pid }))
+    }
+
+    /// Finds the user's session, which must be in the cluster that the flags
+    /// name, when they name one.
+    pub(crate) async fn require(flags: &Flags) -> Result<Self, Failure> {
+        let session = Self::find().await?.ok_or_else(not_connected)?;
+        if flags.context.is_some() || flags.kubeconfig.is_some() {
+            let status = session.status().await?;
+            check_selected(flags, &status)?;
+        }
+        Ok(session)
+    }
+
+    pub(crate) async fn status(&self) -> Result<StatusResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(STATUS_DEADLINE, client.status(StatusRequest {}))
+            .await
+    }
+
+    pub(crate) async fn list(&self, request: ListRequest) -> Result<ListResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(CLUSTER_DEADLINE, client.list(request)).await
+    }
+
+    /// Starts an intercept, which must begin to answer in time; the stream
+    /// tells how it goes. Dropping the stream before it says active cancels the
+    /// intercept.
+    pub(crate) async fn intercept(
+        &self,
+        request: InterceptRequest,
+        deadline: Duration,
+    ) -> Result<Streaming<InterceptResponse>, Failure> {
+        let mut client = self.client.clone();
+        self.call(deadline, client.intercept(request)).await
+    }
+
+    pub(crate) async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(CLUSTER_DEADLINE, client.leave(request)).await
+    }
+
+    /// Ends the session and waits until it is gone.
+    pub(crate) async fn quit(self) -> Result<QuitResponse, Failure> {
+        timeout(QUIT_DEADLINE, async {
+            let mut client = self.client.clone();
+            let response = self
+                .call(QUIT_DEADLINE, client.quit(QuitRequest {}))
+                .await?;
+            while dial(&self.place.socket).await?.is_some() {
+                sleep(GONE_INTERVAL).await;
+            }
+            Ok(response)
+        })
+        .await
+        .unwrap_or_else(|_| Err(self.silent(QUIT_DEADLINE)))
+    }
+
+    /// Turns what went wrong in a call into what the user is told.
+    pub(crate) fn failure(&self, status: Status) -> Failure {
+        if !status.details().is_empty() {
+            return status.into();
+        }
+        if status.code() == Code::Unimplemented {
+            return Failure::new(
+                Reason::VersionMismatch,
+                "the running session is of another version of kvpn",
+                "run `kvpn quit`, then `kvpn connect`",
+            );
+        }
+        Failure::new(
+            Reason::Internal,
+            format!("the session broke off: {}", status.message()),
+            format!(
+                "see {}, then run `kvpn connect` again",
+                self.place.log.display()
+            ),
+        )
+    }
+
+    async fn call<T>(
+        &self,
+        deadline: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        match timeout(deadline, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.failure(status)),
+            Err(_) => Err(self.silent(deadline)),
+        }
+    }
+
+    /// The session did not do what it should in time.
+    fn silent(&self, deadline: Duration) -> Failure {
+        let log = self.place.log.display();
+        Failure::new(
+            Reason::TimedOut,
+            format!("the session did not answer within {} s", deadline.as_secs()),
+            match self.pid {
+                Some(pid) => format!("see {log}; `kill {pid}` ends the session"),
+                None => format!("see {log}"),
+            },
+        )
+    }
+}
+
+pub(crate) fn not_connected() -> Failure {
+    Failure::new(
+        Reason::NotConnected,
+        "not connected to a cluster",
+        "run `kvpn connect` first",
+    )
+}
+
+/// Refuses a session that is in another cluster than the flags name.
+pub(crate) fn check_selected(flags: &Flags, status: &StatusResponse) -> Result<(), Failure> {
+    let selection = Selection::read(flags);
+    if selection.matches(status) {
+        return Ok(());
+    }
+    let wanted = match selection.context {
+        Some(context) if context != status.context => format!(", not to context {context}"),
+        Some(_) | None => ", not to the kubeconfig's cluster of that name".into(),
+    };
+    Err(Failure::new(
+        Reason::AlreadyConnected,
+        format!(
+            "connected to context {} ({}){wanted}",
+            status.context, status.server
+        ),
+        "run `kvpn quit` to end that connection first",
+    ))
+}
+
+/// Connects to a socket; `None` when nobody listens on it.
+async fn dial(socket: &Path) -> Result<Option<UnixStream>, Failure> {
+    match timeout(DIAL_DEADLINE, UnixStream::connect(socket)).await {
+        Ok(Ok(stream)) => Ok(Some(stream)),
+        Ok(Err(error)) if is_absent(&error) => Ok(None),
+        Ok(Err(error)) => Err(Failure::new(
+            Reason::HostRefused,
+            format!("cannot open {}: {error}", socket.display()),
+            "remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        )),
+        Err(_) => Err(Failure::new(
+            Reason::TimedOut,
+            format!("nobody answers on {}", socket.display()),
+            "end the `kvpnd session` process and run `kvpn connect` again",
+        )),
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::ConnectionRefused
+    )
+}
+
+/// Trusts nobody's session but the user's own (and root's); tells its pid.
+fn check_peer(stream: &UnixStream, socket: &Path) -> Result<Option<i32>, Failure> {
+    let peer = stream.peer_cred().map_err(Failure::internal)?;
+    let trusted = [0, nix::unistd::getuid().as_raw()];
+    if trusted.contains(&peer.uid()) {
+        return Ok(peer.pid());
+    }
+    Err(Failure::new(
+        Reason::HostRefused,
+        format!(
+            "{} belongs to a session of another user (uid {})",
+            socket.display(),
+            peer.uid()
+        ),
+        "set XDG_RUNTIME_DIR to a directory of your own",
+    ))
+}
+
+/// Speaks gRPC over the one stream; when that breaks the session is gone.
+async fn client(stream: UnixStream) -> Result<SessionClient<Channel>, tonic::transport::Error> {
+    let mut stream = Some(stream);
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take().map(TokioIo::new);
+        async { stream.ok_or_else(|| io::Error::from(ErrorKind::NotConnected)) }
+    });
+    let channel = Endpoint::from_static("http://session.kvpn")
+        .connect_with_connector(connector)
+        .await?;
+    Ok(SessionClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+}

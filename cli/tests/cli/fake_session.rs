@@ -1,0 +1,200 @@
+//! A session that answers from a script and remembers what it was asked.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use kvpn_proto::v1::intercept_response::Event;
+use kvpn_proto::v1::session_server::{self, SessionServer};
+use kvpn_proto::v1::{
+    EngagementStatus, InterceptRequest, InterceptResponse, LeaveRequest, LeaveResponse, Link,
+    ListRequest, ListResponse, PortMapping, QuitRequest, QuitResponse, StatusRequest,
+    StatusResponse, WorkloadStatus,
+};
+use kvpn_proto::{Failure, Reason};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status};
+
+use crate::kvpn::User;
+
+pub(crate) struct FakeSession {
+    calls: Calls,
+    server: JoinHandle<()>,
+}
+
+type Calls = Arc<Mutex<Vec<String>>>;
+
+impl FakeSession {
+    /// Serves on the user's session socket.
+    pub(crate) fn start(user: &User) -> Self {
+        let socket = user.session_socket();
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let calls = Calls::default();
+        let service = Service {
+            calls: calls.clone(),
+            socket,
+            cancelled: user.path("cancelled"),
+            waiting: user.path("waiting"),
+        };
+        let server = tokio::spawn(async {
+            tonic::transport::Server::builder()
+                .add_service(SessionServer::new(service))
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        Self { calls, server }
+    }
+
+    /// What it was asked, each with its most telling field.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+}
+
+impl Drop for FakeSession {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+struct Service {
+    calls: Calls,
+    socket: PathBuf,
+    /// Written when an intercept that waits is cancelled.
+    cancelled: PathBuf,
+    /// Written when an intercept waits.
+    waiting: PathBuf,
+}
+
+impl Service {
+    fn called(&self, call: impl Into<String>) {
+        self.calls.lock().unwrap().push(call.into());
+    }
+}
+
+fn engagement() -> EngagementStatus {
+    EngagementStatus {
+        name: "web-x".into(),
+        namespace: "shop".into(),
+        workload: "Deployment/web".into(),
+        verb: "intercept".into(),
+        ports: vec![PortMapping {
+            local: "127.0.0.1:8080".into(),
+            container_port: 8080,
+            service: "web".into(),
+            service_port: 80,
+        }],
+        active: true,
+        message: String::new(),
+        pods_selected: 3,
+        pods_covered: 3,
+    }
+}
+
+#[tonic::async_trait]
+impl session_server::Session for Service {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(StatusResponse {
+            context: "dev".into(),
+            namespace: "shop".into(),
+            server: "https://10.1.0.1:6443/".into(),
+            manager_namespace: "kvpn".into(),
+            manager_version: "0.1.9".into(),
+            session_version: "0.1.8".into(),
+            link: Link::Up.into(),
+            engagements: vec![engagement()],
+            ..StatusResponse::default()
+        }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        self.called(format!("list {namespace}"));
+        let workload = WorkloadStatus {
+            kind: "Deployment".into(),
+            name: "web".into(),
+            namespace,
+            pods_ready: 3,
+            pods_wanted: 3,
+            ..WorkloadStatus::default()
+        };
+        Ok(Response::new(ListResponse {
+            workloads: vec![workload],
+        }))
+    }
+
+    type InterceptStream =
+        Pin<Box<dyn Stream<Item = Result<InterceptResponse, Status>> + Send + 'static>>;
+
+    /// Intercepts `web`, refuses `taken`, breaks off `broken`, and never gets
+    /// on with others.
+    async fn intercept(
+        &self,
+        request: Request<InterceptRequest>,
+    ) -> Result<Response<Self::InterceptStream>, Status> {
+        let request = request.into_inner();
+        let port = &request.ports[0];
+        self.called(format!(
+            "intercept {} {} {}",
+            request.target, port.local, port.remote
+        ));
+        let events = match request.target.as_str() {
+            "web" => vec![
+                Event::Progress("waiting for 3 agents".into()),
+                Event::Warning("nothing listens on 127.0.0.1:8080".into()),
+                Event::Active(engagement()),
+            ],
+            "taken" => {
+                let failure = Failure::new(
+                    Reason::AlreadyEngaged,
+                    "bob intercepts port 80 of Deployment/web",
+                    "ask bob, or choose another port",
+                );
+                return Err(failure.into());
+            }
+            _ => vec![Event::Progress("waiting".into())],
+        };
+        let (event_tx, event_rx) = mpsc::channel(8);
+        for event in events {
+            let response = InterceptResponse { event: Some(event) };
+            event_tx.send(Ok(response)).await.unwrap();
+        }
+        if request.target == "slow" {
+            std::fs::write(&self.waiting, "").unwrap();
+            let cancelled = self.cancelled.clone();
+            tokio::spawn(async move {
+                event_tx.closed().await;
+                std::fs::write(cancelled, "").unwrap();
+            });
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(event_rx))))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<LeaveRequest>,
+    ) -> Result<Response<LeaveResponse>, Status> {
+        let request = request.into_inner();
+        self.called(format!(
+            "leave {} {} {}",
+            request.namespace, request.target, request.all
+        ));
+        Ok(Response::new(LeaveResponse {
+            ended: vec![engagement()],
+        }))
+    }
+
+    async fn quit(&self, _: Request<QuitRequest>) -> Result<Response<QuitResponse>, Status> {
+        self.called("quit");
+        std::fs::remove_file(&self.socket).unwrap();
+        Ok(Response::new(QuitResponse {
+            ended: vec![engagement()],
+        }))
+    }
+}

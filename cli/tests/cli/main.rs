@@ -1,0 +1,14 @@
+//! Runs the real binary: without a session, with programs in `kvpnd`'s place,
+//! and with a session that answers from a script.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail them by panicking"
+)]
+
+mod connected;
+mod fake_session;
+mod kvpn;
+mod readme;
+mod starting;
+mod unconnected;

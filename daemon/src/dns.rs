@@ -1,0 +1,63 @@
+//! Answers DNS questions for the host: the cluster's names from the cluster,
+//! everything else from the host's own name servers.
+
+mod handler;
+mod names;
+mod rewrite;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use hickory_server::Server;
+use kvpn_tunnel::dns::Forwarder;
+
+use crate::session::manager::Manager;
+use handler::Handler;
+
+/// How long a TCP connection without questions is kept.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// How many answers may wait on a TCP connection.
+const TCP_ANSWERS: usize = 16;
+
+/// A running name server; ends when dropped.
+pub(crate) struct NameServer {
+    _server: Server<Handler>,
+}
+
+/// Serves on sockets that are bound already. `upstreams` are the host's own
+/// name servers.
+pub(crate) fn serve(
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+    upstreams: Vec<SocketAddr>,
+    manager: Manager,
+) -> io::Result<NameServer> {
+    let mut own = Vec::new();
+    for socket in &udp {
+        own.push(socket.local_addr()?);
+    }
+    // A question to ourselves would go round for ever.
+    let upstreams = upstreams
+        .into_iter()
+        .filter(|server| !own.contains(server))
+        .collect();
+    let mut server = Server::new(Handler::new(manager, Forwarder::new(upstreams)));
+    for socket in udp {
+        socket.set_nonblocking(true)?;
+        server.register_socket(tokio::net::UdpSocket::from_std(socket)?);
+    }
+    for listener in tcp {
+        listener.set_nonblocking(true)?;
+        server.register_listener(
+            tokio::net::TcpListener::from_std(listener)?,
+            TCP_IDLE,
+            TCP_ANSWERS,
+        );
+    }
+    Ok(NameServer { _server: server })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! From a question to its answer.
+
+use hickory_proto::op::{
+    Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, ResponseCode,
+};
+use hickory_proto::rr::Name;
+use hickory_server::net::runtime::Time;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponseBuilder;
+use kvpn_tunnel::dns::Forwarder;
+use tracing::debug;
+
+use super::names::{Route, classify};
+use super::rewrite;
+use crate::session::manager::Manager;
+
+/// The smallest payload that a client without EDNS takes (RFC 1035).
+const SMALLEST_PAYLOAD: u16 = 512;
+
+/// Answers every question on the host.
+pub(super) struct Handler {
+    manager: Manager,
+    upstreams: Forwarder,
+}
+
+impl Handler {
+    pub(super) fn new(manager: Manager, upstreams: Forwarder) -> Self {
+        Self { manager, upstreams }
+    }
+
+    /// The answer; `None` when there is none to be had.
+    async fn answer(&self, name: &Name, query: &[u8]) -> Option<Message> {
+        let route = classify(name, &self.manager.cluster().borrow());
+        match route {
+            Route::Cluster => self.ask_cluster(query.to_vec()).await,
+            Route::Upstream => self.ask_upstream(query).await,
+            Route::Completed(full) => self.ask_completed(name, &full, query).await,
+        }
+    }
+
+    /// A namespace may be called like a top-level domain, so a name that the
+    /// cluster does not know may still be one of the world's.
+    async fn ask_completed(&self, asked: &Name, full: &Name, query: &[u8]) -> Option<Message> {
+        let question = rewrite::question(query, full)
+            .inspect_err(|error| debug!(%error, "Question cannot be rewritten"))
+            .ok()?;
+        let mut answer = self.ask_cluster(question).await?;
+        rewrite::answer(&mut answer, full, asked);
+        if answer.metadata.response_code != ResponseCode::NXDomain {
+            return Some(answer);
+        }
+        let elsewhere = self.ask_upstream(query).await;
+        Some(elsewhere.filter(is_success).unwrap_or(answer))
+    }
+
+    async fn ask_cluster(&self, query: Vec<u8>) -> Option<Message> {
+        match self.manager.lookup(query).await {
+            Ok(answer) => read(&answer),
+            Err(error) => {
+                debug!(%error, "Cluster did not answer");
+                None
+            }
+        }
+    }
+
+    async fn ask_upstream(&self, query: &[u8]) -> Option<Message> {
+        match self.upstreams.forward(query).await {
+            Ok(answer) => read(&answer),
+            Err(error) => {
+                debug!(%error, "The host's name servers did not answer");
+                None
+            }
+        }
+    }
+}
+
+fn is_success(answer: &Message) -> bool {
+    answer.metadata.response_code == ResponseCode::NoError
+}
+
+fn read(answer: &[u8]) -> Option<Message> {
+    Message::from_vec(answer)
+        .inspect_err(|error| debug!(%error, "Answer cannot be read"))
+        .ok()
+}
+
+#[tonic::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut responder: R,
+    ) -> ResponseInfo {
+        let answer = match request.queries.queries() {
+            [query] if request.metadata.op_code == OpCode::Query => {
+                let name = query.original().name().clone();
+                self.answer(&name, request.as_slice()).await
+            }
+            _ => Some(error(request, ResponseCode::NotImp)),
+        };
+        let answer = answer.unwrap_or_else(|| error(request, ResponseCode::ServFail));
+        let mut metadata = answer.metadata;
+        metadata.id = request.metadata.id;
+        metadata.message_type = MessageType::Response;
+        // Cut anew below, to what this client takes.
+        metadata.truncation = false;
+        let edns = edns(request, &answer);
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        if let Some(edns) = &edns {
+            builder.edns(edns);
+        }
+        let response = builder.build(
+            metadata,
+            &answer.answers,
+            &answer.authorities,
+            [],
+            &answer.additionals,
+        );
+        match responder.send_response(response).await {
+            Ok(info) => info,
+            Err(error) => {
+                debug!(%error, "Answer cannot be sent");
+                failed(&request.metadata)
+            }
+        }
+    }
+}
+
+/// An answer has EDNS when its question has (RFC 6891 section 7), and is cut to
+/// what that says.
+fn edns(request: &Request, answer: &Message) -> Option<Edns> {
+    let asked = request.edns.as_ref()?;
+    let mut edns = answer.edns.clone().unwrap_or_default();
+    edns.set_max_payload(asked.max_payload().max(SMALLEST_PAYLOAD));
+    edns.set_dnssec_ok(asked.flags().dnssec_ok);
+    Some(edns)
+}
+
+fn error(request: &Request, code: ResponseCode) -> Message {
+    let mut message = Message::error_msg(request.metadata.id, request.metadata.op_code, code);
+    message.metadata.recursion_desired = request.metadata.recursion_desired;
+    message.metadata.recursion_available = true;
+    message
+}
+
+fn failed(request: &Metadata) -> ResponseInfo {
+    let mut metadata = Metadata::response_from_request(request);
+    metadata.response_code = ResponseCode::ServFail;
+    ResponseInfo::from(Header {
+        metadata,
+        counts: HeaderCounts::default(),
+    })
+}

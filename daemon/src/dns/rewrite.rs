@@ -1,0 +1,73 @@
+//! Questions under another name, and answers back under the asked one.
+
+use hickory_proto::ProtoError;
+use hickory_proto::op::Message;
+use hickory_proto::rr::Name;
+
+/// The same question, asked under the name `full`.
+pub(super) fn question(query: &[u8], full: &Name) -> Result<Vec<u8>, ProtoError> {
+    let mut message = Message::from_vec(query)?;
+    for query in &mut message.queries {
+        query.set_name(full.clone());
+    }
+    message.to_vec()
+}
+
+/// Gives the records that belong to `full` the name that was asked for. What a
+/// CNAME leads to keeps its name.
+pub(super) fn answer(message: &mut Message, full: &Name, asked: &Name) {
+    for record in &mut message.answers {
+        if record.name == *full {
+            record.name = asked.clone();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::{Edns, MessageType, OpCode, Query};
+    use hickory_proto::rr::rdata::{A, CNAME};
+    use hickory_proto::rr::{RData, Record, RecordType};
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    #[test]
+    fn question_keeps_id_flags_and_edns() {
+        let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(name("web.shop."), RecordType::AAAA));
+        let mut edns = Edns::new();
+        edns.set_max_payload(1232);
+        message.set_edns(edns);
+        let full = name("web.shop.svc.cluster.local.");
+        let asked = question(&message.to_vec().unwrap(), &full).unwrap();
+        let asked = Message::from_vec(&asked).unwrap();
+        assert_eq!(asked.metadata, message.metadata);
+        assert_eq!(asked.edns, message.edns);
+        assert_eq!(asked.queries[0].name(), &full);
+        assert_eq!(asked.queries[0].query_type(), RecordType::AAAA);
+    }
+
+    #[test]
+    fn answer_has_the_asked_name_but_keeps_what_a_cname_leads_to() {
+        let full = name("ext.shop.svc.cluster.local.");
+        let target = name("example.com.");
+        let mut message = Message::response(1, OpCode::Query);
+        message.add_answer(Record::from_rdata(
+            full.clone(),
+            5,
+            RData::CNAME(CNAME(target.clone())),
+        ));
+        message.add_answer(Record::from_rdata(
+            target.clone(),
+            5,
+            RData::A(A::new(192, 0, 2, 1)),
+        ));
+        answer(&mut message, &full, &name("ext.shop."));
+        assert_eq!(message.answers[0].name, name("ext.shop."));
+        assert_eq!(message.answers[1].name, target);
+    }
+}

@@ -1,0 +1,302 @@
+//! The session's side of a lease.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use kvpn_proto::v1::lease_reply::Reply;
+use kvpn_proto::v1::lease_request::Request;
+use kvpn_proto::v1::{self, Descriptor};
+use kvpn_proto::{Failure, Reason};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::wire::Connection;
+
+/// How long the root daemon may take for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// A lease that is held. Dropping it gives everything back.
+pub(crate) struct Lease {
+    connection: Connection,
+}
+
+/// What a lease gives.
+pub(crate) struct Granted {
+    pub(crate) device: String,
+    /// Bytes.
+    pub(crate) mtu: u16,
+    /// Addresses of the host on the device.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The host's own name servers.
+    pub(crate) upstreams: Vec<SocketAddr>,
+    /// Carries IP packets without a header before them; non-blocking.
+    pub(crate) tun: OwnedFd,
+    /// Bound to port 53 of `addresses`; non-blocking.
+    pub(crate) dns_udp: Vec<UdpSocket>,
+    /// Listening on port 53 of `addresses`; non-blocking.
+    pub(crate) dns_tcp: Vec<TcpListener>,
+}
+
+impl Lease {
+    /// Asks the root daemon for a lease.
+    pub(crate) async fn acquire(
+        socket: &Path,
+        subnets: &[IpNet],
+        search_domains: &[String],
+        description: &str,
+    ) -> Result<(Self, Granted), Failure> {
+        let mut lease = Self {
+            connection: connect(socket).await?,
+        };
+        let request = Request::Acquire(v1::Acquire {
+            subnets: texts(subnets),
+            search_domains: search_domains.to_vec(),
+            description: description.into(),
+        });
+        let (reply, descriptors) = lease.call(request).await?;
+        match reply {
+            Reply::Granted(granted) => {
+                Ok((lease, take_granted(granted, descriptors).map_err(broken)?))
+            }
+            Reply::SubnetsSet(_) | Reply::Described(_) | Reply::Refused(_) => {
+                Err(broken("an answer to another question"))
+            }
+        }
+    }
+
+    /// Replaces the subnets that are routed to the device.
+    pub(crate) async fn set_subnets(&mut self, subnets: &[IpNet]) -> Result<(), Failure> {
+        let request = Request::SetSubnets(v1::SetSubnets {
+            subnets: texts(subnets),
+        });
+        match self.call(request).await?.0 {
+            Reply::SubnetsSet(_) => Ok(()),
+            Reply::Granted(_) | Reply::Described(_) | Reply::Refused(_) => {
+                Err(broken("an answer to another question"))
+            }
+        }
+    }
+
+    /// Resolves when the root daemon is gone, and the lease with it.
+    pub(crate) async fn closed(&mut self) {
+        while let Ok(Some(_)) = self.connection.receive::<v1::LeaseReply>().await {}
+    }
+
+    /// Gives everything back, and waits until the root daemon has undone it.
+    pub(crate) async fn release(mut self) {
+        if let Err(error) = self.connection.finish() {
+            tracing::debug!(%error, "The root daemon is gone already");
+        }
+        if timeout(DEADLINE, self.closed()).await.is_err() {
+            tracing::warn!("The root daemon has not undone its changes in time");
+        }
+    }
+
+    async fn call(&mut self, request: Request) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+        let request = v1::LeaseRequest {
+            request: Some(request),
+        };
+        let exchange = async {
+            self.connection.send(&request, &[]).await?;
+            self.connection.receive::<v1::LeaseReply>().await
+        };
+        let (reply, descriptors) = timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| {
+                Failure::new(
+                    Reason::TimedOut,
+                    "the root daemon does not answer",
+                    "look at the log of kvpnd, or start it again",
+                )
+            })?
+            .map_err(broken)?
+            .ok_or_else(|| broken("the connection was closed"))?;
+        match reply.reply {
+            Some(Reply::Refused(refused)) => Err(Failure::new(
+                refused.reason.parse().unwrap_or(Reason::HostRefused),
+                refused.message,
+                refused.next_step,
+            )),
+            Some(reply) => Ok((reply, descriptors)),
+            None => Err(broken("an answer that this version does not know")),
+        }
+    }
+}
+
+async fn connect(socket: &Path) -> Result<Connection, Failure> {
+    match timeout(DEADLINE, UnixStream::connect(socket)).await {
+        Ok(Ok(stream)) => Ok(Connection::new(stream)),
+        Ok(Err(error)) => Err(not_running(socket, &error)),
+        Err(_) => Err(not_running(socket, &io::ErrorKind::TimedOut.into())),
+    }
+}
+
+fn not_running(socket: &Path, error: &io::Error) -> Failure {
+    let socket = socket.display();
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        Failure::new(
+            Reason::DaemonNotRunning,
+            format!("the root daemon's socket {socket} may not be opened by this user"),
+            "start kvpnd as root with its own settings, which leave the socket open to every user",
+        )
+    } else {
+        Failure::new(
+            Reason::DaemonNotRunning,
+            format!("the root daemon does not answer at {socket}: {error}"),
+            "start it with `sudo kvpnd`",
+        )
+    }
+}
+
+fn broken(what: impl std::fmt::Display) -> Failure {
+    Failure::new(
+        Reason::HostRefused,
+        format!("the root daemon's answer cannot be used: {what}"),
+        "make sure that kvpn and kvpnd are of the same version, then start kvpnd again",
+    )
+}
+
+fn texts(subnets: &[IpNet]) -> Vec<String> {
+    subnets.iter().map(ToString::to_string).collect()
+}
+
+/// Joins a `Granted` with the descriptors that came with it.
+fn take_granted(granted: v1::Granted, descriptors: Vec<OwnedFd>) -> Result<Granted, String> {
+    let kinds: Vec<Descriptor> = granted.descriptors().collect();
+    if kinds.len() != descriptors.len() {
+        return Err(format!(
+            "{} descriptors of {} arrived",
+            descriptors.len(),
+            kinds.len()
+        ));
+    }
+    let mut tun = None;
+    let mut dns_udp = Vec::new();
+    let mut dns_tcp = Vec::new();
+    for (kind, descriptor) in kinds.into_iter().zip(descriptors) {
+        match kind {
+            Descriptor::Tun => tun = Some(descriptor),
+            Descriptor::DnsUdp => dns_udp.push(descriptor.into()),
+            Descriptor::DnsTcp => dns_tcp.push(descriptor.into()),
+            Descriptor::Unspecified => return Err("a descriptor of an unknown kind".into()),
+        }
+    }
+    let upstreams = addresses(&granted.upstream_name_servers)?
+        .into_iter()
+        .map(|address| SocketAddr::new(address, DNS_PORT))
+        .collect();
+    Ok(Granted {
+        addresses: addresses(&granted.addresses)?,
+        upstreams,
+        mtu: u16::try_from(granted.mtu).map_err(|error| error.to_string())?,
+        device: granted.device,
+        tun: tun.ok_or("no TUN device")?,
+        dns_udp,
+        dns_tcp,
+    })
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, String> {
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|_| format!("`{text}` is no address")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Answers the first request on a socket of its own, then hangs up.
+    fn daemon(reply: Reply, descriptors: Vec<OwnedFd>) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = Connection::new(stream);
+            connection.receive::<v1::LeaseRequest>().await.unwrap();
+            let reply = v1::LeaseReply { reply: Some(reply) };
+            connection.send(&reply, &descriptors).await.unwrap();
+        });
+        dir
+    }
+
+    async fn acquire(dir: &tempfile::TempDir) -> Result<(Lease, Granted), Failure> {
+        let subnets = ["10.96.0.0/16".parse().unwrap()];
+        Lease::acquire(&dir.path().join("socket"), &subnets, &[], "a test").await
+    }
+
+    fn granted(descriptors: &[Descriptor]) -> Reply {
+        Reply::Granted(v1::Granted {
+            device: "kvpn0".into(),
+            mtu: 65535,
+            addresses: vec!["198.18.0.1".into()],
+            upstream_name_servers: vec!["10.0.0.1".into(), "fd00::1".into()],
+            descriptors: descriptors.iter().map(|kind| i32::from(*kind)).collect(),
+        })
+    }
+
+    #[tokio::test]
+    async fn nobody_at_the_socket_means_that_the_daemon_does_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = acquire(&dir).await.err().unwrap();
+        assert_eq!(failure.reason, Reason::DaemonNotRunning);
+        assert!(failure.message.contains("/socket: "), "{failure:?}");
+        assert_eq!(failure.next_step, "start it with `sudo kvpnd`");
+    }
+
+    #[tokio::test]
+    async fn refusal_arrives_as_it_was_sent() {
+        let sent = Failure::new(Reason::AlreadyConnected, "it is", "wait");
+        let dir = daemon(
+            Reply::Refused(v1::LeaseRefused {
+                reason: sent.reason.to_string(),
+                message: sent.message.clone(),
+                next_step: sent.next_step.clone(),
+            }),
+            Vec::new(),
+        );
+        assert_eq!(acquire(&dir).await.err().unwrap(), sent);
+    }
+
+    #[tokio::test]
+    async fn grant_is_sorted_by_what_its_descriptors_are() {
+        let tun = File::open("/dev/null").unwrap().into();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = udp.local_addr().unwrap();
+        let dir = daemon(
+            granted(&[Descriptor::DnsUdp, Descriptor::Tun]),
+            vec![udp.into(), tun],
+        );
+        let (mut lease, granted) = acquire(&dir).await.unwrap();
+        assert_eq!(granted.device, "kvpn0");
+        assert_eq!(granted.mtu, 65535);
+        assert_eq!(granted.dns_udp[0].local_addr().unwrap(), address);
+        assert!(granted.dns_tcp.is_empty());
+        let upstreams: Vec<String> = granted.upstreams.iter().map(ToString::to_string).collect();
+        assert_eq!(upstreams, ["10.0.0.1:53", "[fd00::1]:53"]);
+        timeout(DEADLINE, lease.closed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn grant_without_what_it_promises_is_a_failure() {
+        let dir = daemon(granted(&[Descriptor::Tun]), Vec::new());
+        let failure = acquire(&dir).await.err().unwrap();
+        assert_eq!(failure.reason, Reason::HostRefused);
+        assert!(
+            failure.message.ends_with("0 descriptors of 1 arrived"),
+            "{failure:?}"
+        );
+    }
+}

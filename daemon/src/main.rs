@@ -1,0 +1,50 @@
+//! `kvpnd`: the root daemon that changes the host's network for a session, and
+//! `kvpnd session`, the user's process that joins the host to a cluster.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kvpn_proto::Failure;
+
+mod config;
+mod datapath;
+mod dns;
+mod lease;
+mod privileged;
+mod session;
+
+use config::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        None => exit_code(privileged::serve(cli.serve)),
+        Some(Command::Serve(args)) => exit_code(privileged::serve(args)),
+        Some(Command::Guard(args)) => exit_code(privileged::guard(args)),
+        Some(Command::Session(args)) => run_session(*args),
+    }
+}
+
+/// Runs a session; it tells its own failures to the command line.
+fn run_session(args: session::args::SessionArgs) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => match runtime.block_on(session::run(args)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.reason.exit_code().into(),
+        },
+        Err(error) => exit_code(Err(Failure::internal(error))),
+    }
+}
+
+fn exit_code(outcome: Result<(), Failure>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {}\n{}", failure.message, failure.next_step);
+            failure.reason.exit_code().into()
+        }
+    }
+}

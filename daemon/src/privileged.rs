@@ -1,0 +1,58 @@
+//! Everything that is done as root: leases are granted to sessions, and undone
+//! when these end.
+
+use std::io::IsTerminal;
+
+use kvpn_proto::Failure;
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{GuardArgs, ServeArgs};
+
+mod access;
+mod address;
+mod conversation;
+mod guard;
+mod host;
+mod journal;
+mod name_server;
+mod netlink;
+mod resolv_conf;
+mod route;
+mod run_dir;
+mod server;
+mod subnets;
+mod tun;
+mod undo;
+
+/// Runs the root daemon until it is told to end.
+pub(crate) fn serve(args: ServeArgs) -> Result<(), Failure> {
+    start_log();
+    runtime()?.block_on(server::run(args))
+}
+
+/// Runs the guard of a daemon until that ends.
+pub(crate) fn guard(args: GuardArgs) -> Result<(), Failure> {
+    start_log();
+    guard::run(&args.run_dir)
+}
+
+/// Logs to standard error. What cannot be written is lost: a guard must go on
+/// when the terminal is gone.
+fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)
+}

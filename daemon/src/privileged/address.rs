@@ -1,0 +1,117 @@
+//! Addresses: the device's own, and those that the host has already.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
+use tokio::time::{Instant, sleep};
+
+use super::netlink::{Netlink, run};
+use super::route;
+
+/// The host's address on the device, from the block for benchmarks (RFC 2544),
+/// which networks and clusters hardly use.
+pub(super) const V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+/// The host's address on the device, from a unique local prefix of kvpn's own.
+pub(super) const V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x7670, 0x006e, 0, 0, 0, 0, 1);
+
+/// Packets that wait for the session; a lost one costs a second.
+const QUEUE_LENGTH: u32 = 1000;
+
+/// How long an address may take to become the host's own, and how often that
+/// is looked at.
+const LOCAL_DEADLINE: Duration = Duration::from_secs(2);
+const LOCAL_RETRY: Duration = Duration::from_millis(1);
+
+/// Tells whether the host has IPv6 on this device.
+pub(super) fn has_v6(device: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"))
+        .is_ok_and(|text| text.trim() == "0")
+}
+
+/// Brings the device up and gives it its addresses, which are returned.
+pub(super) async fn configure(
+    netlink: &Netlink,
+    device: &str,
+    index: u32,
+) -> io::Result<Vec<IpAddr>> {
+    let mut addresses = vec![IpAddr::V4(V4)];
+    if has_v6(device) {
+        addresses.push(IpAddr::V6(V6));
+        // Without a link-local address the kernel sends no packets of its own
+        // into the device, such as router solicitations. The device must still
+        // be down for that.
+        let no_link_local = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let inet6 = AfSpecUnspec::Inet6(vec![no_link_local]);
+        let attribute = LinkAttribute::AfSpecUnspec(vec![inet6]);
+        set(netlink, link(index).append_extra_attribute(attribute)).await?;
+    }
+    let queue = LinkAttribute::TxQueueLen(QUEUE_LENGTH);
+    let up = link(index)
+        .multicast(false)
+        .append_extra_attribute(queue)
+        .up();
+    set(netlink, up).await?;
+    for address in &addresses {
+        add(netlink, index, *address).await?;
+        wait_until_local(netlink, *address).await?;
+    }
+    Ok(addresses)
+}
+
+/// Waits until packets to the address stay on this host. The kernel sees to
+/// that a moment after an IPv6 address was added.
+async fn wait_until_local(netlink: &Netlink, address: IpAddr) -> io::Result<()> {
+    let deadline = Instant::now() + LOCAL_DEADLINE;
+    while !route::is_local(netlink, address).await? {
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        sleep(LOCAL_RETRY).await;
+    }
+    Ok(())
+}
+
+/// The addresses of the host on other devices than this one.
+pub(super) async fn others(netlink: &Netlink, index: Option<u32>) -> io::Result<Vec<IpAddr>> {
+    let messages: Vec<_> = run(netlink.handle().address().get().execute().try_collect()).await?;
+    let mut addresses = Vec::new();
+    for message in messages {
+        if Some(message.header.index) == index {
+            continue;
+        }
+        let mut address = None;
+        for attribute in message.attributes {
+            if let AddressAttribute::Local(local) = attribute {
+                address = Some(local);
+            } else if let AddressAttribute::Address(local_or_peer) = attribute {
+                address = address.or(Some(local_or_peer));
+            }
+        }
+        addresses.extend(address);
+    }
+    Ok(addresses)
+}
+
+async fn add(netlink: &Netlink, index: u32, address: IpAddr) -> io::Result<()> {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    let mut request = netlink.handle().address().add(index, address, length);
+    // Nobody else is on this link, so the address is good at once.
+    if address.is_ipv6() {
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
+    run(request.execute()).await
+}
+
+async fn set(netlink: &Netlink, link: LinkMessageBuilder<LinkUnspec>) -> io::Result<()> {
+    run(netlink.handle().link().set(link.build()).execute()).await
+}
+
+fn link(index: u32) -> LinkMessageBuilder<LinkUnspec> {
+    LinkUnspec::new_with_index(index)
+}

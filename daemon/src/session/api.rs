@@ -1,0 +1,208 @@
+//! What the command line asks of the session, over its unix socket.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::Stream;
+use kvpn_proto::v1::session_server::Session as SessionService;
+use kvpn_proto::{Failure, Reason, v1, version};
+use nix::unistd::Uid;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status};
+use tracing::warn;
+
+use super::cluster::Cluster;
+use super::engagements::{Engagements, Intercept};
+use super::manager::Manager;
+use super::workloads::{self, RequestedPort};
+use crate::datapath::Meter;
+
+/// How many events of an intercept may wait for its client.
+const EVENTS: usize = 16;
+
+/// Asks the session to end; answered with what it engaged, once the host is as
+/// it was.
+pub(crate) type QuitRequest = oneshot::Sender<Vec<v1::EngagementStatus>>;
+
+/// The session, as far as the command line is concerned.
+pub(crate) struct Api {
+    pub(crate) about: About,
+    pub(crate) cluster: Cluster,
+    pub(crate) manager: Manager,
+    pub(crate) engagements: Engagements,
+    pub(crate) meter: Meter,
+    pub(crate) quit: mpsc::Sender<QuitRequest>,
+}
+
+/// What stays as it is for as long as the session lives.
+pub(crate) struct About {
+    pub(crate) context: String,
+    pub(crate) namespace: String,
+    pub(crate) manager_namespace: String,
+    pub(crate) user: String,
+    /// Name of the Session resource.
+    pub(crate) session: String,
+    pub(crate) device: String,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) connected_at: SystemTime,
+}
+
+impl Api {
+    fn namespace<'a>(&'a self, asked: &'a str) -> &'a str {
+        if asked.is_empty() {
+            &self.about.namespace
+        } else {
+            asked
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Api {
+    async fn status(
+        &self,
+        _: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        let About {
+            context,
+            namespace,
+            manager_namespace,
+            user,
+            session,
+            device,
+            addresses,
+            connected_at,
+        } = &self.about;
+        let link = match self.manager.client() {
+            Some(_) => v1::Link::Up,
+            None => v1::Link::Reconnecting,
+        };
+        let versions = self.manager.versions();
+        let info = self.manager.cluster().borrow().clone();
+        let counters = self.meter.counters();
+        let connected_at = connected_at
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        Ok(Response::new(v1::StatusResponse {
+            context: context.clone(),
+            server: self.cluster.server.clone(),
+            namespace: namespace.clone(),
+            user: user.clone(),
+            session: session.clone(),
+            manager_namespace: manager_namespace.clone(),
+            manager_version: versions.manager,
+            chart_version: versions.chart,
+            session_version: version::VERSION.to_owned(),
+            link: link.into(),
+            device: device.clone(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            pod_subnets: info.pod_subnets.iter().map(ToString::to_string).collect(),
+            service_subnets: info
+                .service_subnets
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            cluster_domain: info.domain,
+            open_flows: counters.open_flows,
+            bytes_sent: counters.bytes_to_cluster,
+            bytes_received: counters.bytes_from_cluster,
+            engagements: self.engagements.statuses(),
+            connected_at: i64::try_from(connected_at).unwrap_or(i64::MAX),
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListResponse>, Status> {
+        let namespace = self.namespace(&request.get_ref().namespace);
+        let (inventory, engagements) = tokio::try_join!(
+            workloads::fetch(&self.cluster, namespace),
+            self.engagements.of_everyone(namespace)
+        )?;
+        Ok(Response::new(v1::ListResponse {
+            workloads: workloads::list(&inventory, &engagements),
+        }))
+    }
+
+    type InterceptStream = ReceiverStream<Result<v1::InterceptResponse, Status>>;
+
+    async fn intercept(
+        &self,
+        request: Request<v1::InterceptRequest>,
+    ) -> Result<Response<Self::InterceptStream>, Status> {
+        let request = request.into_inner();
+        if request.target.is_empty() {
+            let failure = Failure::new(
+                Reason::Usage,
+                "no workload was named",
+                "name one, such as deploy/web",
+            );
+            return Err(failure.into());
+        }
+        let ports = request.ports.iter().map(RequestedPort::try_from);
+        let intercept = Intercept {
+            namespace: self.namespace(&request.namespace).to_owned(),
+            ports: ports.collect::<Result<_, _>>()?,
+            timeout: (request.timeout_seconds > 0)
+                .then(|| Duration::from_secs(request.timeout_seconds.into())),
+            target: request.target,
+        };
+        let (events_tx, events_rx) = mpsc::channel(EVENTS);
+        let engagements = self.engagements.clone();
+        tokio::spawn(async move { engagements.intercept(intercept, events_tx).await });
+        Ok(Response::new(ReceiverStream::new(events_rx)))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveResponse>, Status> {
+        let request = request.into_inner();
+        let target = (!request.all).then_some(request.target.as_str());
+        let ended = self
+            .engagements
+            .leave(self.namespace(&request.namespace), target)
+            .await?;
+        Ok(Response::new(v1::LeaveResponse { ended }))
+    }
+
+    async fn quit(
+        &self,
+        _: Request<v1::QuitRequest>,
+    ) -> Result<Response<v1::QuitResponse>, Status> {
+        let ending = || Status::unavailable("the session is ending already");
+        let (ended_tx, ended_rx) = oneshot::channel();
+        self.quit.send(ended_tx).await.map_err(|_| ending())?;
+        let ended = ended_rx.await.map_err(|_| ending())?;
+        Ok(Response::new(v1::QuitResponse { ended }))
+    }
+}
+
+/// Connections of this user and of root; others are hung up on.
+pub(crate) fn connections(
+    listener: UnixListener,
+) -> impl Stream<Item = std::io::Result<UnixStream>> {
+    UnixListenerStream::new(listener).filter(|connection| match connection {
+        Ok(stream) => is_allowed(stream),
+        Err(_) => true,
+    })
+}
+
+fn is_allowed(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == Uid::current().as_raw() => true,
+        Ok(peer) => {
+            warn!(uid = peer.uid(), "Another user was turned away");
+            false
+        }
+        Err(error) => {
+            warn!(%error, "A peer that cannot be identified was turned away");
+            false
+        }
+    }
+}

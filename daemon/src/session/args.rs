@@ -1,0 +1,41 @@
+//! Arguments of `kvpnd session`.
+
+use std::path::PathBuf;
+
+use kvpn_proto::names;
+use nix::unistd::Uid;
+
+/// Connects this laptop to a cluster and stays until told to quit.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SessionArgs {
+    /// Path of the kubeconfig file to use.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Name of the kubeconfig context to use.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Namespace of this session; the context's own unless given.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Namespace that the traffic manager runs in.
+    #[arg(long, value_name = "NAMESPACE", default_value = names::MANAGER_NAMESPACE)]
+    pub(crate) manager_namespace: String,
+    /// Unix socket to serve the command line on.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Unix socket of the root daemon.
+    #[arg(long, value_name = "PATH", default_value = names::DAEMON_SOCKET)]
+    pub(crate) daemon_socket: PathBuf,
+}
+
+impl SessionArgs {
+    /// Where the command line finds this session.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| {
+            let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from);
+            names::session_socket(runtime_dir, Uid::current().as_raw())
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! Connecting: from a kubeconfig to a host that is in the cluster.
+
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use kvpn_proto::Failure;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::api::{About, Api, QuitRequest};
+use super::args::SessionArgs;
+use super::cluster::Cluster;
+use super::engagements::Engagements;
+use super::events;
+use super::identity::{self, OwnSession, SessionKey};
+use super::kubeconfig::{self, Target};
+use super::manager::{Credentials, Greeting, Manager, supervise};
+use crate::datapath::{self, Datapath};
+use crate::dns::{self, NameServer};
+use crate::lease::client::Lease;
+
+/// What is there once the host is in the cluster.
+pub(crate) struct Connected {
+    pub(crate) api: Api,
+    pub(crate) host: Host,
+    pub(crate) manager: Manager,
+    pub(crate) engagements: Engagements,
+    /// Ends only when the session cannot go on, with the reason.
+    pub(crate) supervisor: AbortOnDropHandle<Failure>,
+    pub(crate) api_server: Vec<std::net::IpAddr>,
+}
+
+/// What was changed on the host.
+pub(crate) struct Host {
+    pub(crate) lease: Lease,
+    pub(crate) datapath: Datapath,
+    pub(crate) name_server: NameServer,
+}
+
+/// The Session resource, noted as soon as it is made, so that it can be deleted
+/// whatever happens next.
+pub(crate) type Registered = Arc<OnceLock<OwnSession>>;
+
+/// Connects. What takes time runs side by side.
+pub(crate) async fn connect(
+    args: &SessionArgs,
+    registered: &Registered,
+    quit: mpsc::Sender<QuitRequest>,
+) -> Result<Connected, Failure> {
+    let Target {
+        config,
+        context,
+        namespace,
+    } = kubeconfig::load(args).await?;
+    let manager_namespace = &args.manager_namespace;
+    let cluster = Cluster::new(config, manager_namespace).await?;
+    events::progress(&format!("connecting to {}", cluster.server));
+
+    let register = async {
+        let user = identity::user_name(&cluster).await?;
+        let key = SessionKey::generate()?;
+        let session = OwnSession::create(&cluster, manager_namespace, &user, &key).await?;
+        // Set only here.
+        let _ = registered.set(session.clone());
+        Ok::<_, Failure>((user, Credentials { session, key }))
+    };
+    let greet = async {
+        match Greeting::open(&cluster, manager_namespace).await {
+            Ok(greeting) => Ok(greeting),
+            Err(failure) => Err(cluster.blame_missing_chart(failure).await),
+        }
+    };
+    // Both to their end: a Session that is being made must be known.
+    let (registration, greeting, api_server) =
+        tokio::join!(register, greet, cluster.server_addresses());
+    let (user, credentials) = registration?;
+    let session = credentials.session.clone();
+    let connection = greeting?.authenticate(&credentials).await?;
+
+    events::progress("setting up the host's network");
+    let info = connection.cluster().clone();
+    let (lease, granted) = Lease::acquire(
+        &args.daemon_socket,
+        &info.routes(&api_server),
+        &info.search_domains(&namespace),
+        &context,
+    )
+    .await?;
+
+    let engagements = Engagements::new(cluster.clone(), user.clone(), &session);
+    let dialled = engagements.clone();
+    let (manager, supervisor) = supervise(
+        cluster.clone(),
+        manager_namespace.clone(),
+        credentials,
+        connection,
+        move |client, dial| {
+            tokio::spawn(datapath::answer_dial(client, dial, dialled.clone()));
+        },
+    );
+    let datapath = Datapath::start(
+        granted.tun,
+        granted.mtu,
+        granted.addresses.clone(),
+        manager.clone(),
+    )
+    .map_err(Failure::internal)?;
+    let name_server = dns::serve(
+        granted.dns_udp,
+        granted.dns_tcp,
+        granted.upstreams,
+        manager.clone(),
+    )
+    .map_err(Failure::internal)?;
+    let api = Api {
+        about: About {
+            context,
+            namespace,
+            manager_namespace: manager_namespace.clone(),
+            user,
+            session: session.name,
+            device: granted.device,
+            addresses: granted.addresses,
+            connected_at: SystemTime::now(),
+        },
+        cluster,
+        manager: manager.clone(),
+        engagements: engagements.clone(),
+        meter: datapath.meter(),
+        quit,
+    };
+    Ok(Connected {
+        api,
+        host: Host {
+            lease,
+            datapath,
+            name_server,
+        },
+        manager,
+        engagements,
+        supervisor: AbortOnDropHandle::new(tokio::spawn(supervisor)),
+        api_server,
+    })
+}

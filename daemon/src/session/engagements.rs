@@ -1,0 +1,193 @@
+//! The engagements of this session: the table of what agents may have dialled
+//! here, and the Engagement resources behind it.
+
+mod intercept;
+mod outcome;
+mod table;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::wait::{await_condition, conditions};
+use kube::runtime::watcher::watch_object;
+use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, Verb};
+use kvpn_proto::flow::Protocol;
+use kvpn_proto::{Failure, v1};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+pub(crate) use intercept::Intercept;
+use outcome::Observed;
+use table::{Entry, Key, Table};
+
+use super::cluster::Cluster;
+use super::identity::{OwnSession, deleted};
+
+/// Label that leads from an Engagement to its Session.
+const SESSION_LABEL: &str = "kvpn.dev/session";
+
+/// How long an Engagement may take to disappear once it is deleted.
+const GONE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The engagements of this session; clones share them.
+#[derive(Clone)]
+pub(crate) struct Engagements {
+    cluster: Cluster,
+    user: String,
+    session: String,
+    table: Arc<Table>,
+}
+
+impl Engagements {
+    pub(crate) fn new(cluster: Cluster, user: String, session: &OwnSession) -> Self {
+        Self {
+            cluster,
+            user,
+            session: session.name.clone(),
+            table: Arc::default(),
+        }
+    }
+
+    /// Where connections to a port of an engagement are handled. Nothing else
+    /// is ever dialled for the cluster.
+    pub(crate) fn local(
+        &self,
+        namespace: &str,
+        name: &str,
+        container_port: u16,
+    ) -> Option<SocketAddr> {
+        self.table.local(&Key::new(namespace, name), container_port)
+    }
+
+    pub(crate) fn statuses(&self) -> Vec<v1::EngagementStatus> {
+        self.table.statuses()
+    }
+
+    /// The Engagements of everyone in a namespace.
+    pub(crate) async fn of_everyone(&self, namespace: &str) -> Result<Vec<Engagement>, Failure> {
+        let api = self.api(namespace);
+        Ok(self
+            .cluster
+            .call(api.list(&ListParams::default()))
+            .await?
+            .items)
+    }
+
+    /// Ends the engagements that `target` means, or all of them.
+    pub(crate) async fn leave(
+        &self,
+        namespace: &str,
+        target: Option<&str>,
+    ) -> Result<Vec<v1::EngagementStatus>, Failure> {
+        let keys = match target {
+            Some(target) => self.table.meant(namespace, target)?,
+            None => self.table.keys(),
+        };
+        let mut ended = Vec::new();
+        for outcome in futures::future::join_all(keys.iter().map(|key| self.end(key))).await {
+            ended.extend(outcome?);
+        }
+        Ok(ended)
+    }
+
+    /// Takes an engagement out of the table, so that nothing is dialled for it
+    /// any more, and deletes its resource.
+    async fn end(&self, key: &Key) -> Result<Option<v1::EngagementStatus>, Failure> {
+        let Some(mut entry) = self.table.remove(key) else {
+            return Ok(None);
+        };
+        entry.stop_watching();
+        let api = self.api(&key.namespace);
+        let params = DeleteParams::default();
+        let left = match self.cluster.call(deleted(&api, &key.name, &params)).await {
+            Ok(left) => left,
+            Err(failure) => {
+                warn!(engagement = %key, error = %failure, "Engagement could not be deleted");
+                return Err(failure);
+            }
+        };
+        if let Some(uid) = left.and_then(|object| object.metadata.uid) {
+            let gone = await_condition(api, &key.name, conditions::is_deleted(&uid));
+            if tokio::time::timeout(GONE_DEADLINE, gone).await.is_err() {
+                debug!(engagement = %key, "Engagement is still being deleted");
+            }
+        }
+        info!(engagement = %key, workload = %entry.workload, "Engagement ended");
+        Ok(Some(entry.status(key)))
+    }
+
+    /// Makes the Engagement resource, after its table entry, so that a dial
+    /// that comes at once finds it.
+    async fn create(&self, key: &Key, entry: Entry) -> Result<watch::Receiver<Observed>, Failure> {
+        let engagement = Engagement {
+            metadata: ObjectMeta {
+                name: Some(key.name.clone()),
+                labels: Some([(SESSION_LABEL.to_owned(), self.session.clone())].into()),
+                ..ObjectMeta::default()
+            },
+            spec: EngagementSpec {
+                user: self.user.clone(),
+                session: self.session.clone(),
+                verb: Verb::Intercept,
+                workload: entry.workload.clone(),
+                ports: entry
+                    .ports
+                    .iter()
+                    .map(|port| EngagedPort {
+                        container_port: port.container_port,
+                        protocol: Protocol::Tcp,
+                        local: port.local.to_string(),
+                        service: port.service.clone(),
+                    })
+                    .collect(),
+            },
+            status: None,
+        };
+        let observed = entry.observed.subscribe();
+        self.table.insert(key.clone(), entry);
+        let api = self.api(&key.namespace);
+        let created = self
+            .cluster
+            .call(api.create(&PostParams::default(), &engagement))
+            .await;
+        if let Err(failure) = created {
+            self.table.remove(key);
+            return Err(failure);
+        }
+        let watcher = tokio::spawn(self.clone().observe(key.clone()));
+        self.table
+            .keep_watcher(key, AbortOnDropHandle::new(watcher));
+        Ok(observed)
+    }
+
+    /// Follows the resource until it is gone, which may be somebody else's
+    /// doing.
+    async fn observe(self, key: Key) {
+        let stream = watch_object(self.api(&key.namespace), &key.name).default_backoff();
+        let mut stream = std::pin::pin!(stream);
+        while let Some(change) = stream.next().await {
+            match change {
+                Ok(Some(engagement)) => self.table.observe(&key, outcome::observe(&engagement)),
+                Ok(None) => {
+                    self.table.observe(&key, Observed::gone());
+                    if self.table.remove(&key).is_some() {
+                        warn!(engagement = %key, "Engagement was deleted from the cluster's side");
+                    }
+                    return;
+                }
+                Err(error) => debug!(engagement = %key, %error, "Engagement cannot be watched"),
+            }
+        }
+    }
+
+    fn api(&self, namespace: &str) -> Api<Engagement> {
+        Api::namespaced(self.cluster.client.clone(), namespace)
+    }
+}

@@ -1,0 +1,351 @@
+//! One `kvpn intercept`, from the request to the answer "active".
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kvpn_proto::crd::WorkloadRef;
+use kvpn_proto::v1::intercept_response::Event;
+use kvpn_proto::{Failure, Reason, v1};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+use tracing::{info, warn};
+
+use super::Engagements;
+use super::outcome::{Observed, Progress, holder};
+use super::table::{Entry, Key};
+use crate::session::identity::label;
+use crate::session::workloads::{self, RequestedPort, ResolvedPort};
+
+/// Until when an engagement must be active, unless the user says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a local handler may take to accept a connection before it is taken
+/// for missing.
+const LISTENING_DEADLINE: Duration = Duration::from_millis(300);
+
+/// What is to be intercepted.
+pub(crate) struct Intercept {
+    pub(crate) namespace: String,
+    pub(crate) target: String,
+    pub(crate) ports: Vec<RequestedPort>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Where the answers go; closed when the client is gone.
+type Events = mpsc::Sender<Result<v1::InterceptResponse, Status>>;
+
+/// What was found for a request.
+struct Plan {
+    workload: WorkloadRef,
+    ports: Vec<ResolvedPort>,
+}
+
+impl Engagements {
+    /// Runs an intercept until it is active, fails, or the client is gone. In
+    /// the last two cases nothing is left in the cluster.
+    pub(crate) async fn intercept(&self, request: Intercept, events: Events) {
+        let outcome = tokio::select! {
+            planned = self.plan(&request, &events) => planned,
+            () = events.closed() => return,
+        };
+        let plan = match outcome {
+            Ok(plan) => plan,
+            Err(failure) => return fail(&events, failure).await,
+        };
+        let workload = plan.workload.clone();
+        let key = match new_key(&request.namespace, &plan.workload, &self.user) {
+            Ok(key) => key,
+            Err(failure) => return fail(&events, failure).await,
+        };
+        let locals: Vec<SocketAddr> = plan.ports.iter().map(|port| port.local).collect();
+        let entry = Entry::new(plan.workload, plan.ports);
+        // Not given up halfway: whether the resource exists must be known.
+        let (created, ()) =
+            tokio::join!(self.create(&key, entry), warn_of_silence(&locals, &events));
+        let mut observed = match created {
+            Ok(observed) => observed,
+            Err(failure) => return fail(&events, failure).await,
+        };
+        let timeout = request.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let outcome = tokio::select! {
+            outcome = tokio::time::timeout(timeout, activation(&mut observed, &events)) => {
+                outcome.unwrap_or_else(|_| Err(late(&workload, timeout, &observed.borrow())))
+            }
+            () = events.closed() => Err(cancelled()),
+        };
+        match outcome {
+            Ok(()) => {
+                info!(engagement = %key, %workload, "Intercept active");
+                let status = self.table.status(&key).unwrap_or_default();
+                if send(&events, Event::Active(status)).await.is_err() {
+                    self.give_up(&key).await;
+                }
+            }
+            Err(failure) => {
+                let failure = self.name_holder(&key, failure).await;
+                self.give_up(&key).await;
+                fail(&events, failure).await;
+            }
+        }
+    }
+
+    async fn plan(&self, request: &Intercept, events: &Events) -> Result<Plan, Failure> {
+        let namespace = &request.namespace;
+        progress(
+            events,
+            format!("looking for {} in namespace {namespace}", request.target),
+        )
+        .await;
+        let inventory = workloads::fetch(&self.cluster, namespace).await?;
+        let found = workloads::find(&inventory, &request.target)?;
+        let ports = workloads::resolve_ports(&inventory, &found, &request.ports)?;
+        let workload = found.workload.reference.clone();
+        if let Some(key) = self.table.of(namespace, &workload, &ports) {
+            return Err(Failure::new(
+                Reason::AlreadyEngaged,
+                format!(
+                    "this session engages that port of {workload} already, as {}",
+                    key.name
+                ),
+                format!("leave it first with `kvpn leave {}`", key.name),
+            ));
+        }
+        Ok(Plan { workload, ports })
+    }
+
+    /// Says who has the port, and since when, where that is the matter.
+    async fn name_holder(&self, key: &Key, failure: Failure) -> Failure {
+        if failure.reason != Reason::AlreadyEngaged {
+            return failure;
+        }
+        let Ok(everyone) = self.of_everyone(&key.namespace).await else {
+            return failure;
+        };
+        let own = everyone
+            .iter()
+            .find(|one| one.metadata.name.as_ref() == Some(&key.name));
+        let Some(other) = own.and_then(|own| holder(&everyone, own)) else {
+            return failure;
+        };
+        let since = other.metadata.creation_timestamp.as_ref();
+        let since = since
+            .map(|time| format!(" since {}", time.0))
+            .unwrap_or_default();
+        let ports: Vec<String> = other
+            .spec
+            .ports
+            .iter()
+            .map(|port| port.container_port.to_string())
+            .collect();
+        Failure {
+            message: format!(
+                "{} engages {} (port {}){since}",
+                other.spec.user,
+                other.spec.workload,
+                ports.join(", ")
+            ),
+            next_step: format!(
+                "let them leave it, or have it deleted with `kubectl -n {} delete engagement {}`",
+                key.namespace,
+                other.metadata.name.as_deref().unwrap_or_default()
+            ),
+            ..failure
+        }
+    }
+
+    async fn give_up(&self, key: &Key) {
+        if let Err(failure) = self.end(key).await {
+            warn!(engagement = %key, error = %failure, "Given up engagement remains in the cluster");
+        }
+    }
+}
+
+/// Tells the client what is waited for, until the engagement is decided.
+async fn activation(
+    observed: &mut watch::Receiver<Observed>,
+    events: &Events,
+) -> Result<(), Failure> {
+    let mut told = String::new();
+    loop {
+        let current = observed.borrow_and_update().progress.clone();
+        match current {
+            Progress::Active => return Ok(()),
+            Progress::Failed(failure) => return Err(failure),
+            Progress::Gone => return Err(deleted_meanwhile()),
+            Progress::Waiting { message, .. } => {
+                if message != told {
+                    progress(events, message.clone()).await;
+                    told = message;
+                }
+            }
+        }
+        if observed.changed().await.is_err() {
+            return Err(deleted_meanwhile());
+        }
+    }
+}
+
+fn deleted_meanwhile() -> Failure {
+    Failure::new(
+        Reason::NoSuchEngagement,
+        "the engagement was deleted before it was active",
+        "try again; if it stays, look at the traffic manager's log",
+    )
+}
+
+fn cancelled() -> Failure {
+    Failure::new(
+        Reason::TimedOut,
+        "the client is gone",
+        "run the command again",
+    )
+}
+
+fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failure {
+    let (reason, waited_for) = match &observed.progress {
+        Progress::Waiting {
+            message,
+            agents_ready: false,
+        } if observed.pods_selected > 0 => (Reason::AgentNotReady, message.as_str()),
+        Progress::Waiting { message, .. } => (Reason::TimedOut, message.as_str()),
+        Progress::Active | Progress::Failed(_) | Progress::Gone => (Reason::TimedOut, ""),
+    };
+    Failure::new(
+        reason,
+        format!(
+            "{workload} was not intercepted within {} s; last: {waited_for}",
+            timeout.as_secs()
+        ),
+        "look at the pods' events and the traffic manager's log, or allow more time with --timeout",
+    )
+}
+
+/// Warns when nothing accepts connections where they are to be handled.
+async fn warn_of_silence(locals: &[SocketAddr], events: &Events) {
+    for local in locals {
+        let dialled = tokio::time::timeout(LISTENING_DEADLINE, TcpStream::connect(local)).await;
+        if !matches!(dialled, Ok(Ok(_))) {
+            let warning =
+                format!("nothing listens at {local} yet; until then the pods answer themselves");
+            // The client being gone shows in what follows.
+            let _ = send(events, Event::Warning(warning)).await;
+        }
+    }
+}
+
+async fn progress(events: &Events, message: String) {
+    // The client being gone shows in `Events::closed`.
+    let _ = send(events, Event::Progress(message)).await;
+}
+
+async fn fail(events: &Events, failure: Failure) {
+    // A client that is gone need not be told.
+    let _ = events.send(Err(failure.into())).await;
+}
+
+async fn send(events: &Events, event: Event) -> Result<(), ()> {
+    let response = v1::InterceptResponse { event: Some(event) };
+    events.send(Ok(response)).await.map_err(|_| ())
+}
+
+/// A name that is known before the resource is made, so that its first dial
+/// finds the table entry.
+fn new_key(namespace: &str, workload: &WorkloadRef, user: &str) -> Result<Key, Failure> {
+    const LETTERS: &[u8; 32] = b"abcdefghijkmnopqrstuvwxyz2345678";
+    let mut random = [0; 5];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| Failure::internal("the system has no randomness for a name"))?;
+    let suffix: String = random
+        .iter()
+        .map(|octet| char::from(LETTERS[usize::from(octet % 32)]))
+        .collect();
+    let name = format!("{}-{}-{suffix}", label(&workload.name), label(user));
+    Ok(Key::new(namespace, &name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvpn_proto::crd::WorkloadKind;
+
+    fn web() -> WorkloadRef {
+        WorkloadRef {
+            kind: WorkloadKind::Deployment,
+            name: "web".into(),
+        }
+    }
+
+    fn waiting(agents_ready: bool, pods_selected: u32) -> Observed {
+        Observed {
+            progress: Progress::Waiting {
+                message: "2 of 3 agents are up".into(),
+                agents_ready,
+            },
+            pods_selected,
+            pods_covered: 0,
+        }
+    }
+
+    #[test]
+    fn names_tell_workload_and_user() {
+        let key = new_key("shop", &web(), "oidc:Ann").unwrap();
+        assert!(key.name.starts_with("web-oidc-ann-"), "{}", key.name);
+        assert_ne!(new_key("shop", &web(), "oidc:Ann").unwrap(), key);
+    }
+
+    #[test]
+    fn being_late_says_what_was_waited_for() {
+        let timeout = Duration::from_secs(7);
+        let failure = late(&web(), timeout, &waiting(false, 3));
+        assert_eq!(failure.reason, Reason::AgentNotReady);
+        assert_eq!(
+            failure.message,
+            "Deployment/web was not intercepted within 7 s; last: 2 of 3 agents are up"
+        );
+        assert_eq!(
+            late(&web(), timeout, &waiting(true, 3)).reason,
+            Reason::TimedOut
+        );
+        assert_eq!(
+            late(&web(), timeout, &waiting(false, 0)).reason,
+            Reason::TimedOut
+        );
+    }
+
+    #[tokio::test]
+    async fn activation_tells_each_step_once_and_ends_when_active() {
+        let (tx, mut rx) = watch::channel(waiting(false, 3));
+        let (events, mut told) = mpsc::channel(8);
+        let task = tokio::spawn(async move { activation(&mut rx, &events).await });
+        let first = told.recv().await.unwrap().unwrap();
+        assert_eq!(
+            first.event,
+            Some(Event::Progress("2 of 3 agents are up".into()))
+        );
+        tx.send_replace(waiting(false, 3));
+        tx.send_replace(Observed {
+            progress: Progress::Active,
+            ..waiting(true, 3)
+        });
+        assert_eq!(task.await.unwrap(), Ok(()));
+        assert!(told.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_silent_local_port_is_warned_of_and_a_listening_one_is_not() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listening = listener.local_addr().unwrap();
+        let (events, mut told) = mpsc::channel(8);
+        warn_of_silence(&[listening], &events).await;
+        assert!(told.try_recv().is_err());
+        drop(listener);
+        warn_of_silence(&[listening], &events).await;
+        let Some(Event::Warning(text)) = told.recv().await.unwrap().unwrap().event else {
+            panic!("no warning");
+        };
+        assert!(text.contains(&listening.to_string()));
+    }
+}

@@ -1,0 +1,302 @@
+//! What an Engagement's status means: still on its way, in force, or failed
+//! and why.
+
+use kvpn_proto::crd::{Engagement, condition};
+use kvpn_proto::{Failure, Reason};
+
+/// What was last seen of an Engagement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Observed {
+    pub(super) progress: Progress,
+    pub(super) pods_selected: u32,
+    pub(super) pods_covered: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Waiting {
+        message: String,
+        agents_ready: bool,
+    },
+    Active,
+    Failed(Failure),
+    /// The resource is gone.
+    Gone,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            progress: Progress::Waiting {
+                message: "waiting for the traffic manager".to_owned(),
+                agents_ready: false,
+            },
+            pods_selected: 0,
+            pods_covered: 0,
+        }
+    }
+}
+
+impl Observed {
+    pub(super) fn gone() -> Self {
+        Self {
+            progress: Progress::Gone,
+            pods_selected: 0,
+            pods_covered: 0,
+        }
+    }
+}
+
+/// Reads the conditions.
+pub(super) fn observe(engagement: &Engagement) -> Observed {
+    let Some(status) = &engagement.status else {
+        return Observed::default();
+    };
+    let find = |type_: &str| status.conditions.iter().find(|found| found.type_ == type_);
+    let (active, agents) = (find(condition::ACTIVE), find(condition::AGENTS_READY));
+    let agents_ready = agents.is_some_and(|agents| agents.status == "True");
+    let progress = if active.is_some_and(|active| active.status == "True") {
+        Progress::Active
+    } else {
+        let failed = [active, agents]
+            .into_iter()
+            .flatten()
+            .filter(|condition| condition.status != "True")
+            .find_map(|condition| failure(engagement, &condition.reason, &condition.message));
+        match failed {
+            Some(failure) => Progress::Failed(failure),
+            None => waiting(
+                [agents, active]
+                    .into_iter()
+                    .flatten()
+                    .find(|found| found.status != "True"),
+                agents_ready,
+            ),
+        }
+    };
+    Observed {
+        progress,
+        pods_selected: status.pods_selected,
+        pods_covered: status.pods_covered,
+    }
+}
+
+fn waiting(
+    pending: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+    agents_ready: bool,
+) -> Progress {
+    let message = match pending {
+        Some(condition) if !condition.message.is_empty() => condition.message.clone(),
+        Some(_) | None if agents_ready => "waiting for the agents to take over the port".to_owned(),
+        Some(_) | None => "waiting for agents in the pods".to_owned(),
+    };
+    Progress::Waiting {
+        message,
+        agents_ready,
+    }
+}
+
+/// The failure behind a condition's reason; none for one that passes.
+fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failure> {
+    let workload = &engagement.spec.workload;
+    let namespace = engagement.metadata.namespace.as_deref().unwrap_or_default();
+    let describe = format!(
+        "see `kubectl -n {namespace} describe {}`",
+        workload.to_string().to_ascii_lowercase()
+    );
+    let failure = match reason {
+        condition::NO_SUCH_WORKLOAD => Failure::new(
+            Reason::NoSuchWorkload,
+            format!("there is no {workload} in namespace {namespace} any more"),
+            format!("see what there is with `kvpn list -n {namespace}`"),
+        ),
+        condition::NO_RUNNING_POD => Failure::new(
+            Reason::NoRunningPod,
+            format!("{workload} in namespace {namespace} has no running pod"),
+            format!("scale it up, or {describe}"),
+        ),
+        condition::AGENT_REFUSED => Failure::new(
+            Reason::AgentRefused,
+            format!("the cluster does not admit the agent into the pods of {workload}: {detail}"),
+            format!(
+                "ask an administrator to admit ephemeral containers with NET_ADMIN in namespace {namespace} \
+                 (a PodSecurity level of privileged, or an exemption)"
+            ),
+        ),
+        condition::AGENT_FAILED => Failure::new(
+            Reason::AgentNotReady,
+            format!("the agent does not come up in the pods of {workload}: {detail}"),
+            describe,
+        ),
+        condition::CONFLICT => Failure::new(
+            Reason::AlreadyEngaged,
+            format!("{workload} is engaged already: {detail}"),
+            format!("see by whom with `kvpn list -n {namespace}`, and let them leave it first"),
+        ),
+        condition::NO_SESSION => Failure::new(
+            Reason::SessionRevoked,
+            format!("the cluster does not know this session: {detail}"),
+            "connect again with `kvpn quit` and `kvpn connect`",
+        ),
+        condition::NOT_SUPPORTED => Failure::new(
+            Reason::NotSupported,
+            format!("{workload} cannot be engaged: {detail}"),
+            "choose another workload or port",
+        ),
+        _ => return None,
+    };
+    Some(failure)
+}
+
+/// Who has the port that `own` did not get, and since when.
+pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option<&'a Engagement> {
+    everyone
+        .iter()
+        .filter(|other| other.metadata.name != own.metadata.name)
+        .filter(|other| other.spec.workload == own.spec.workload)
+        .filter(|other| {
+            other.spec.ports.iter().any(|taken| {
+                own.spec
+                    .ports
+                    .iter()
+                    .any(|port| port.container_port == taken.container_port)
+            })
+        })
+        .min_by_key(|other| other.metadata.creation_timestamp.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engagement(conditions: &str) -> Engagement {
+        serde_yaml::from_str(&format!(
+            "
+            apiVersion: kvpn.dev/v1alpha1
+            kind: Engagement
+            metadata: {{name: web-alice-1, namespace: shop}}
+            spec:
+              user: alice
+              session: alice-1
+              verb: Intercept
+              workload: {{kind: Deployment, name: web}}
+              ports: [{{containerPort: 8080, protocol: TCP, local: '127.0.0.1:1'}}]
+            status:
+              podsSelected: 3
+              podsCovered: 2
+              conditions: {conditions}
+            "
+        ))
+        .unwrap()
+    }
+
+    fn condition(type_: &str, status: &str, reason: &str, message: &str) -> String {
+        format!(
+            "{{type: {type_}, status: '{status}', reason: {reason}, message: '{message}', \
+             lastTransitionTime: '2026-11-01T10:00:00Z'}}"
+        )
+    }
+
+    fn progress(conditions: &[String]) -> Progress {
+        observe(&engagement(&format!("[{}]", conditions.join(", ")))).progress
+    }
+
+    #[test]
+    fn an_engagement_nobody_has_looked_at_waits() {
+        let mut untouched = engagement("[]");
+        untouched.status = None;
+        assert_eq!(observe(&untouched), Observed::default());
+    }
+
+    #[test]
+    fn active_is_active_whatever_the_agents_say() {
+        let conditions = [
+            condition("AgentsReady", "False", "Progressing", "1 of 3"),
+            condition("Active", "True", "Ready", ""),
+        ];
+        assert_eq!(progress(&conditions), Progress::Active);
+    }
+
+    #[test]
+    fn progress_tells_the_managers_words() {
+        let conditions = [
+            condition(
+                "AgentsReady",
+                "False",
+                "Progressing",
+                "2 of 3 agents are up",
+            ),
+            condition("Active", "False", "Progressing", "waiting"),
+        ];
+        assert_eq!(
+            progress(&conditions),
+            Progress::Waiting {
+                message: "2 of 3 agents are up".into(),
+                agents_ready: false
+            }
+        );
+    }
+
+    #[test]
+    fn an_absent_session_is_waited_for() {
+        let conditions = [condition(
+            "Active",
+            "False",
+            "SessionAbsent",
+            "not connected",
+        )];
+        assert!(matches!(progress(&conditions), Progress::Waiting { .. }));
+    }
+
+    #[test]
+    fn failures_keep_the_clusters_words() {
+        for (reason, expected) in [
+            (condition::NO_SUCH_WORKLOAD, Reason::NoSuchWorkload),
+            (condition::NO_RUNNING_POD, Reason::NoRunningPod),
+            (condition::AGENT_REFUSED, Reason::AgentRefused),
+            (condition::AGENT_FAILED, Reason::AgentNotReady),
+            (condition::CONFLICT, Reason::AlreadyEngaged),
+            (condition::NO_SESSION, Reason::SessionRevoked),
+            (condition::NOT_SUPPORTED, Reason::NotSupported),
+        ] {
+            for type_ in ["AgentsReady", "Active"] {
+                let Progress::Failed(failure) =
+                    progress(&[condition(type_, "False", reason, "why")])
+                else {
+                    panic!("{reason} is not a failure");
+                };
+                assert_eq!(failure.reason, expected);
+                assert!(!failure.next_step.is_empty());
+            }
+        }
+        let refused = condition(
+            "AgentsReady",
+            "False",
+            "AgentRefused",
+            "violates PodSecurity",
+        );
+        let Progress::Failed(failure) = progress(&[refused]) else {
+            panic!("not failed");
+        };
+        assert!(failure.message.contains("violates PodSecurity"));
+    }
+
+    #[test]
+    fn pods_are_counted() {
+        let observed = observe(&engagement("[]"));
+        assert_eq!((observed.pods_selected, observed.pods_covered), (3, 2));
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_another_engagement_of_it() {
+        let own = engagement("[]");
+        let mut other = engagement("[]");
+        other.metadata.name = Some("web-bob-1".into());
+        other.spec.user = "bob".into();
+        let mut elsewhere = other.clone();
+        elsewhere.spec.ports[0].container_port = 9;
+        let everyone = [own.clone(), elsewhere, other];
+        assert_eq!(holder(&everyone, &own).unwrap().spec.user, "bob");
+        assert!(holder(&everyone[..2], &own).is_none());
+    }
+}

@@ -1,0 +1,288 @@
+//! What this session engages at the moment.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvpn_proto::crd::{Verb, WorkloadKind, WorkloadRef};
+use kvpn_proto::{Failure, Reason, v1};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::outcome::{Observed, Progress};
+use crate::session::workloads::ResolvedPort;
+
+/// Names an Engagement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl Key {
+    pub(super) fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// One engagement.
+pub(super) struct Entry {
+    pub(super) workload: WorkloadRef,
+    pub(super) ports: Vec<ResolvedPort>,
+    pub(super) observed: watch::Sender<Observed>,
+    watcher: Option<AbortOnDropHandle<()>>,
+}
+
+impl Entry {
+    pub(super) fn new(workload: WorkloadRef, ports: Vec<ResolvedPort>) -> Self {
+        Self {
+            workload,
+            ports,
+            observed: watch::channel(Observed::default()).0,
+            watcher: None,
+        }
+    }
+
+    pub(super) fn status(&self, key: &Key) -> v1::EngagementStatus {
+        let observed = self.observed.borrow();
+        let message = match &observed.progress {
+            Progress::Waiting { message, .. } => message.clone(),
+            Progress::Active => String::new(),
+            Progress::Failed(failure) => failure.message.clone(),
+            Progress::Gone => "deleted".to_owned(),
+        };
+        v1::EngagementStatus {
+            name: key.name.clone(),
+            namespace: key.namespace.clone(),
+            workload: self.workload.to_string(),
+            verb: Verb::Intercept.as_str().to_owned(),
+            ports: self.ports.iter().map(mapping).collect(),
+            active: observed.progress == Progress::Active,
+            message,
+            pods_selected: observed.pods_selected,
+            pods_covered: observed.pods_covered,
+        }
+    }
+
+    /// From now on, what happens to the resource is our own doing.
+    pub(super) fn stop_watching(&mut self) {
+        self.watcher = None;
+    }
+
+    fn is_service(&self, name: &str) -> bool {
+        let mut services = self.ports.iter().filter_map(|port| port.service.as_ref());
+        services.any(|service| service.name == name)
+    }
+}
+
+fn mapping(port: &ResolvedPort) -> v1::PortMapping {
+    v1::PortMapping {
+        local: port.local.to_string(),
+        container_port: port.container_port.into(),
+        service: port
+            .service
+            .as_ref()
+            .map(|service| service.name.clone())
+            .unwrap_or_default(),
+        service_port: port
+            .service
+            .as_ref()
+            .map_or(0, |service| service.port.into()),
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+impl Table {
+    pub(super) fn insert(&self, key: Key, entry: Entry) {
+        self.lock().insert(key, entry);
+    }
+
+    pub(super) fn remove(&self, key: &Key) -> Option<Entry> {
+        self.lock().remove(key)
+    }
+
+    pub(super) fn keep_watcher(&self, key: &Key, watcher: AbortOnDropHandle<()>) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.watcher = Some(watcher);
+        }
+    }
+
+    pub(super) fn observe(&self, key: &Key, observed: Observed) {
+        if let Some(entry) = self.lock().get(key) {
+            entry.observed.send_replace(observed);
+        }
+    }
+
+    pub(super) fn local(&self, key: &Key, container_port: u16) -> Option<SocketAddr> {
+        let entries = self.lock();
+        let mut ports = entries.get(key)?.ports.iter();
+        let port = ports.find(|port| port.container_port == container_port)?;
+        Some(port.local)
+    }
+
+    pub(super) fn status(&self, key: &Key) -> Option<v1::EngagementStatus> {
+        self.lock().get(key).map(|entry| entry.status(key))
+    }
+
+    pub(super) fn statuses(&self) -> Vec<v1::EngagementStatus> {
+        let entries = self.lock();
+        let mut sorted: Vec<_> = entries.iter().collect();
+        sorted.sort_by_key(|(key, _)| *key);
+        sorted
+            .into_iter()
+            .map(|(key, entry)| entry.status(key))
+            .collect()
+    }
+
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// The engagement of a port of a workload, if there is one.
+    pub(super) fn of(
+        &self,
+        namespace: &str,
+        workload: &WorkloadRef,
+        ports: &[ResolvedPort],
+    ) -> Option<Key> {
+        let entries = self.lock();
+        let found = entries.iter().find(|(key, entry)| {
+            key.namespace == namespace
+                && entry.workload == *workload
+                && entry.ports.iter().any(|taken| {
+                    ports
+                        .iter()
+                        .any(|port| port.container_port == taken.container_port)
+                })
+        });
+        found.map(|(key, _)| key.clone())
+    }
+
+    /// What a user means: an Engagement's name, a workload, or the Service that
+    /// led to it. Never empty.
+    pub(super) fn meant(&self, namespace: &str, target: &str) -> Result<Vec<Key>, Failure> {
+        let entries = self.lock();
+        let matches = |key: &Key, entry: &Entry| {
+            let workload = &entry.workload;
+            match target.split_once('/') {
+                Some((kind, name)) => match WorkloadKind::parse(kind) {
+                    Some(kind) => workload.kind == kind && workload.name == name,
+                    None => entry.is_service(name),
+                },
+                None => key.name == target || workload.name == target || entry.is_service(target),
+            }
+        };
+        let keys: Vec<Key> = entries
+            .iter()
+            .filter(|(key, entry)| key.namespace == namespace && matches(key, entry))
+            .map(|(key, _)| key.clone())
+            .collect();
+        if !keys.is_empty() {
+            return Ok(keys);
+        }
+        let mut there_are: Vec<String> = entries
+            .iter()
+            .map(|(key, entry)| format!("{} in namespace {}", entry.workload, key.namespace))
+            .collect();
+        there_are.sort();
+        Err(Failure::new(
+            Reason::NoSuchEngagement,
+            format!("this session does not engage {target} in namespace {namespace}"),
+            if there_are.is_empty() {
+                "it engages nothing, so there is nothing to leave".to_owned()
+            } else {
+                format!("leave one of: {}", there_are.join(", "))
+            },
+        ))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvpn_proto::crd::ServicePortRef;
+
+    fn table() -> Table {
+        let table = Table::default();
+        let workload = WorkloadRef {
+            kind: WorkloadKind::Deployment,
+            name: "web".into(),
+        };
+        let port = ResolvedPort {
+            local: "127.0.0.1:9000".parse().unwrap(),
+            container_port: 8080,
+            service: Some(ServicePortRef {
+                name: "storefront".into(),
+                port: 80,
+            }),
+        };
+        table.insert(
+            Key::new("shop", "web-alice-1"),
+            Entry::new(workload, vec![port]),
+        );
+        table
+    }
+
+    #[test]
+    fn only_ports_that_were_asked_for_have_a_local_address() {
+        let key = Key::new("shop", "web-alice-1");
+        assert_eq!(
+            table().local(&key, 8080),
+            Some("127.0.0.1:9000".parse().unwrap())
+        );
+        assert_eq!(table().local(&key, 22), None);
+        assert_eq!(table().local(&Key::new("other", "web-alice-1"), 8080), None);
+    }
+
+    #[test]
+    fn an_engagement_is_meant_by_its_name_workload_or_service() {
+        for target in [
+            "web",
+            "web-alice-1",
+            "deploy/web",
+            "storefront",
+            "svc/storefront",
+        ] {
+            assert_eq!(table().meant("shop", target).unwrap().len(), 1, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_engaged_lists_what_is() {
+        for (namespace, target) in [("shop", "db"), ("other", "web"), ("shop", "sts/web")] {
+            let failure = table().meant(namespace, target).unwrap_err();
+            assert_eq!(failure.reason, Reason::NoSuchEngagement);
+            assert_eq!(
+                failure.next_step,
+                "leave one of: Deployment/web in namespace shop"
+            );
+        }
+    }
+
+    #[test]
+    fn status_tells_ports_and_what_is_waited_for() {
+        let statuses = table().statuses();
+        assert_eq!(statuses[0].workload, "Deployment/web");
+        assert_eq!(statuses[0].ports[0].service_port, 80);
+        assert!(!statuses[0].active);
+        assert!(!statuses[0].message.is_empty());
+    }
+}

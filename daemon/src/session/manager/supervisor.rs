@@ -1,0 +1,130 @@
+//! Keeps the connection to the traffic manager: follows its streams, and makes
+//! a new connection when it breaks.
+
+use std::time::Duration;
+
+use kvpn_proto::{Failure, Reason, v1};
+use tokio::sync::watch;
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use super::connection::{self, Connection, Credentials, Greeting};
+use super::{Client, Manager};
+use crate::session::cluster::Cluster;
+use crate::session::cluster_info::ClusterInfo;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Follows a connection and its successors. Gives what the rest of the session
+/// sees of them, and a task that ends only when the session cannot go on, with
+/// the reason.
+pub(crate) fn supervise(
+    cluster: Cluster,
+    namespace: String,
+    credentials: Credentials,
+    first: Connection,
+    on_dial: impl Fn(Client, v1::WatchDialsResponse) + Send + Sync + 'static,
+) -> (Manager, impl Future<Output = Failure> + Send + 'static) {
+    let (client, client_rx) = watch::channel(Some(first.client.clone()));
+    let (info, info_rx) = watch::channel(first.cluster.clone());
+    let (versions, versions_rx) = watch::channel(first.versions.clone());
+    let manager = Manager {
+        client: client_rx,
+        cluster: info_rx,
+        versions: versions_rx,
+    };
+    let task = async move {
+        let mut connection = first;
+        loop {
+            let outcome = follow(&mut connection, &info, &on_dial).await;
+            client.send_replace(None);
+            if let Err(failure) = outcome {
+                return failure;
+            }
+            connection = match reconnect(&cluster, &namespace, &credentials).await {
+                Ok(connection) => connection,
+                Err(failure) => return failure,
+            };
+            info!("Tunnel is up again");
+            update(&info, connection.cluster.clone());
+            versions.send_replace(connection.versions.clone());
+            client.send_replace(Some(connection.client.clone()));
+        }
+    };
+    (manager, task)
+}
+
+/// Handles what the traffic manager sends, until the connection breaks (`Ok`)
+/// or the session is over (`Err`).
+async fn follow(
+    connection: &mut Connection,
+    info: &watch::Sender<ClusterInfo>,
+    on_dial: &impl Fn(Client, v1::WatchDialsResponse),
+) -> Result<(), Failure> {
+    loop {
+        tokio::select! {
+            change = connection.cluster_changes.message() => match change {
+                Ok(Some(change)) => update(info, change.into()),
+                Ok(None) => return broken(None),
+                Err(status) => return broken(Some(&status)),
+            },
+            dial = connection.dials.message() => match dial {
+                Ok(Some(dial)) => on_dial(connection.client.clone(), dial),
+                Ok(None) => return broken(None),
+                Err(status) => return broken(Some(&status)),
+            },
+        }
+    }
+}
+
+fn update(info: &watch::Sender<ClusterInfo>, new: ClusterInfo) {
+    info.send_if_modified(|current| {
+        let changed = *current != new;
+        *current = new;
+        changed
+    });
+}
+
+fn broken(status: Option<&Status>) -> Result<(), Failure> {
+    let Some(status) = status else {
+        warn!("Tunnel was closed by the traffic manager");
+        return Ok(());
+    };
+    let failure = connection::explain(status);
+    if failure.reason == Reason::SessionRevoked {
+        return Err(failure);
+    }
+    warn!(error = %failure, "Tunnel is down");
+    Ok(())
+}
+
+/// Tries until it works or the session turns out to be over.
+async fn reconnect(
+    cluster: &Cluster,
+    namespace: &str,
+    credentials: &Credentials,
+) -> Result<Connection, Failure> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let attempt = async {
+            Greeting::open(cluster, namespace)
+                .await?
+                .authenticate(credentials)
+                .await
+        };
+        let failure = match attempt.await {
+            Ok(connection) => return Ok(connection),
+            Err(failure) => failure,
+        };
+        if matches!(
+            failure.reason,
+            Reason::SessionRevoked | Reason::Unauthenticated
+        ) {
+            return Err(failure);
+        }
+        debug!(error = %failure, ?pause, "Cannot reconnect yet");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,90 @@
+//! What `kvpn list` shows of a namespace.
+
+use kvpn_proto::crd::{Engagement, WorkloadRef};
+use kvpn_proto::v1::WorkloadStatus;
+
+use super::{Inventory, is_ready};
+
+/// The workloads that are nobody's, by name.
+pub(crate) fn list(inventory: &Inventory, engagements: &[Engagement]) -> Vec<WorkloadStatus> {
+    let mut workloads: Vec<WorkloadStatus> = inventory
+        .top_level()
+        .map(|workload| {
+            let reference = &workload.reference;
+            let ready = inventory
+                .pods_of(reference)
+                .filter(|pod| is_ready(pod))
+                .count();
+            WorkloadStatus {
+                kind: reference.kind.as_str().to_owned(),
+                name: reference.name.clone(),
+                namespace: inventory.namespace.clone(),
+                pods_ready: u32::try_from(ready).unwrap_or(u32::MAX),
+                pods_wanted: workload.pods_wanted,
+                services: inventory
+                    .services_of(workload)
+                    .filter_map(|service| service.metadata.name.clone())
+                    .collect(),
+                engaged_by: engagers(engagements, reference),
+            }
+        })
+        .collect();
+    workloads.sort_by(|a, b| (&a.name, &a.kind).cmp(&(&b.name, &b.kind)));
+    workloads
+}
+
+/// Who engages a workload, such as `alice (intercept, port 80)`.
+fn engagers(engagements: &[Engagement], workload: &WorkloadRef) -> Vec<String> {
+    engagements
+        .iter()
+        .filter(|engagement| engagement.spec.workload == *workload)
+        .flat_map(|engagement| {
+            let spec = &engagement.spec;
+            spec.ports.iter().map(|port| {
+                format!(
+                    "{} ({}, port {})",
+                    spec.user,
+                    spec.verb.as_str(),
+                    port.container_port
+                )
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{engagement, shop};
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_another_workload_is_not_listed() {
+        let listed = list(&shop(), &[]);
+        let names: Vec<_> = listed
+            .iter()
+            .map(|w| format!("{}/{}", w.kind, w.name))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "StatefulSet/db",
+                "Deployment/dns",
+                "Deployment/idle",
+                "Pod/lonely",
+                "Deployment/web"
+            ]
+        );
+    }
+
+    #[test]
+    fn readiness_services_and_engagers_are_shown() {
+        let listed = list(&shop(), &[engagement("web-bob-1", "bob", "web", 8080)]);
+        let web = listed
+            .iter()
+            .find(|workload| workload.name == "web")
+            .unwrap();
+        assert_eq!((web.pods_ready, web.pods_wanted), (1, 2));
+        assert_eq!(web.services, ["storefront"]);
+        assert_eq!(web.engaged_by, ["bob (intercept, port 8080)"]);
+    }
+}

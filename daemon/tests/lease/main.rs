@@ -1,0 +1,11 @@
+//! The root daemon as a process, in network and mount namespaces of its own.
+//! These tests need root.
+
+#![allow(clippy::unwrap_used, reason = "helpers fail as tests do")]
+
+mod access;
+mod client;
+mod crash;
+mod grant;
+mod host;
+mod refusal;

@@ -1,0 +1,272 @@
+//! The custom resources, `kvpn.dev/v1alpha1`. The chart's CRD files are
+//! generated from these types.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, CustomResourceExt};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::flow::Protocol;
+
+/// One laptop's connection to the cluster. Lives in the traffic manager's
+/// namespace.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "kvpn.dev",
+    version = "v1alpha1",
+    kind = "Session",
+    namespaced,
+    status = "SessionStatus",
+    printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user"}"#,
+    printcolumn = r#"{"name":"Host","type":"string","jsonPath":".spec.client.hostname"}"#,
+    printcolumn = r#"{"name":"Version","type":"string","jsonPath":".spec.client.version"}"#,
+    printcolumn = r#"{"name":"Connected","type":"boolean","jsonPath":".status.connected"}"#,
+    printcolumn = r#"{"name":"Renewed","type":"date","jsonPath":".status.renewTime"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionSpec {
+    /// The Kubernetes user that connects. The API server admits no other than
+    /// the one who sends the request.
+    pub user: String,
+    /// Ed25519 public key made for this session: 64 hexadecimal digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub public_key: String,
+    pub client: ClientInfo,
+}
+
+/// Where a session runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientInfo {
+    pub hostname: String,
+    pub version: String,
+}
+
+/// Written by the traffic manager.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// Whether the laptop is connected at the moment.
+    pub connected: bool,
+    /// When the laptop was last seen. Sessions not renewed in time are deleted,
+    /// and their engagements with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_time: Option<Time>,
+}
+
+/// Sends traffic of a workload to a laptop. Lives in the workload's namespace,
+/// so that the permission to create it there is the permission to engage.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "kvpn.dev",
+    version = "v1alpha1",
+    kind = "Engagement",
+    namespaced,
+    status = "EngagementStatus",
+    printcolumn = r#"{"name":"Verb","type":"string","jsonPath":".spec.verb"}"#,
+    printcolumn = r#"{"name":"Workload","type":"string","jsonPath":".spec.workload.name"}"#,
+    printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user"}"#,
+    printcolumn = r#"{"name":"Active","type":"string","jsonPath":".status.conditions[?(@.type==\"Active\")].status"}"#,
+    printcolumn = r#"{"name":"Covered","type":"integer","jsonPath":".status.podsCovered"}"#,
+    printcolumn = r#"{"name":"Pods","type":"integer","jsonPath":".status.podsSelected"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EngagementSpec {
+    /// The Kubernetes user that engages. The API server admits no other than
+    /// the one who sends the request.
+    pub user: String,
+    /// Name of this user's Session in the traffic manager's namespace.
+    pub session: String,
+    pub verb: Verb,
+    pub workload: WorkloadRef,
+    #[schemars(length(min = 1))]
+    pub ports: Vec<EngagedPort>,
+}
+
+/// What an engagement does with the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Verb {
+    /// Connections go to the laptop, and to the app when the laptop is gone.
+    Intercept,
+}
+
+impl Verb {
+    /// The word of the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Intercept => "intercept",
+        }
+    }
+}
+
+/// Kinds of workloads that can be engaged.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub enum WorkloadKind {
+    Deployment,
+    StatefulSet,
+    DaemonSet,
+    ReplicaSet,
+    Pod,
+}
+
+impl WorkloadKind {
+    /// Every kind, in the order in which a bare name is looked up.
+    pub const ALL: [Self; 5] = [
+        Self::Deployment,
+        Self::StatefulSet,
+        Self::DaemonSet,
+        Self::ReplicaSet,
+        Self::Pod,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+            Self::DaemonSet => "DaemonSet",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::Pod => "Pod",
+        }
+    }
+
+    /// Reads a kind as kubectl does: singular, plural or short, in any case.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "deployment" | "deployments" | "deploy" => Some(Self::Deployment),
+            "statefulset" | "statefulsets" | "sts" => Some(Self::StatefulSet),
+            "daemonset" | "daemonsets" | "ds" => Some(Self::DaemonSet),
+            "replicaset" | "replicasets" | "rs" => Some(Self::ReplicaSet),
+            "pod" | "pods" | "po" => Some(Self::Pod),
+            _ => None,
+        }
+    }
+}
+
+/// The workload that an engagement is on, in the engagement's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRef {
+    pub kind: WorkloadKind,
+    pub name: String,
+}
+
+impl std::fmt::Display for WorkloadRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.kind.as_str(), self.name)
+    }
+}
+
+/// One port of the workload's pods, and where the laptop handles it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EngagedPort {
+    /// Number of the port in the pod.
+    #[schemars(range(min = 1, max = 65535))]
+    pub container_port: u16,
+    pub protocol: Protocol,
+    /// Address and port on the laptop, such as `127.0.0.1:8080`; for people,
+    /// the session has its own.
+    pub local: String,
+    /// The Service port that leads here, when the user named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServicePortRef>,
+}
+
+/// A port of a Service in the engagement's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePortRef {
+    pub name: String,
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+}
+
+/// Written by the traffic manager.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EngagementStatus {
+    /// `AgentsReady` and `Active`; see the constants of [`condition`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Running pods of the workload.
+    #[serde(default)]
+    pub pods_selected: u32,
+    /// Those of them whose agent has the claims in force.
+    #[serde(default)]
+    pub pods_covered: u32,
+}
+
+/// Condition types and reasons of an Engagement.
+pub mod condition {
+    /// Every selected pod has an agent that the manager can talk to.
+    pub const AGENTS_READY: &str = "AgentsReady";
+    /// The next new connection to any selected pod goes to the laptop.
+    pub const ACTIVE: &str = "Active";
+
+    /// All is well.
+    pub const READY: &str = "Ready";
+    /// Agents or claims are on their way.
+    pub const PROGRESSING: &str = "Progressing";
+    pub const NO_SUCH_WORKLOAD: &str = "NoSuchWorkload";
+    pub const NO_RUNNING_POD: &str = "NoRunningPod";
+    /// The API server or the kubelet refused the agent; the message is theirs.
+    pub const AGENT_REFUSED: &str = "AgentRefused";
+    /// The agent was admitted but does not come up, or cannot set its redirect.
+    pub const AGENT_FAILED: &str = "AgentFailed";
+    /// Another engagement has the port.
+    pub const CONFLICT: &str = "Conflict";
+    /// The Session does not exist or belongs to another user.
+    pub const NO_SESSION: &str = "NoSession";
+    /// The laptop is not connected at the moment.
+    pub const SESSION_ABSENT: &str = "SessionAbsent";
+    /// This kind of workload or pod cannot be engaged.
+    pub const NOT_SUPPORTED: &str = "NotSupported";
+}
+
+/// The definitions to install, as the chart has them.
+pub fn definitions() -> [CustomResourceDefinition; 2] {
+    [Session::crd(), Engagement::crd()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_as_kubectl_reads_them() {
+        assert_eq!(WorkloadKind::parse("deploy"), Some(WorkloadKind::Deployment));
+        assert_eq!(WorkloadKind::parse("STS"), Some(WorkloadKind::StatefulSet));
+        assert_eq!(WorkloadKind::parse("svc"), None);
+        for kind in WorkloadKind::ALL {
+            assert_eq!(WorkloadKind::parse(kind.as_str()), Some(kind));
+        }
+    }
+
+    #[test]
+    fn engagement_reads_as_documented() {
+        let engagement: Engagement = serde_yaml::from_str(
+            "
+            apiVersion: kvpn.dev/v1alpha1
+            kind: Engagement
+            metadata: {name: web-x, namespace: shop}
+            spec:
+              user: alice
+              session: alice-1
+              verb: Intercept
+              workload: {kind: Deployment, name: web}
+              ports:
+              - containerPort: 8080
+                protocol: TCP
+                local: 127.0.0.1:8080
+                service: {name: web, port: 80}
+            ",
+        )
+        .unwrap();
+        assert_eq!(engagement.spec.workload.to_string(), "Deployment/web");
+        assert_eq!(engagement.spec.ports[0].protocol, Protocol::Tcp);
+    }
+}

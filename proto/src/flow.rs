@@ -1,0 +1,329 @@
+//! Domain types of the tunnel, and how they travel.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::v1;
+
+/// A transport protocol, spelt as Kubernetes spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(schemars::JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// What a flow's `Open` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenTarget {
+    /// Dial this address from inside the cluster.
+    Destination { protocol: Protocol, address: SocketAddr },
+    /// This stream answers the dial of that id.
+    Dial(String),
+    /// Hand this connection to whoever holds the claim.
+    Claimed { claim_id: String, source: SocketAddr },
+}
+
+/// A message of a flow, as the code sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    Open(OpenTarget),
+    Opened,
+    Failed(DialFailure),
+    Data(Bytes),
+    Fin,
+    Reset,
+}
+
+/// Why a dial did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct DialFailure {
+    pub error: DialError,
+    /// For a person; carries no secret.
+    pub detail: String,
+}
+
+/// Kinds of failed dials, as a kernel tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DialError {
+    Refused,
+    HostUnreachable,
+    NetworkUnreachable,
+    Prohibited,
+    TimedOut,
+    TunnelLost,
+}
+
+impl DialFailure {
+    pub fn new(error: DialError, detail: impl Into<String>) -> Self {
+        Self {
+            error,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Classifies what `connect(2)` said.
+impl From<&std::io::Error> for DialFailure {
+    fn from(error: &std::io::Error) -> Self {
+        // Permission denied is how Linux reports an ICMP "prohibited" on TCP.
+        #[allow(clippy::wildcard_enum_match_arm)]
+        let kind = match error.kind() {
+            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => {
+                DialError::Refused
+            }
+            std::io::ErrorKind::NetworkUnreachable => DialError::NetworkUnreachable,
+            std::io::ErrorKind::PermissionDenied => DialError::Prohibited,
+            std::io::ErrorKind::TimedOut => DialError::TimedOut,
+            _ => DialError::HostUnreachable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// A message from a peer that breaks the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("an address of {0} octets")]
+    Address(usize),
+    #[error("port {0} is not between 1 and 65535")]
+    Port(u32),
+    #[error("unknown {0}")]
+    Unknown(&'static str),
+}
+
+impl From<Malformed> for tonic::Status {
+    fn from(error: Malformed) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+impl From<SocketAddr> for v1::Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        let octets = match address.ip() {
+            IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
+        };
+        Self {
+            address: octets,
+            port: address.port().into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Endpoint> for SocketAddr {
+    type Error = Malformed;
+
+    fn try_from(endpoint: v1::Endpoint) -> Result<Self, Malformed> {
+        let ip = match endpoint.address.len() {
+            4 => <[u8; 4]>::try_from(&endpoint.address[..]).map(IpAddr::from),
+            16 => <[u8; 16]>::try_from(&endpoint.address[..]).map(IpAddr::from),
+            length => return Err(Malformed::Address(length)),
+        }
+        .map_err(|_| Malformed::Address(endpoint.address.len()))?;
+        Ok(Self::new(ip, port(endpoint.port)?))
+    }
+}
+
+/// Reads a port number from a message.
+pub fn port(number: u32) -> Result<u16, Malformed> {
+    u16::try_from(number)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or(Malformed::Port(number))
+}
+
+impl From<Protocol> for v1::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+        }
+    }
+}
+
+impl TryFrom<v1::Protocol> for Protocol {
+    type Error = Malformed;
+
+    fn try_from(protocol: v1::Protocol) -> Result<Self, Malformed> {
+        match protocol {
+            v1::Protocol::Tcp => Ok(Self::Tcp),
+            v1::Protocol::Udp => Ok(Self::Udp),
+            v1::Protocol::Unspecified => Err(Malformed::Unknown("protocol")),
+        }
+    }
+}
+
+impl From<DialError> for v1::DialError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Refused => Self::Refused,
+            DialError::HostUnreachable => Self::HostUnreachable,
+            DialError::NetworkUnreachable => Self::NetworkUnreachable,
+            DialError::Prohibited => Self::Prohibited,
+            DialError::TimedOut => Self::TimedOut,
+            DialError::TunnelLost => Self::TunnelLost,
+        }
+    }
+}
+
+impl TryFrom<v1::DialError> for DialError {
+    type Error = Malformed;
+
+    fn try_from(error: v1::DialError) -> Result<Self, Malformed> {
+        match error {
+            v1::DialError::Refused => Ok(Self::Refused),
+            v1::DialError::HostUnreachable => Ok(Self::HostUnreachable),
+            v1::DialError::NetworkUnreachable => Ok(Self::NetworkUnreachable),
+            v1::DialError::Prohibited => Ok(Self::Prohibited),
+            v1::DialError::TimedOut => Ok(Self::TimedOut),
+            v1::DialError::TunnelLost => Ok(Self::TunnelLost),
+            v1::DialError::Unspecified => Err(Malformed::Unknown("dial error")),
+        }
+    }
+}
+
+impl From<OpenTarget> for v1::Open {
+    fn from(target: OpenTarget) -> Self {
+        use v1::open::Target;
+        let target = match target {
+            OpenTarget::Destination { protocol, address } => Target::Destination(v1::Destination {
+                protocol: v1::Protocol::from(protocol).into(),
+                endpoint: Some(address.into()),
+            }),
+            OpenTarget::Dial(id) => Target::DialId(id),
+            OpenTarget::Claimed { claim_id, source } => Target::Claimed(v1::ClaimedConnection {
+                claim_id,
+                source: Some(source.into()),
+            }),
+        };
+        Self {
+            target: Some(target),
+        }
+    }
+}
+
+impl TryFrom<v1::Open> for OpenTarget {
+    type Error = Malformed;
+
+    fn try_from(open: v1::Open) -> Result<Self, Malformed> {
+        use v1::open::Target;
+        match open.target.ok_or(Malformed::Missing("target"))? {
+            Target::Destination(destination) => Ok(Self::Destination {
+                protocol: destination.protocol().try_into()?,
+                address: destination
+                    .endpoint
+                    .ok_or(Malformed::Missing("endpoint"))?
+                    .try_into()?,
+            }),
+            Target::DialId(id) => Ok(Self::Dial(id)),
+            Target::Claimed(claimed) => Ok(Self::Claimed {
+                claim_id: claimed.claim_id,
+                source: claimed
+                    .source
+                    .ok_or(Malformed::Missing("source"))?
+                    .try_into()?,
+            }),
+        }
+    }
+}
+
+impl From<Frame> for v1::Frame {
+    fn from(frame: Frame) -> Self {
+        use v1::frame::Kind;
+        let kind = match frame {
+            Frame::Open(target) => Kind::Open(target.into()),
+            Frame::Opened => Kind::Opened(v1::Opened {}),
+            Frame::Failed(failure) => Kind::Failed(v1::DialFailed {
+                error: v1::DialError::from(failure.error).into(),
+                detail: failure.detail,
+            }),
+            Frame::Data(data) => Kind::Data(data),
+            Frame::Fin => Kind::Fin(v1::Fin {}),
+            Frame::Reset => Kind::Reset(v1::Reset {}),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<v1::Frame> for Frame {
+    type Error = Malformed;
+
+    fn try_from(frame: v1::Frame) -> Result<Self, Malformed> {
+        use v1::frame::Kind;
+        match frame.kind.ok_or(Malformed::Missing("kind"))? {
+            Kind::Open(open) => Ok(Self::Open(open.try_into()?)),
+            Kind::Opened(v1::Opened {}) => Ok(Self::Opened),
+            Kind::Failed(failed) => Ok(Self::Failed(DialFailure {
+                error: failed.error().try_into()?,
+                detail: failed.detail,
+            })),
+            Kind::Data(data) => Ok(Self::Data(data)),
+            Kind::Fin(v1::Fin {}) => Ok(Self::Fin),
+            Kind::Reset(v1::Reset {}) => Ok(Self::Reset),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_the_wire() {
+        let frames = [
+            Frame::Open(OpenTarget::Destination {
+                protocol: Protocol::Udp,
+                address: "[fd00::7]:53".parse().unwrap(),
+            }),
+            Frame::Open(OpenTarget::Dial("d1".into())),
+            Frame::Open(OpenTarget::Claimed {
+                claim_id: "c1".into(),
+                source: "10.1.2.3:4567".parse().unwrap(),
+            }),
+            Frame::Opened,
+            Frame::Failed(DialFailure::new(DialError::Refused, "connection refused")),
+            Frame::Data(Bytes::from_static(b"hello")),
+            Frame::Fin,
+            Frame::Reset,
+        ];
+        for frame in frames {
+            let wire = v1::Frame::from(frame.clone());
+            assert_eq!(Frame::try_from(wire), Ok(frame));
+        }
+    }
+
+    #[test]
+    fn malformed_endpoints_are_refused() {
+        let endpoint = |address: &'static [u8], port| v1::Endpoint {
+            address: Bytes::from_static(address),
+            port,
+        };
+        assert_eq!(
+            SocketAddr::try_from(endpoint(&[1, 2, 3], 80)),
+            Err(Malformed::Address(3))
+        );
+        assert_eq!(
+            SocketAddr::try_from(endpoint(&[1, 2, 3, 4], 0)),
+            Err(Malformed::Port(0))
+        );
+        assert_eq!(
+            SocketAddr::try_from(endpoint(&[1, 2, 3, 4], 65_536)),
+            Err(Malformed::Port(65_536))
+        );
+    }
+
+    #[test]
+    fn empty_frame_is_refused() {
+        assert_eq!(
+            Frame::try_from(v1::Frame { kind: None }),
+            Err(Malformed::Missing("kind"))
+        );
+    }
+}

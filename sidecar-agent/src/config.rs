@@ -1,0 +1,128 @@
+//! What the traffic manager tells the agent in its arguments.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+const PEM_START: &str = "-----BEGIN CERTIFICATE-----";
+const PEM_END: &str = "-----END CERTIFICATE-----";
+
+/// Hands connections to a pod over to a laptop.
+#[derive(Debug, Parser)]
+#[command(name = "sidecar-agent", version)]
+pub(crate) struct Args {
+    /// Address and port of the traffic manager.
+    #[arg(long)]
+    manager: SocketAddr,
+
+    /// Certificate authority of the traffic manager: PEM, or base64 of DER or
+    /// of PEM.
+    #[arg(long, allow_hyphen_values = true, value_parser = parse_certificate)]
+    ca: CertificateDer<'static>,
+
+    /// Name of the container that this runs in.
+    #[arg(long)]
+    container: String,
+
+    /// How long to stay without any claim, such as 30s, 10m or 2h.
+    #[arg(long, default_value = "10m", value_parser = parse_duration)]
+    linger: Duration,
+}
+
+/// The arguments, ready for use.
+pub(crate) struct Config {
+    pub(crate) manager: SocketAddr,
+    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) container: String,
+    pub(crate) linger: Duration,
+}
+
+impl TryFrom<Args> for Config {
+    type Error = anyhow::Error;
+
+    fn try_from(args: Args) -> anyhow::Result<Self> {
+        Ok(Self {
+            manager: args.manager,
+            tls: Arc::new(tls(args.ca)?),
+            container: args.container,
+            linger: args.linger,
+        })
+    }
+}
+
+/// Trusts that authority alone, and speaks HTTP/2.
+fn tls(ca: CertificateDer<'static>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca).context("use the certificate authority")?;
+    let mut tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .context("set up TLS")?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(tls)
+}
+
+fn parse_certificate(text: &str) -> anyhow::Result<CertificateDer<'static>> {
+    if text.trim_start().starts_with(PEM_START) {
+        return Ok(CertificateDer::from_pem_slice(text.as_bytes())?);
+    }
+    // PEM is base64 between two lines.
+    let pem = format!("{PEM_START}\n{}\n{PEM_END}\n", text.trim());
+    let decoded = CertificateDer::from_pem_slice(pem.as_bytes())?;
+    if decoded.starts_with(PEM_START.as_bytes()) {
+        return Ok(CertificateDer::from_pem_slice(&decoded)?);
+    }
+    Ok(decoded)
+}
+
+fn parse_duration(text: &str) -> anyhow::Result<Duration> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        Some(_) | None => bail!("expected a whole number and s, m or h"),
+    };
+    let number: u64 = digits.parse().context("expected a whole number")?;
+    let seconds = number.checked_mul(unit).context("too long")?;
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Base64 of the bytes 0x30 0x03 0x02 0x01 0x05, a DER integer in a sequence.
+    const DER: [u8; 5] = [0x30, 0x03, 0x02, 0x01, 0x05];
+    const DER_BASE64: &str = "MAMCAQU=";
+
+    #[test]
+    fn certificate_is_read_from_base64_and_from_pem() {
+        let pem = format!("{PEM_START}\n{DER_BASE64}\n{PEM_END}\n");
+        assert_eq!(parse_certificate(DER_BASE64).unwrap().as_ref(), DER);
+        assert_eq!(parse_certificate(&pem).unwrap().as_ref(), DER);
+        assert!(parse_certificate("no base64!").is_err());
+        assert!(parse_certificate("").unwrap_or(vec![].into()).is_empty());
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_no_authority() {
+        assert!(tls(DER.to_vec().into()).is_err());
+    }
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        assert_eq!(parse_duration("30s").unwrap(), Duration::from_secs(30));
+        assert_eq!(parse_duration("10m").unwrap(), Duration::from_secs(600));
+        assert_eq!(parse_duration("2h").unwrap(), Duration::from_secs(7200));
+        for text in ["", "s", "10", "10d", "-1s", "1.5m", "99999999999999999999h"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Decides for each redirected connection who gets it, and carries its bytes.
+//!
+//! Until the holder of a claim has answered, nothing is read from the client,
+//! so that whatever goes wrong before leaves the connection whole for the app.
+
+mod listeners;
+mod original;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use kvpn_proto::{
+    flow::{DialError, Frame, OpenTarget},
+    v1::agent_hub_client::AgentHubClient,
+};
+use kvpn_tunnel::relay::{self, FrameStream};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tracing::{Instrument, debug, debug_span, warn};
+
+pub(crate) use self::listeners::Listeners;
+use crate::{
+    claims::{Claim, Claims},
+    probes::{self, Recognition},
+};
+
+/// How long the holder of a claim may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long the app may take to accept.
+const APP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take to deliver what was written to a connection
+/// before it was closed.
+const DELIVERY: Duration = Duration::from_secs(5);
+
+/// How long a client of a probed port may keep silent. The kubelet sends its
+/// request at once.
+const PROBE_DEADLINE: Duration = Duration::from_millis(50);
+
+/// Accepts redirected connections. Clones share the same state.
+#[derive(Clone)]
+pub(crate) struct Forwarder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    port: u16,
+    route: Mutex<Option<Arc<Route>>>,
+    flows: TaskTracker,
+}
+
+/// The claims in force, and the way to those who hold them.
+pub(crate) struct Route {
+    pub(crate) claims: Claims,
+    pub(crate) hub: AgentHubClient<Channel>,
+}
+
+/// Why the app gets a claimed connection.
+#[derive(Debug, thiserror::Error)]
+enum NotServed {
+    #[error("the port is not claimed")]
+    Unclaimed,
+    #[error("it is a probe of the kubelet")]
+    Probe,
+    #[error("no answer within {} s", ANSWER_DEADLINE.as_secs())]
+    NoAnswer,
+    #[error("{error:?}: {detail}")]
+    Refused { error: DialError, detail: String },
+    #[error("{0}")]
+    Lost(String),
+}
+
+impl Forwarder {
+    /// Accepts on the listeners from now on. All goes to the app until there is
+    /// a route.
+    pub(crate) fn start(listeners: Listeners) -> Self {
+        let flows = TaskTracker::new();
+        // A closed tracker still takes tasks, and lets `wait` return.
+        flows.close();
+        let shared = Arc::new(Shared {
+            port: listeners.port(),
+            route: Mutex::new(None),
+            flows,
+        });
+        for listener in listeners.into_inner() {
+            tokio::spawn(accept(listener, Arc::clone(&shared)));
+        }
+        Self { shared }
+    }
+
+    /// The port that connections have to be redirected to.
+    pub(crate) fn port(&self) -> u16 {
+        self.shared.port
+    }
+
+    /// Says who gets new connections: the holders of claims, or the app alone.
+    pub(crate) fn set_route(&self, route: Option<Route>) {
+        *self.shared.lock() = route.map(Arc::new);
+    }
+
+    /// Whether no redirected connection is open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.flows.is_empty()
+    }
+
+    /// Waits until no redirected connection is open, nor has been of late.
+    pub(crate) async fn delivered(&self) {
+        loop {
+            self.shared.flows.wait().await;
+            sleep(DELIVERY).await;
+            if self.is_idle() {
+                return;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn route(&self) -> Option<Arc<Route>> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Route>>> {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, source)) => {
+                let span = debug_span!("connection", %source);
+                let route = shared.route();
+                let serve = serve(socket, source, shared.port, route).instrument(span);
+                shared.flows.spawn(serve);
+            }
+            Err(error) => {
+                warn!(%error, "Cannot accept a connection");
+                // Out of descriptors, most likely; some will be given back.
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn serve(socket: TcpStream, source: SocketAddr, listener: u16, route: Option<Arc<Route>>) {
+    let Some(destination) = original::destination(&socket, listener) else {
+        debug!("Reset: it came to the agent's own port");
+        abort(&socket);
+        return;
+    };
+    if let Err(error) = socket.set_nodelay(true) {
+        debug!(%error, "Cannot set TCP_NODELAY");
+    }
+    match claim_holder(&socket, source, destination, route).await {
+        Ok(frames) => match relay::splice_tcp(socket, frames).await {
+            Ok(transferred) => debug!(%destination, ?transferred, "Served by the claim's holder"),
+            Err(error) => debug!(%destination, %error, "Cut off from the claim's holder"),
+        },
+        Err(why) => {
+            debug!(%destination, %why, "The app answers");
+            to_app(socket, destination).await;
+        }
+    }
+}
+
+/// Hands the connection to the holder of its port's claim. Reads nothing from
+/// the socket.
+async fn claim_holder(
+    socket: &TcpStream,
+    source: SocketAddr,
+    destination: SocketAddr,
+    route: Option<Arc<Route>>,
+) -> Result<FrameStream, NotServed> {
+    let route = route.ok_or(NotServed::Unclaimed)?;
+    let claim = route
+        .claims
+        .get(destination.port())
+        .ok_or(NotServed::Unclaimed)?;
+    if claim.http_probed && is_probe(socket).await {
+        return Err(NotServed::Probe);
+    }
+    timeout(ANSWER_DEADLINE, open(route.hub.clone(), claim, source))
+        .await
+        .map_err(|_| NotServed::NoAnswer)?
+}
+
+async fn open(
+    mut hub: AgentHubClient<Channel>,
+    claim: &Claim,
+    source: SocketAddr,
+) -> Result<FrameStream, NotServed> {
+    let lost = |error: &dyn std::fmt::Display| NotServed::Lost(error.to_string());
+    let (sender, outgoing) = relay::outgoing();
+    let open = Frame::Open(OpenTarget::Claimed {
+        claim_id: claim.id.clone(),
+        source,
+    });
+    sender.send(open).await.map_err(|error| lost(&error))?;
+    let response = hub.tunnel(outgoing).await;
+    let response = response.map_err(|status| lost(&status.message()))?;
+    let mut receiver = relay::incoming(response.into_inner());
+    match receiver.recv().await {
+        Some(Ok(Frame::Opened)) => Ok(FrameStream { sender, receiver }),
+        Some(Ok(Frame::Failed(failure))) => Err(NotServed::Refused {
+            error: failure.error,
+            detail: failure.detail,
+        }),
+        Some(Ok(Frame::Open(_) | Frame::Data(_) | Frame::Fin | Frame::Reset)) => {
+            Err(NotServed::Lost("an unexpected frame".into()))
+        }
+        Some(Err(error)) => Err(lost(&error)),
+        None => Err(NotServed::Lost("no answer".into())),
+    }
+}
+
+/// Peeks at what the client sends first.
+async fn is_probe(socket: &TcpStream) -> bool {
+    timeout(PROBE_DEADLINE, peek_probe(socket))
+        .await
+        .unwrap_or(false)
+}
+
+async fn peek_probe(socket: &TcpStream) -> bool {
+    let mut head = vec![0; probes::LONGEST_HEAD];
+    loop {
+        let Ok(length) = socket.peek(&mut head).await else {
+            return false;
+        };
+        match probes::recognise(&head[..length]) {
+            Recognition::Probe => return true,
+            Recognition::NotProbe => return false,
+            // At the end of the client's data there will not be more.
+            Recognition::Undecided if length == 0 => return false,
+            // Peeking returns at once as long as there is something to read.
+            Recognition::Undecided => sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
+
+/// Connects the client with the app, which listens where the client meant to
+/// connect to.
+async fn to_app(mut socket: TcpStream, destination: SocketAddr) {
+    let mut app = match relay::dial_tcp(destination, APP_DEADLINE).await {
+        Ok(app) => app,
+        Err(error) => {
+            debug!(%destination, %error, "The app does not answer");
+            abort(&socket);
+            return;
+        }
+    };
+    if let Err(error) = tokio::io::copy_bidirectional(&mut socket, &mut app).await {
+        debug!(%destination, %error, "Cut off from the app");
+        abort(&socket);
+        abort(&app);
+    }
+}
+
+/// Has the socket say RST when it is dropped.
+fn abort(socket: &TcpStream) {
+    if let Err(error) = socket.set_zero_linger() {
+        debug!(%error, "Cannot abort the connection");
+    }
+}

@@ -1,0 +1,65 @@
+//! The agent that the traffic manager puts into an engaged pod. It redirects
+//! the claimed ports to itself and hands each connection to whoever holds the
+//! claim, or else to the app.
+
+mod claims;
+mod config;
+mod forward;
+mod probes;
+mod redirect;
+mod session;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    config::{Args, Config},
+    forward::{Forwarder, Listeners},
+    redirect::Redirect,
+    session::Agent,
+};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .init();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let config = Config::try_from(args)?;
+    // One thread: the agent lives in somebody else's pod and stays small.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let redirect = Redirect::open().context("open a netlink socket")?;
+    let listeners = Listeners::bind().context("listen for redirected connections")?;
+    info!(
+        version = kvpn_proto::version::VERSION,
+        manager = %config.manager,
+        listener = listeners.port(),
+        "Agent started"
+    );
+    let forwarder = Forwarder::start(listeners);
+    Agent::new(config, redirect, forwarder).run().await
+}

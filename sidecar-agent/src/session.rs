@@ -1,0 +1,241 @@
+//! The agent's dealings with the traffic manager: puts the claims in force that
+//! it is told, and none while it is told nothing.
+
+mod connect;
+
+use std::{future::pending, pin::pin, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use kvpn_proto::{
+    v1::{
+        WatchClaimsRequest, WatchClaimsResponse,
+        agent_hub_client::AgentHubClient,
+        watch_claims_request::{Applied, ApplyFailed, Event, Hello},
+    },
+    version::VERSION,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    claims::Claims,
+    config::Config,
+    forward::{Forwarder, Route},
+    redirect::Redirect,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long the traffic manager may take to take the call.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long open connections may go on once the agent has been told to stop.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+
+/// The whole agent.
+pub(crate) struct Agent {
+    config: Config,
+    redirect: Redirect,
+    forwarder: Forwarder,
+    /// When to leave; `None` while there are claims.
+    leave_at: Option<Instant>,
+}
+
+impl Agent {
+    pub(crate) fn new(config: Config, redirect: Redirect, forwarder: Forwarder) -> Self {
+        let leave_at = Some(Instant::now() + config.linger);
+        Self {
+            config,
+            redirect,
+            forwarder,
+            leave_at,
+        }
+    }
+
+    /// Works until it is told to stop or has had nothing to do for long enough.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => info!("Told to stop"),
+            _ = interrupt.recv() => info!("Told to stop"),
+            () = self.stay_connected() => info!("Leaving: no claim for a while"),
+        }
+        self.withdraw();
+        // The end of this process removes the table, and with it the way of
+        // what is still under way.
+        if !self.forwarder.is_idle() {
+            let delivered = timeout(DRAIN_DEADLINE, self.forwarder.delivered()).await;
+            info!(all = delivered.is_ok(), "Let open connections end");
+        }
+        Ok(())
+    }
+
+    /// Returns when it is time to leave.
+    async fn stay_connected(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let connect = connect::connect(self.config.manager, Arc::clone(&self.config.tls));
+            let Some(connected) = self.attend(connect).await else {
+                return;
+            };
+            let outcome = match connected {
+                Ok(channel) => self.follow(channel, &mut pause).await,
+                Err(error) => Err(error),
+            };
+            self.withdraw();
+            match outcome {
+                Ok(()) => return,
+                Err(error) if pause == FIRST_PAUSE => {
+                    warn!("Not connected to the traffic manager: {error:#}");
+                }
+                Err(error) => debug!("Not yet connected to the traffic manager: {error:#}"),
+            }
+            if self.attend(sleep(pause)).await.is_none() {
+                return;
+            }
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    /// Does what the traffic manager says. An error when it stops saying;
+    /// otherwise it is time to leave.
+    async fn follow(&mut self, channel: Channel, pause: &mut Duration) -> anyhow::Result<()> {
+        let mut hub = AgentHubClient::new(channel);
+        let (events, outgoing) = mpsc::channel(4);
+        let hello = Event::Hello(Hello {
+            version: VERSION.into(),
+            container: self.config.container.clone(),
+        });
+        events.send(request(hello)).await.context("say hello")?;
+        let call = hub.watch_claims(ReceiverStream::new(outgoing));
+        let mut responses = timeout(CALL_DEADLINE, call)
+            .await
+            .context("the traffic manager does not answer")?
+            .map_err(lost)?
+            .into_inner();
+        info!("Connected to the traffic manager");
+        while let Some(response) = self.attend(responses.message()).await {
+            let response = response
+                .map_err(lost)?
+                .context("the traffic manager hung up")?;
+            *pause = FIRST_PAUSE;
+            let event = self.put_in_force(response, &hub);
+            let reported = events.send(request(event)).await;
+            reported.context("report to the traffic manager")?;
+        }
+        Ok(())
+    }
+
+    /// Waits for something, and tidies up meanwhile. `None` when it is time to
+    /// leave.
+    async fn attend<T>(&mut self, something: impl Future<Output = T>) -> Option<T> {
+        let mut something = pin!(something);
+        loop {
+            tokio::select! {
+                biased;
+                output = &mut something => return Some(output),
+                () = self.lingered() => return None,
+                () = self.table_unused() => {
+                    if let Err(error) = self.redirect.remove_table() {
+                        warn!("{:#}", anyhow::Error::from(error));
+                    }
+                }
+            }
+        }
+    }
+
+    fn put_in_force(
+        &mut self,
+        response: WatchClaimsResponse,
+        hub: &AgentHubClient<Channel>,
+    ) -> Event {
+        let generation = response.generation;
+        match self.apply(response, hub) {
+            Ok(()) => Event::Applied(Applied { generation }),
+            Err(error) => {
+                error!(generation, "Claims are not in force: {error:#}");
+                self.withdraw();
+                let detail = format!("{error:#}");
+                Event::Failed(ApplyFailed { generation, detail })
+            }
+        }
+    }
+
+    fn apply(
+        &mut self,
+        response: WatchClaimsResponse,
+        hub: &AgentHubClient<Channel>,
+    ) -> anyhow::Result<()> {
+        let claims = Claims::try_from(response.claims)?;
+        let ports = claims.ports();
+        // The route first, so that it is there for the first connection.
+        self.forwarder.set_route(Some(Route {
+            claims,
+            hub: hub.clone(),
+        }));
+        self.redirect.apply(&ports, self.forwarder.port())?;
+        info!(generation = response.generation, ?ports, "Claims in force");
+        self.note_idle(ports.is_empty());
+        Ok(())
+    }
+
+    /// Leaves all connections to the app.
+    fn withdraw(&mut self) {
+        self.forwarder.set_route(None);
+        if let Err(error) = self.redirect.withdraw() {
+            // Connections still come, and go on to the app.
+            error!("{:#}", anyhow::Error::from(error));
+        }
+        self.note_idle(true);
+    }
+
+    fn note_idle(&mut self, idle: bool) {
+        if !idle {
+            self.leave_at = None;
+        } else if self.leave_at.is_none() {
+            self.leave_at = Some(Instant::now() + self.config.linger);
+        }
+    }
+
+    /// Waits until it is time to leave: nothing is claimed for long enough, and
+    /// no connection from before is open.
+    fn lingered(&self) -> impl Future<Output = ()> + use<> {
+        let leave_at = self.leave_at;
+        let forwarder = self.forwarder.clone();
+        async move {
+            match leave_at {
+                Some(leave_at) => sleep_until(leave_at).await,
+                None => pending().await,
+            }
+            forwarder.delivered().await;
+        }
+    }
+
+    /// Waits until the table is of no use even to connections from before.
+    fn table_unused(&self) -> impl Future<Output = ()> + use<> {
+        let empty = self.redirect.is_empty_table();
+        let forwarder = self.forwarder.clone();
+        async move {
+            if !empty {
+                pending::<()>().await;
+            }
+            forwarder.delivered().await;
+        }
+    }
+}
+
+fn lost(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("watch claims: {}", status.message())
+}
+
+fn request(event: Event) -> WatchClaimsRequest {
+    WatchClaimsRequest { event: Some(event) }
+}

@@ -1,0 +1,361 @@
+//! The agent as a process in a pod's network namespace, with a traffic manager
+//! and clients on the other end of the pod's cable. Needs root, iproute2,
+//! util-linux and nftables.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod manager;
+mod network;
+mod pod;
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use kvpn_proto::v1::{self, watch_claims_request::Event};
+use nix::sys::signal::Signal;
+
+use crate::{
+    manager::{Holder, Identity, Manager},
+    network::{Network, PEER_V4, PEER_V6, POD_V4, POD_V6, Side, addresses},
+    pod::{Agent, ask, ask_from, connect, eventually, exchange, first_line, start_app},
+};
+
+const WEB: u16 = 8080;
+const ADMIN: u16 = 8081;
+const PROBE: &[u8] =
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nUser-Agent: kube-probe/1.34\r\nAccept: */*\r\n\r\n";
+
+struct Pod {
+    network: Network,
+    identity: Identity,
+    manager: Manager,
+    agent: Agent,
+}
+
+impl Pod {
+    /// With an app on two ports and an agent that has said hello.
+    fn start() -> Self {
+        Self::start_with("10m")
+    }
+
+    fn start_with(linger: &str) -> Self {
+        let network = Network::new();
+        let identity = Identity::new();
+        start_app(&network, WEB);
+        start_app(&network, ADMIN);
+        let manager = Manager::start(&network, &identity);
+        let agent = Agent::start(&network, &identity, linger);
+        let Event::Hello(hello) = manager.next_event() else {
+            panic!("no hello");
+        };
+        assert_eq!(hello.container, "kvpn-agent-test1");
+        Self {
+            network,
+            identity,
+            manager,
+            agent,
+        }
+    }
+
+    fn claim(&self, generation: u64, claims: Vec<v1::Claim>) {
+        let event = self.manager.claim(generation, claims);
+        let applied = v1::watch_claims_request::Applied { generation };
+        assert_eq!(event, Event::Applied(applied));
+    }
+
+    fn ask(&self, address: SocketAddr) -> String {
+        ask(&self.network, address).unwrap()
+    }
+
+    fn has_table(&self) -> bool {
+        !self.network.nft("list tables").is_empty()
+    }
+
+    fn redirects(&self) -> bool {
+        self.network.nft("list ruleset").contains("redirect")
+    }
+}
+
+fn claim(id: &str, port: u16) -> v1::Claim {
+    v1::Claim {
+        id: id.into(),
+        container_port: port.into(),
+        protocol: v1::Protocol::Tcp.into(),
+        http_probed: false,
+    }
+}
+
+#[test]
+fn claimed_connections_go_to_the_laptop_in_both_families() {
+    let pod = Pod::start();
+    let [v4, v6] = addresses(WEB);
+    assert_eq!(pod.ask(v4), "app");
+    assert!(!pod.has_table());
+
+    pod.claim(1, vec![claim("c1", WEB)]);
+    assert_eq!(pod.ask(v4), format!("laptop c1 {PEER_V4}"));
+    assert_eq!(pod.ask(v6), format!("laptop c1 {PEER_V6}"));
+    for address in addresses(ADMIN) {
+        assert_eq!(pod.ask(address), "app");
+    }
+
+    pod.claim(2, vec![]);
+    assert!(!pod.redirects());
+    for address in addresses(WEB) {
+        assert_eq!(pod.ask(address), "app");
+    }
+}
+
+#[test]
+fn connections_within_the_pod_stay_with_the_app() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    for ip in [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+        POD_V4,
+        POD_V6,
+    ] {
+        let answer = ask_from(&pod.network, Side::Pod, (ip, WEB).into());
+        assert_eq!(answer.unwrap(), "app", "{ip}");
+    }
+}
+
+#[test]
+fn open_connections_outlive_the_claim_and_its_end() {
+    let pod = Pod::start();
+    let [v4, _] = addresses(WEB);
+    let with_app = connect(&pod.network, Side::Peer, v4).unwrap();
+    assert_eq!(first_line(&with_app).unwrap(), "app");
+    pod.claim(1, vec![claim("c1", WEB)]);
+    let with_laptop = connect(&pod.network, Side::Peer, v4).unwrap();
+    assert_eq!(
+        first_line(&with_laptop).unwrap(),
+        format!("laptop c1 {PEER_V4}")
+    );
+    pod.claim(2, vec![]);
+    assert_eq!(exchange(with_app, b"still here").unwrap(), b"still here");
+    assert_eq!(exchange(with_laptop, b"here too").unwrap(), b"here too");
+    eventually("the table is removed", || !pod.has_table());
+}
+
+#[test]
+fn claims_are_replaced_without_a_gap() {
+    let pod = Pod::start();
+    let [v4, _] = addresses(WEB);
+    pod.claim(1, vec![claim("c1", WEB)]);
+    let stop = AtomicBool::new(false);
+    let network = &pod.network;
+    thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut answers = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                answers.push(ask(network, v4).unwrap());
+            }
+            answers
+        });
+        for generation in 2..60 {
+            let mut claims = vec![claim(&format!("c{generation}"), WEB)];
+            if generation % 2 == 0 {
+                claims.push(claim("other", ADMIN));
+            }
+            pod.claim(generation, claims);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let answers = asker.join().unwrap();
+        assert!(answers.len() > 10, "{}", answers.len());
+        for answer in answers {
+            assert!(answer.starts_with("laptop c"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn killed_agent_leaves_the_port_to_the_app() {
+    let mut pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    assert!(pod.has_table());
+    pod.agent.signal(Signal::SIGKILL);
+    pod.agent.wait();
+    for address in addresses(WEB) {
+        assert_eq!(pod.ask(address), "app");
+    }
+    assert!(!pod.has_table());
+}
+
+#[test]
+fn stopped_agent_leaves_the_port_to_the_app() {
+    let mut pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    pod.agent.signal(Signal::SIGTERM);
+    assert!(pod.agent.wait().success());
+    assert_eq!(pod.ask(addresses(WEB)[0]), "app");
+    assert!(!pod.has_table());
+}
+
+#[test]
+fn stopped_agent_lets_open_connections_end() {
+    let mut pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    let client = connect(&pod.network, Side::Peer, addresses(WEB)[0]).unwrap();
+    first_line(&client).unwrap();
+    pod.agent.signal(Signal::SIGTERM);
+    eventually("the redirect is removed", || !pod.redirects());
+    assert_eq!(exchange(client, b"last words").unwrap(), b"last words");
+    assert!(pod.agent.wait().success());
+}
+
+#[test]
+fn agent_without_claims_leaves_after_its_time() {
+    let mut pod = Pod::start_with("1s");
+    pod.claim(1, vec![claim("c1", WEB)]);
+    pod.claim(2, vec![]);
+    assert!(pod.agent.wait().success());
+}
+
+#[test]
+fn lost_manager_leaves_the_port_to_the_app_until_it_is_back() {
+    let mut pod = Pod::start();
+    let [v4, _] = addresses(WEB);
+    pod.claim(1, vec![claim("c1", WEB)]);
+    assert_eq!(pod.ask(v4), format!("laptop c1 {PEER_V4}"));
+
+    drop(pod.manager);
+    let network = &pod.network;
+    assert_eq!(ask(network, v4).unwrap(), "app");
+    eventually("the redirect is removed", || {
+        !network.nft("list ruleset").contains("redirect")
+    });
+    assert_eq!(ask(network, v4).unwrap(), "app");
+
+    pod.manager = Manager::start(&pod.network, &pod.identity);
+    pod.claim(1, vec![claim("c2", WEB)]);
+    assert_eq!(pod.ask(v4), format!("laptop c2 {PEER_V4}"));
+}
+
+#[test]
+fn app_answers_when_the_holder_does_not() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    for holder in [Holder::Refuse, Holder::Silent] {
+        pod.manager.set_holder(holder);
+        for address in addresses(WEB) {
+            let client = connect(&pod.network, Side::Peer, address).unwrap();
+            let answer = exchange(client, b"said at once").unwrap();
+            assert_eq!(answer, b"app\nsaid at once", "{holder:?} {address}");
+        }
+    }
+}
+
+#[test]
+fn closed_port_of_the_app_resets() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", 9999)]);
+    pod.manager.set_holder(Holder::Refuse);
+    let error = ask(&pod.network, (POD_V4, 9999).into()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn half_closed_connections_deliver_everything() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    for holder in [Holder::Serve, Holder::Refuse] {
+        pod.manager.set_holder(holder);
+        for address in addresses(WEB) {
+            let client = connect(&pod.network, Side::Peer, address).unwrap();
+            let answer = exchange(client, &bytes).unwrap();
+            let greeting = answer.iter().position(|byte| *byte == b'\n').unwrap();
+            assert!(answer[greeting + 1..] == bytes, "{holder:?} {address}");
+        }
+    }
+}
+
+#[test]
+fn reset_of_the_laptop_reaches_the_client() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    pod.manager.set_holder(Holder::Reset);
+    let mut client = connect(&pod.network, Side::Peer, addresses(WEB)[0]).unwrap();
+    first_line(&client).unwrap();
+    client.write_all(b"x").unwrap();
+    let error = client.read(&mut [0; 16]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn connection_to_the_agents_own_port_is_reset() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    let rules = pod.network.nft("list ruleset");
+    let (_, rest) = rules.split_once("redirect to :").unwrap();
+    let listener: u16 = rest.split_whitespace().next().unwrap().parse().unwrap();
+    for address in addresses(listener) {
+        let error = ask(&pod.network, address).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{address}");
+    }
+}
+
+#[test]
+fn probes_of_the_kubelet_reach_the_app() {
+    let pod = Pod::start();
+    let mut probed = claim("c1", WEB);
+    probed.http_probed = true;
+    pod.claim(1, vec![probed]);
+    for address in addresses(WEB) {
+        let client = |bytes: &[u8]| {
+            let mut client = connect(&pod.network, Side::Peer, address).unwrap();
+            client.write_all(bytes).unwrap();
+            first_line(&client).unwrap()
+        };
+        assert_eq!(client(PROBE), "app");
+        assert!(client(b"GET / HTTP/1.1\r\nUser-Agent: curl\r\n\r\n").starts_with("laptop"));
+        assert!(client(b"GET / HT").starts_with("laptop"));
+        assert!(client(b"").starts_with("laptop"));
+    }
+}
+
+#[test]
+fn claims_that_cannot_be_served_leave_the_ports_to_the_app() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    let mut udp = claim("c2", 53);
+    udp.protocol = v1::Protocol::Udp.into();
+    let Event::Failed(failed) = pod.manager.claim(2, vec![claim("c1", WEB), udp]) else {
+        panic!("a UDP claim was applied");
+    };
+    assert_eq!(failed.generation, 2);
+    assert!(failed.detail.contains("UDP"), "{}", failed.detail);
+    assert_eq!(pod.ask(addresses(WEB)[0]), "app");
+    assert!(!pod.redirects());
+}
+
+#[test]
+fn second_agent_in_a_pod_says_that_there_is_a_first() {
+    let pod = Pod::start();
+    pod.claim(1, vec![claim("c1", WEB)]);
+    // Another traffic manager would have to listen elsewhere; the same one
+    // tells both agents the same.
+    let _second = Agent::start(&pod.network, &pod.identity, "10m");
+    let failed = loop {
+        match pod.manager.next_event() {
+            Event::Failed(failed) => break failed,
+            Event::Hello(_) | Event::Applied(_) => {}
+        }
+    };
+    assert!(failed.detail.contains("another agent"), "{}", failed.detail);
+    assert_eq!(pod.ask(addresses(WEB)[0]), format!("laptop c1 {PEER_V4}"));
+}
+
+#[test]
+fn agent_does_not_talk_to_an_impostor() {
+    let network = Network::new();
+    let impostor = Manager::start(&network, &Identity::new());
+    let _agent = Agent::start(&network, &Identity::new(), "10m");
+    impostor.next_refusal();
+}

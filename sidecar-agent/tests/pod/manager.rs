@@ -1,0 +1,262 @@
+//! A traffic manager that does as the test says, and holds the claims itself.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use kvpn_proto::{
+    flow::{DialError, DialFailure, Frame, OpenTarget},
+    names::{MANAGER_AGENT_PORT, MANAGER_TLS_NAME},
+    v1::{
+        self, WatchClaimsRequest, WatchClaimsResponse,
+        agent_hub_server::{AgentHub, AgentHubServer},
+        watch_claims_request::Event,
+    },
+};
+use kvpn_tunnel::relay::{self, FrameReceiver, FrameSender, OutgoingResponse};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::{StreamExt, adapters::Map, wrappers::WatchStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::network::{Network, PEER_V4, Side};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A certificate authority, and a certificate by it for the traffic manager.
+pub(crate) struct Identity {
+    pub(crate) ca: String,
+    server: Arc<ServerConfig>,
+}
+
+impl Identity {
+    pub(crate) fn new() -> Self {
+        let mut ca = CertificateParams::new(vec![]).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        let ca_certificate = ca.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![MANAGER_TLS_NAME.into()])
+            .unwrap()
+            .signed_by(&key, &issuer)
+            .unwrap();
+        let mut server = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
+            .unwrap();
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        Self {
+            ca: ca_certificate.pem(),
+            server: Arc::new(server),
+        }
+    }
+}
+
+/// What the holder of the claims does with a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Holder {
+    /// Says `laptop CLAIM SOURCE`, then returns what the client sends.
+    Serve,
+    Refuse,
+    Silent,
+    /// As `Serve`, but resets when it gets data.
+    Reset,
+}
+
+/// Listens on the peer's side; gone when dropped.
+pub(crate) struct Manager {
+    hub: Hub,
+    events: mpsc::Receiver<Event>,
+    refusals: mpsc::Receiver<()>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Manager {
+    pub(crate) fn start(network: &Network, identity: &Identity) -> Self {
+        let (event_tx, events) = mpsc::channel();
+        let (refusal_tx, refusals) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (ready_tx, ready) = mpsc::channel();
+        let hub = Hub {
+            claims: Arc::new(watch::channel(WatchClaimsResponse::default()).0),
+            holder: Arc::new(Mutex::new(Holder::Serve)),
+            events: event_tx,
+        };
+        let tls = TlsAcceptor::from(Arc::clone(&identity.server));
+        let serve = serve(hub.clone(), tls, ready_tx, refusal_tx);
+        let thread = network.spawn(Side::Peer, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            // Dropping the runtime closes every connection, as a kill would.
+            runtime.block_on(async {
+                tokio::select! { () = serve => {}, _ = stopped => {} }
+            });
+        });
+        ready.recv_timeout(DEADLINE).unwrap();
+        Self {
+            hub,
+            events,
+            refusals,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn address() -> SocketAddr {
+        (PEER_V4, MANAGER_AGENT_PORT).into()
+    }
+
+    pub(crate) fn set_holder(&self, holder: Holder) {
+        *self.hub.holder.lock().unwrap() = holder;
+    }
+
+    /// Tells the claims and waits for the answer to them.
+    pub(crate) fn claim(&self, generation: u64, claims: Vec<v1::Claim>) -> Event {
+        self.hub
+            .claims
+            .send_replace(WatchClaimsResponse { generation, claims });
+        loop {
+            match self.next_event() {
+                Event::Hello(_) => {}
+                Event::Applied(applied) if applied.generation < generation => {}
+                event @ (Event::Applied(_) | Event::Failed(_)) => return event,
+            }
+        }
+    }
+
+    pub(crate) fn next_event(&self) -> Event {
+        self.events.recv_timeout(DEADLINE).unwrap()
+    }
+
+    /// Waits for a refused TLS connection.
+    pub(crate) fn next_refusal(&self) {
+        self.refusals.recv_timeout(DEADLINE).unwrap();
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+async fn serve(hub: Hub, tls: TlsAcceptor, ready: mpsc::Sender<()>, refusals: mpsc::Sender<()>) {
+    let listener = tokio::net::TcpListener::bind(Manager::address())
+        .await
+        .unwrap();
+    ready.send(()).unwrap();
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        let tls = tls.clone();
+        let refusals = refusals.clone();
+        let service = TowerToHyperService::new(AgentHubServer::new(hub.clone()));
+        tokio::spawn(async move {
+            let Ok(stream) = tls.accept(socket).await else {
+                // The test may have seen enough.
+                let _ = refusals.send(());
+                return;
+            };
+            // The agent hangs up as it likes.
+            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+#[derive(Clone)]
+struct Hub {
+    claims: Arc<watch::Sender<WatchClaimsResponse>>,
+    holder: Arc<Mutex<Holder>>,
+    events: mpsc::Sender<Event>,
+}
+
+type Claimed = fn(WatchClaimsResponse) -> Result<WatchClaimsResponse, Status>;
+
+#[tonic::async_trait]
+impl AgentHub for Hub {
+    type WatchClaimsStream = Map<WatchStream<WatchClaimsResponse>, Claimed>;
+    type TunnelStream = OutgoingResponse;
+
+    async fn watch_claims(
+        &self,
+        request: Request<Streaming<WatchClaimsRequest>>,
+    ) -> Result<Response<Self::WatchClaimsStream>, Status> {
+        let events = self.events.clone();
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(WatchClaimsRequest { event: Some(event) })) = requests.message().await
+            {
+                if events.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        let claims = WatchStream::new(self.claims.subscribe());
+        Ok(Response::new(claims.map(Ok as Claimed)))
+    }
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<v1::Frame>>,
+    ) -> Result<Response<OutgoingResponse>, Status> {
+        let (sender, outgoing) = relay::outgoing_response();
+        let receiver = relay::incoming(request.into_inner());
+        let holder = *self.holder.lock().unwrap();
+        tokio::spawn(hold(holder, sender, receiver));
+        Ok(Response::new(outgoing))
+    }
+}
+
+/// Plays the laptop for one connection.
+async fn hold(holder: Holder, sender: FrameSender, mut receiver: FrameReceiver) {
+    let Some(Ok(Frame::Open(OpenTarget::Claimed { claim_id, source }))) = receiver.recv().await
+    else {
+        panic!("no claimed connection");
+    };
+    match holder {
+        Holder::Silent => {
+            while receiver.recv().await.is_some() {}
+            return;
+        }
+        Holder::Refuse => {
+            let failure = DialFailure::new(DialError::Refused, "nothing listens");
+            let _ = sender.send(Frame::Failed(failure)).await;
+            return;
+        }
+        Holder::Serve | Holder::Reset => {}
+    }
+    let greeting = format!("laptop {claim_id} {}\n", source.ip());
+    let _ = sender.send(Frame::Opened).await;
+    let _ = sender.send(Frame::Data(greeting.into())).await;
+    while let Some(Ok(frame)) = receiver.recv().await {
+        let reply = match frame {
+            Frame::Data(_) if matches!(holder, Holder::Reset) => Frame::Reset,
+            Frame::Data(_) | Frame::Fin => frame,
+            Frame::Open(_) | Frame::Opened | Frame::Failed(_) | Frame::Reset => return,
+        };
+        if sender.send(reply).await.is_err() {
+            return;
+        }
+    }
+}

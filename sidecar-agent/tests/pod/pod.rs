@@ -1,0 +1,132 @@
+//! The pod: an app that listens, and the agent beside it.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    manager::{Identity, Manager},
+    network::{Network, Side},
+};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The agent's process, killed when dropped.
+pub(crate) struct Agent {
+    child: Child,
+}
+
+impl Agent {
+    pub(crate) fn start(network: &Network, identity: &Identity, linger: &str) -> Self {
+        let child = Command::new("nsenter")
+            .arg(format!("--net={}", network.path(Side::Pod).display()))
+            .arg(env!("CARGO_BIN_EXE_sidecar-agent"))
+            .args(["--manager", &Manager::address().to_string()])
+            .args(["--ca", &identity.ca])
+            .args(["--container", "kvpn-agent-test1"])
+            .args(["--linger", linger])
+            .env("RUST_LOG", "debug")
+            .spawn()
+            .expect("this test needs nsenter");
+        Self { child }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, signal).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the agent does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An app that says `app`, then returns what the client sends.
+pub(crate) fn start_app(network: &Network, port: u16) {
+    let listener = network.within(Side::Pod, move || {
+        TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()
+    });
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            thread::spawn(move || answer(&client.unwrap()));
+        }
+    });
+}
+
+fn answer(mut client: &TcpStream) -> io::Result<()> {
+    client.write_all(b"app\n")?;
+    io::copy(&mut client.try_clone()?, &mut client)?;
+    client.shutdown(Shutdown::Write)
+}
+
+pub(crate) fn connect(network: &Network, side: Side, address: SocketAddr) -> io::Result<TcpStream> {
+    network.within(side, move || {
+        let socket = TcpStream::connect_timeout(&address, DEADLINE)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.set_write_timeout(Some(DEADLINE))?;
+        Ok(socket)
+    })
+}
+
+/// Who answers a client on the peer's side that says nothing.
+pub(crate) fn ask(network: &Network, address: SocketAddr) -> io::Result<String> {
+    ask_from(network, Side::Peer, address)
+}
+
+pub(crate) fn ask_from(network: &Network, side: Side, address: SocketAddr) -> io::Result<String> {
+    first_line(&connect(network, side, address)?)
+}
+
+pub(crate) fn first_line(socket: &TcpStream) -> io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line)?;
+    Ok(line.trim_end().to_owned())
+}
+
+/// Sends all that, ends the direction, and reads until the other one ends.
+pub(crate) fn exchange(mut socket: TcpStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut writer = socket.try_clone()?;
+    let mut received = Vec::new();
+    thread::scope(|scope| {
+        let written = scope.spawn(move || {
+            writer.write_all(bytes)?;
+            writer.shutdown(Shutdown::Write)
+        });
+        socket.read_to_end(&mut received)?;
+        written.join().unwrap()
+    })?;
+    Ok(received)
+}
+
+/// Waits for a condition.
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,100 @@
+//! The sample application: an HTTP server that says who it is and what it was
+//! asked, and one line about each request on stdout.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+mod answer;
+
+/// A small service, to try kvpn with
+#[derive(Clone, Debug, Parser)]
+struct Options {
+    /// Port to listen on, on every address of both families
+    #[arg(long, env = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// Name to answer with
+    #[arg(long, env = "SERVICE", default_value = "sample")]
+    service: String,
+    /// Name of the pod to answer with
+    #[arg(long, env = "POD", default_value = "")]
+    pod: String,
+    /// HOST:PORT of the service that /chain calls
+    #[arg(long, env = "UPSTREAM")]
+    upstream: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    match runtime
+        .context("start")
+        .and_then(|runtime| runtime.block_on(serve(options)))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvpn-sample: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until SIGTERM.
+async fn serve(options: Options) -> Result<()> {
+    let listener = listen(options.port)?;
+    say(&format!(
+        "{} listens on port {}",
+        options.service, options.port
+    ));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => accepted.context("accept")?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        let options = options.clone();
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(|request| {
+                let options = options.clone();
+                async move { Ok::<_, Infallible>(answer::answer(&options, peer, request).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that goes away is not this server's trouble.
+            drop(connection.await);
+        });
+    }
+}
+
+fn listen(port: u16) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    socket
+        .bind(&address.into())
+        .with_context(|| format!("bind port {port}"))?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into()).context("listen")
+}
+
+/// Prints a line at once, also into a pipe.
+fn say(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    // Nobody may be listening.
+    drop(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
+}

@@ -1,0 +1,126 @@
+//! The wire between laptops and node: a router that can be cut, lose packets
+//! and delay them, and that lets nothing reach the cluster's networks directly.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::layout::Layout;
+use super::state::State;
+use super::{net, start};
+use crate::Cmd;
+
+/// Process names in the state.
+const DNS: &str = "wire-dns";
+const DELAY: &str = "wire-delay";
+
+/// Netfilter queue of delayed packets.
+const QUEUE: &str = "77";
+
+/// Zone of the office network's name servers.
+pub const OFFICE_DOMAIN: &str = "office.example";
+/// A name that only the office's name servers know, and its address.
+pub const OFFICE_PRINTER: (&str, &str) = ("printer.office.example", "10.77.0.99");
+
+/// Makes the router isolate the cluster, and serves names to the laptops.
+pub(crate) fn create(layout: &Layout, state: &mut State) -> Result<()> {
+    let [pods_v4, pods_v6] = net::POD_CIDRS;
+    let [services_v4, services_v6] = net::SERVICE_CIDRS;
+    // Without these drops a node that forwards would make pods reachable
+    // from the laptops, and every test would pass for nothing.
+    nft(&format!(
+        "table inet lab {{
+            chain isolation {{
+                type filter hook forward priority filter; policy accept;
+                iifname \"laptop*\" ip daddr {{ {pods_v4}, {services_v4} }} counter drop
+                iifname \"laptop*\" ip6 daddr {{ {pods_v6}, {services_v6} }} counter drop
+            }}
+            chain loss {{
+                type filter hook forward priority filter - 1; policy accept;
+            }}
+        }}"
+    ))?;
+    let corefile = layout.run().join("wire.Corefile");
+    let binds: Vec<String> = net::LAPTOPS.into_iter().map(net::gateway_v4).collect();
+    let (printer, address) = OFFICE_PRINTER;
+    std::fs::write(
+        &corefile,
+        format!(
+            ".:53 {{
+                bind {binds}
+                errors
+                hosts {{
+                    {address} {printer}
+                    10.77.0.98 wiki.{OFFICE_DOMAIN}
+                    fd00:77::98 wiki.{OFFICE_DOMAIN}
+                    no_reverse
+                }}
+            }}
+            ",
+            binds = binds.join(" ")
+        ),
+    )
+    .context("write the wire's Corefile")?;
+    let server = Cmd::new(layout.tool("coredns")).arg("-conf").arg(&corefile);
+    start::in_network(layout, state, DNS, net::WIRE, &server)
+}
+
+/// Cuts a laptop off, or joins it again.
+pub(crate) fn cut(laptop: u8, cut: bool) -> Result<()> {
+    let direction = if cut { "down" } else { "up" };
+    let interface = net::wire_interface(laptop);
+    net::ip(&["-n", net::WIRE, "link", "set", &interface, direction]).map(drop)
+}
+
+/// Loses that share of the packets between laptops and node, both ways.
+pub(crate) fn lose(percent: f64) -> Result<()> {
+    nft("flush chain inet lab loss")?;
+    // In millionths, the finest that people ask for.
+    let threshold = (percent.clamp(0.0, 100.0) * 10_000.0).round();
+    if threshold > 0.0 {
+        nft(&format!(
+            "add rule inet lab loss numgen random mod 1000000 < {threshold} counter drop"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Holds every packet that long, each way; zero leaves them to the kernel.
+pub(crate) fn delay(layout: &Layout, state: &mut State, delay: Duration) -> Result<()> {
+    let rules = |action: &str| {
+        for tool in ["iptables-nft", "ip6tables-nft"] {
+            let command = net::inside(net::WIRE, tool).args(["-t", "mangle", action, "FORWARD"]);
+            if action == "-A" {
+                // Bypass: when the program is gone, packets pass undelayed.
+                let queue = ["-j", "NFQUEUE", "--queue-num", QUEUE, "--queue-bypass"];
+                command.args(queue).ok()?;
+            } else {
+                command.ok()?;
+            }
+        }
+        anyhow::Ok(())
+    };
+    rules("-F")?;
+    if let Some(process) = state.process(DELAY) {
+        process.stop(Duration::from_secs(2))?;
+    }
+    state.processes.retain(|process| process.name != DELAY);
+    state.delay_ms = u64::try_from(delay.as_millis()).context("the delay")?;
+    state.save(layout)?;
+    if delay.is_zero() {
+        return Ok(());
+    }
+    let microseconds = delay.as_micros().to_string();
+    let program = Cmd::new(layout.binary("kvpn-lab")).args(["delay", QUEUE, &microseconds]);
+    start::in_network(layout, state, DELAY, net::WIRE, &program)?;
+    start::wait_for_log(layout, state, DELAY, "ready", Duration::from_secs(5))?;
+    rules("-A")
+}
+
+fn nft(ruleset: &str) -> Result<()> {
+    net::inside(net::WIRE, "nft")
+        .args(["-f", "-"])
+        .stdin(ruleset)
+        .ok()
+        .map(drop)
+}

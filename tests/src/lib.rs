@@ -1,0 +1,11 @@
+//! The lab, a throwaway Kubernetes with two laptops in network namespaces, and
+//! what tests need to use it.
+
+pub mod cmd;
+pub mod lab;
+pub mod progress;
+pub mod wait;
+
+pub use cmd::{Background, Cmd, Output};
+pub use lab::Lab;
+pub use wait::wait_for;

@@ -1,0 +1,12 @@
+//! End-to-end tests, on the lab's real cluster and laptops.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod chart;
+mod errors;
+mod journey;
+mod kills;
+mod lab;
+mod replicas;
+mod support;
+mod truth;

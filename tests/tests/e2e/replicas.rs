@@ -1,0 +1,97 @@
+//! Three replicas: every one is covered when an intercept says active, and none
+//! is left behind when it ends.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::support::{Developer, get_from_pod, pods};
+
+const TOGGLES: usize = 100;
+
+#[test]
+fn thirty_of_thirty_requests_reach_the_laptop() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let _handler = developer.handler(8080)?;
+    let (took, result) = developer.intercept("api", "8080")?;
+    println!("intercept of three replicas: {} ms", took.as_millis());
+    assert_eq!(result["podsCovered"], 3, "{result}");
+    let urls = vec!["http://api.shop/".to_owned(); 30];
+    let from_laptop = get_from_pod(&developer.lab, &urls)?
+        .iter()
+        .filter(|answer| answer.is_from_laptop())
+        .count();
+    assert_eq!(from_laptop, 30);
+    Ok(())
+}
+
+#[test]
+fn every_toggle_is_in_force_on_every_replica_when_it_says_so() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let _handler = developer.handler(8080)?;
+    let pods = pods(&developer.lab, "api")?;
+    assert_eq!(pods.len(), 3);
+    let urls: Vec<String> = pods.iter().flat_map(|pod| pod.urls(8080)).collect();
+    // The first one brings the agents.
+    let mut times = Vec::new();
+    for toggle in 0..TOGGLES {
+        let (took, _) = developer.intercept("api", "8080")?;
+        times.push(took);
+        for (url, answer) in urls.iter().zip(get_from_pod(&developer.lab, &urls)?) {
+            ensure!(
+                answer.is_from_laptop(),
+                "toggle {toggle}: {url} answered by {answer:?}"
+            );
+        }
+        developer.kvpn(["leave", "api"])?.success()?;
+        for (url, answer) in urls.iter().zip(get_from_pod(&developer.lab, &urls)?) {
+            ensure!(
+                !answer.is_from_laptop(),
+                "toggle {toggle}: {url} answered by the laptop"
+            );
+        }
+    }
+    times.sort();
+    println!(
+        "{TOGGLES} intercepts with agents present: median {} ms, longest {} ms",
+        times[TOGGLES / 2].as_millis(),
+        times[TOGGLES - 1].as_millis()
+    );
+    Ok(())
+}
+
+#[test]
+fn connect_and_first_intercept_take_less_than_a_second_each() -> Result<()> {
+    let developer = Developer::at(1)?;
+    // New pods, so that no agent is there.
+    for app in ["web", "api"] {
+        let target = format!("deployment/{app}");
+        developer
+            .lab
+            .kubectl(["-n", "shop", "rollout", "restart", &target])
+            .run()?
+            .success()?;
+    }
+    for app in ["web", "api"] {
+        let target = format!("deployment/{app}");
+        let status = ["-n", "shop", "rollout", "status", &target, "--timeout=60s"];
+        developer.lab.kubectl(status).run()?.success()?;
+    }
+    kvpn_tests::wait_for("the old pods are gone", Duration::from_secs(30), || {
+        let api = pods(&developer.lab, "api")?.len();
+        let web = pods(&developer.lab, "web")?.len();
+        Ok((api == 3 && web == 1).then_some(()))
+    })?;
+    let _handler = developer.handler(8080)?;
+
+    let connect = developer.connect()?;
+    let (one, _) = developer.intercept("web", "8080")?;
+    let (three, _) = developer.intercept("api", "8080")?;
+    println!("connect: {} ms", connect.as_millis());
+    println!("first intercept, one replica: {} ms", one.as_millis());
+    println!("first intercept, three replicas: {} ms", three.as_millis());
+    let limit = Duration::from_secs(1);
+    ensure!(connect <= limit, "connect took {} ms", connect.as_millis());
+    ensure!(one <= limit, "the intercept took {} ms", one.as_millis());
+    Ok(())
+}

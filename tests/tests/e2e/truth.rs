@@ -1,0 +1,87 @@
+//! The laptop hears what a pod would hear: nothing is accepted that the far
+//! side has not accepted.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::support::{Developer, bracketed, cluster_ips, pod};
+
+#[test]
+fn refused_port_is_refused_at_connect() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    for address in pod(&developer.lab, "web")?.addresses {
+        let start = Instant::now();
+        let url = format!("http://{}:81/", bracketed(&address));
+        let output = developer.curl(["-v", &url])?;
+        assert_eq!(output.code(), 7, "{}", output.stderr);
+        ensure!(
+            output.stderr.contains("Connection refused"),
+            "{}",
+            output.stderr
+        );
+        ensure!(!output.stderr.contains("Connected to"), "{}", output.stderr);
+        ensure!(
+            start.elapsed() < Duration::from_secs(2),
+            "took {:?}",
+            start.elapsed()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn missing_pod_never_looks_connected() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    // Inside the node's pod subnets, and nobody's.
+    for address in ["10.244.0.250", "[fd00:244::fa]"] {
+        let url = format!("http://{address}:80/");
+        let output = developer.curl(["-v", "--connect-timeout", "8", &url])?;
+        ensure!(
+            [7, 28].contains(&output.code()),
+            "{}: {}",
+            output.code(),
+            output.stderr
+        );
+        ensure!(!output.stderr.contains("Connected to"), "{}", output.stderr);
+        ensure!(
+            !output.stderr.contains("Connection refused"),
+            "{}",
+            output.stderr
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn unused_service_address_never_looks_connected() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let service = &cluster_ips(&developer.lab, "web")?[0];
+    let output = developer.curl([
+        "-v",
+        "--connect-timeout",
+        "3",
+        &format!("http://{service}:81/"),
+    ])?;
+    ensure!(!output.status.success(), "{}", output.stdout);
+    ensure!(!output.stderr.contains("Connected to"), "{}", output.stderr);
+    Ok(())
+}
+
+#[test]
+fn large_bodies_arrive_whole_both_ways() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    for family in ["-4", "-6"] {
+        let script = format!(
+            "head -c 20000000 /dev/urandom >/tmp/sent && \
+             curl {family} -sS --max-time 30 --data-binary @/tmp/sent -o /tmp/received \
+             http://web/echo && cmp /tmp/sent /tmp/received"
+        );
+        developer
+            .laptop
+            .user()
+            .run(["sh", "-c", &script])?
+            .success()?;
+    }
+    Ok(())
+}

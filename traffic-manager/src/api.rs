@@ -1,0 +1,36 @@
+//! The gRPC services.
+
+mod agents;
+mod sessions;
+
+use std::time::Duration;
+
+use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget};
+use kvpn_tunnel::relay::{FrameReceiver, FrameSender};
+use tracing::debug;
+
+pub(crate) use agents::{AgentApi, Peer};
+pub(crate) use sessions::SessionApi;
+
+/// How long the first message of a stream may take.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+
+/// The `Open` that a caller's frames begin with.
+async fn opening(receiver: &mut FrameReceiver) -> Result<OpenTarget, DialFailure> {
+    let malformed = |detail: String| DialFailure::new(DialError::Prohibited, detail);
+    match tokio::time::timeout(FIRST_MESSAGE, receiver.recv()).await {
+        Ok(Some(Ok(Frame::Open(target)))) => Ok(target),
+        Ok(Some(Ok(_))) => Err(malformed("the first frame is not `open`".into())),
+        Ok(Some(Err(lost))) => Err(malformed(lost.to_string())),
+        Ok(None) => Err(malformed("the stream ended before `open`".into())),
+        Err(_) => Err(malformed("no `open` came in time".into())),
+    }
+}
+
+/// Tells the caller of a flow that it does not come about.
+async fn refuse(sender: &FrameSender, failure: DialFailure) {
+    debug!(%failure, "dial failed");
+    if let Err(lost) = sender.send(Frame::Failed(failure)).await {
+        debug!(%lost, "nobody waits for the failure");
+    }
+}

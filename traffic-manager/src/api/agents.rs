@@ -1,0 +1,188 @@
+//! The service that agents call from their pods.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvpn_proto::flow::{DialError, DialFailure, OpenTarget};
+use kvpn_proto::v1::agent_hub_server::AgentHub;
+use kvpn_proto::v1::watch_claims_request::{Event, Hello};
+use kvpn_proto::{Failure, Reason, v1};
+use kvpn_tunnel::relay::{self, FrameReceiver, FrameStream, OutgoingResponse};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::{FIRST_MESSAGE, opening, refuse};
+use crate::hub::{Hub, OpenLink};
+use crate::state::{AgentRejected, ClaimSet};
+
+/// How long a session may take to answer a dial.
+const SESSION_ANSWER: Duration = Duration::from_secs(10);
+
+/// How long an agent's call waits for a traffic manager that just started.
+const SYNC: Duration = Duration::from_secs(10);
+
+/// Where a call comes from; known from the TCP connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// The service that agents call.
+#[derive(Clone)]
+pub(crate) struct AgentApi {
+    pub(crate) hub: Arc<Hub>,
+}
+
+#[tonic::async_trait]
+impl AgentHub for AgentApi {
+    type WatchClaimsStream = ReceiverStream<Result<v1::WatchClaimsResponse, Status>>;
+
+    async fn watch_claims(
+        &self,
+        request: Request<Streaming<v1::WatchClaimsRequest>>,
+    ) -> Result<Response<Self::WatchClaimsStream>, Status> {
+        let Peer(ip) = peer(&request)?;
+        let mut events = request.into_inner();
+        let hello = hello(&mut events).await?;
+        if !self.hub.wait_synced(SYNC).await {
+            return Err(Status::unavailable("the traffic manager is still starting"));
+        }
+        let (claims, open) = self
+            .hub
+            .open_link(ip, &hello.container)
+            .map_err(|rejected| {
+                warn!(%ip, container = hello.container, %rejected, "agent rejected");
+                Status::from(rejection(&rejected))
+            })?;
+        let (version, container) = (hello.version, hello.container);
+        info!(pod = %open.pod(), container, version, "agent connected");
+        let (responses, response) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let end = serve_link(events, claims, &responses, &open).await;
+            info!(pod = %open.pod(), container, "agent disconnected");
+            if let Err(status) = end {
+                // Nobody may be there to read it.
+                let _ = responses.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(response)))
+    }
+
+    type TunnelStream = OutgoingResponse;
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<v1::Frame>>,
+    ) -> Result<Response<OutgoingResponse>, Status> {
+        let Peer(ip) = peer(&request)?;
+        let (sender, response) = relay::outgoing_response();
+        let receiver = relay::incoming(request.into_inner());
+        let frames = FrameStream { sender, receiver };
+        let hub = Arc::clone(&self.hub);
+        tokio::spawn(async move { serve_flow(&hub, ip, frames).await });
+        Ok(Response::new(response))
+    }
+}
+
+/// Carries claims to the agent and its answers back, until either ends.
+async fn serve_link(
+    mut events: Streaming<v1::WatchClaimsRequest>,
+    mut claims: watch::Receiver<Option<ClaimSet>>,
+    responses: &mpsc::Sender<Result<v1::WatchClaimsResponse, Status>>,
+    open: &OpenLink,
+) -> Result<(), Status> {
+    loop {
+        tokio::select! {
+            () = responses.closed() => return Ok(()),
+            changed = claims.changed() => {
+                if changed.is_err() {
+                    return Err(Status::aborted("the pod is gone, or its agent has called again"));
+                }
+                let set = claims.borrow_and_update().clone();
+                if let Some(set) = set {
+                    debug!(pod = %open.pod(), ?set, "claims sent");
+                    if responses.send(Ok(set.into())).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+            event = events.message() => match event?.map(|event| event.event) {
+                None => return Ok(()),
+                Some(Some(Event::Applied(applied))) => open.applied(applied.generation),
+                Some(Some(Event::Failed(failed))) => {
+                    warn!(pod = %open.pod(), failed.detail, "agent cannot apply claims");
+                    open.apply_failed(failed.generation, failed.detail);
+                }
+                Some(Some(Event::Hello(_)) | None) => {
+                    return Err(Status::invalid_argument("an answer to claims was expected"));
+                }
+            },
+        }
+    }
+}
+
+/// Hands an intercepted connection to the session that holds its claim.
+async fn serve_flow(hub: &Arc<Hub>, ip: IpAddr, mut frames: FrameStream) {
+    let session = tokio::select! {
+        () = frames.sender.closed() => return,
+        session = reach_session(hub, ip, &mut frames.receiver) => session,
+    };
+    match session {
+        Ok(session) => {
+            if let Err(error) = relay::forward(frames, session).await {
+                debug!(%error, "intercepted flow ended");
+            }
+        }
+        Err(failure) => refuse(&frames.sender, failure).await,
+    }
+}
+
+async fn reach_session(
+    hub: &Arc<Hub>,
+    ip: IpAddr,
+    receiver: &mut FrameReceiver,
+) -> Result<FrameStream, DialFailure> {
+    let OpenTarget::Claimed { claim_id, source } = opening(receiver).await? else {
+        return Err(DialFailure::new(
+            DialError::Prohibited,
+            "agents open claimed connections only",
+        ));
+    };
+    let route = hub
+        .route(ip, &claim_id)
+        .ok_or_else(|| DialFailure::new(DialError::TunnelLost, "this claim is not on this pod"))?;
+    hub.dial(route, source)?.answered(SESSION_ANSWER).await
+}
+
+async fn hello(events: &mut Streaming<v1::WatchClaimsRequest>) -> Result<Hello, Status> {
+    let first = timeout(FIRST_MESSAGE, events.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no `hello` came in time"))??;
+    match first.and_then(|first| first.event) {
+        Some(Event::Hello(hello)) => Ok(hello),
+        Some(Event::Applied(_) | Event::Failed(_)) | None => {
+            Err(Status::invalid_argument("the first message is not `hello`"))
+        }
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
+    request
+        .extensions()
+        .get::<Peer>()
+        .copied()
+        .ok_or_else(|| Status::internal("the call came over no connection"))
+}
+
+fn rejection(rejected: &AgentRejected) -> Failure {
+    let next_step = match rejected {
+        AgentRejected::NoPod(_) => {
+            "agents must reach the traffic manager from their pod's own address, without NAT"
+        }
+        AgentRejected::NoContainer(..) => "only agents that the traffic manager added may call it",
+        AgentRejected::Taken(_) => "end one of the agents",
+    };
+    Failure::new(Reason::Forbidden, rejected.to_string(), next_step)
+}

@@ -1,0 +1,253 @@
+//! The service that sessions call through the API server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use kube::Api;
+use kvpn_proto::crd::Session;
+use kvpn_proto::flow::{DialError, DialFailure, OpenTarget};
+use kvpn_proto::identity::decode_public_key;
+use kvpn_proto::v1::traffic_manager_server::TrafficManager;
+use kvpn_proto::{Failure, Reason, v1, version};
+use kvpn_tunnel::dns::Forwarder;
+use kvpn_tunnel::relay::{self, FrameStream, OutgoingResponse};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::{opening, refuse};
+use crate::cluster::ClusterView;
+use crate::dial::Dialer;
+use crate::hub::{Connection, Hub, Identity, unauthenticated};
+use crate::state::{Change, Event, SessionView};
+
+/// How long the API server may take to show a Session.
+const GET_SESSION: Duration = Duration::from_secs(5);
+
+/// The service that sessions call.
+#[derive(Clone)]
+pub(crate) struct SessionApi {
+    pub(crate) hub: Arc<Hub>,
+    /// The Sessions in the traffic manager's namespace.
+    pub(crate) sessions: Api<Session>,
+    pub(crate) chart_version: String,
+    pub(crate) cluster: watch::Receiver<Option<ClusterView>>,
+    pub(crate) dns: Arc<Forwarder>,
+    pub(crate) dialer: Arc<Dialer>,
+}
+
+#[tonic::async_trait]
+impl TrafficManager for SessionApi {
+    async fn challenge(
+        &self,
+        request: Request<v1::ChallengeRequest>,
+    ) -> Result<Response<v1::ChallengeResponse>, Status> {
+        let nonce = connection(&request)?.nonce().to_vec().into();
+        Ok(Response::new(v1::ChallengeResponse { nonce }))
+    }
+
+    async fn authenticate(
+        &self,
+        request: Request<v1::AuthenticateRequest>,
+    ) -> Result<Response<v1::AuthenticateResponse>, Status> {
+        let connection = connection(&request)?;
+        connection.try_once()?;
+        match self.verify(&connection, request.into_inner()).await {
+            Ok(identity) => {
+                info!(
+                    session = identity.session,
+                    user = identity.user,
+                    "session authenticated"
+                );
+                self.hub.register(&connection, &identity.uid);
+                connection.identify(identity);
+                Ok(Response::new(v1::AuthenticateResponse {
+                    version: version::VERSION.to_owned(),
+                    chart_version: self.chart_version.clone(),
+                }))
+            }
+            Err(failure) => {
+                warn!(%failure, "a session failed to authenticate");
+                connection.close(failure.clone());
+                Err(failure.into())
+            }
+        }
+    }
+
+    type WatchClusterStream = BoxStream<'static, Result<v1::WatchClusterResponse, Status>>;
+
+    async fn watch_cluster(
+        &self,
+        request: Request<v1::WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        let (connection, _) = identified(&request)?;
+        let views = WatchStream::new(self.cluster.clone())
+            .filter_map(|view| std::future::ready(view.map(|view| Ok(view.into()))));
+        Ok(Response::new(until_closed(views, connection)))
+    }
+
+    type WatchDialsStream = BoxStream<'static, Result<v1::WatchDialsResponse, Status>>;
+
+    async fn watch_dials(
+        &self,
+        request: Request<v1::WatchDialsRequest>,
+    ) -> Result<Response<Self::WatchDialsStream>, Status> {
+        let (connection, identity) = identified(&request)?;
+        let (dials, open) = self.hub.open_dials(&identity.uid);
+        info!(session = identity.session, "session present");
+        let gone = Gone(identity.session);
+        let dials = ReceiverStream::new(dials).map(move |dial| {
+            // They live as long as the stream.
+            let _ = (&open, &gone);
+            Ok(dial)
+        });
+        Ok(Response::new(until_closed(dials, connection)))
+    }
+
+    type TunnelStream = OutgoingResponse;
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<v1::Frame>>,
+    ) -> Result<Response<OutgoingResponse>, Status> {
+        let (connection, identity) = identified(&request)?;
+        let (sender, response) = relay::outgoing_response();
+        let receiver = relay::incoming(request.into_inner());
+        let frames = FrameStream { sender, receiver };
+        let api = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = api.serve_flow(&identity, frames) => {}
+                _ = connection.wait_closed() => {}
+            }
+        });
+        Ok(Response::new(response))
+    }
+
+    async fn lookup(
+        &self,
+        request: Request<v1::LookupRequest>,
+    ) -> Result<Response<v1::LookupResponse>, Status> {
+        identified(&request)?;
+        let query = request.into_inner().query;
+        let answer = self.dns.forward(&query).await.map_err(|error| {
+            Status::from(Failure::new(
+                Reason::TimedOut,
+                format!("the cluster's DNS gives no answer: {error}"),
+                "check the pods of the cluster's DNS in namespace kube-system",
+            ))
+        })?;
+        let answer = answer.into();
+        Ok(Response::new(v1::LookupResponse { answer }))
+    }
+}
+
+impl SessionApi {
+    /// Who the caller is, proved by the key of a Session that exists.
+    async fn verify(
+        &self,
+        connection: &Connection,
+        request: v1::AuthenticateRequest,
+    ) -> Result<Identity, Failure> {
+        let session = self.find_session(&request.session, &request.uid).await?;
+        let key = decode_public_key(&session.public_key)
+            .ok_or_else(|| unauthenticated("the Session's public key is malformed"))?;
+        if !connection.verify(&session.uid, &key, &request.signature) {
+            return Err(unauthenticated(
+                "the signature is not that of the Session's key",
+            ));
+        }
+        Ok(Identity {
+            session: session.key.name,
+            uid: session.uid,
+            user: session.user,
+        })
+    }
+
+    /// The Session of that name and UID: from the watch, else from the API
+    /// server, since its creation may be ahead of the watch.
+    async fn find_session(&self, name: &str, uid: &str) -> Result<SessionView, Failure> {
+        if let Some(session) = self.hub.session(name).filter(|session| session.uid == uid) {
+            return Ok(session);
+        }
+        let session = timeout(GET_SESSION, self.sessions.get_opt(name))
+            .await
+            .map_err(|_| unreadable("it did not answer in time"))?
+            .map_err(|error| unreadable(&error.to_string()))?
+            .map(|session| SessionView::from(&session))
+            .filter(|session| session.uid == uid)
+            .ok_or_else(|| {
+                Failure::new(
+                    Reason::SessionRevoked,
+                    format!("session {name} does not exist"),
+                    "run `kvpn connect` to start another",
+                )
+            })?;
+        self.hub
+            .handle(Event::Sessions(Change::Applied(session.clone())));
+        Ok(session)
+    }
+
+    async fn serve_flow(&self, identity: &Identity, mut frames: FrameStream) {
+        match opening(&mut frames.receiver).await {
+            Ok(OpenTarget::Destination { protocol, address }) => {
+                self.dialer.serve(protocol, address, frames).await;
+            }
+            Ok(OpenTarget::Dial(id)) => {
+                if let Err(frames) = self.hub.answer(&identity.uid, &id, frames) {
+                    let failure =
+                        DialFailure::new(DialError::TunnelLost, "nobody waits for this dial");
+                    refuse(&frames.sender, failure).await;
+                }
+            }
+            Ok(OpenTarget::Claimed { .. }) => {
+                let failure = DialFailure::new(DialError::Prohibited, "only agents have claims");
+                refuse(&frames.sender, failure).await;
+            }
+            Err(failure) => refuse(&frames.sender, failure).await,
+        }
+    }
+}
+
+/// Says in the log that a session has left, once its dials are no longer read.
+struct Gone(String);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        info!(session = self.0, "session absent");
+    }
+}
+
+fn connection<T>(request: &Request<T>) -> Result<Arc<Connection>, Status> {
+    request
+        .extensions()
+        .get::<Arc<Connection>>()
+        .cloned()
+        .ok_or_else(|| Status::internal("the call came over no connection"))
+}
+
+fn identified<T>(request: &Request<T>) -> Result<(Arc<Connection>, Identity), Status> {
+    let connection = connection(request)?;
+    let identity = connection.identity()?;
+    Ok((connection, identity))
+}
+
+fn unreadable(why: &str) -> Failure {
+    Failure::new(
+        Reason::ApiServerUnreachable,
+        format!("the traffic manager cannot read the Session: {why}"),
+        "check the API server and the traffic manager's log",
+    )
+}
+
+/// A stream that ends with the connection's failure once that is closed.
+fn until_closed<T: Send + 'static>(
+    stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    connection: Arc<Connection>,
+) -> BoxStream<'static, Result<T, Status>> {
+    let closed = async move { Err(Status::from(connection.wait_closed().await)) };
+    stream::select(stream, stream::once(closed)).boxed()
+}

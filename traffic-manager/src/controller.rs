@@ -1,0 +1,10 @@
+//! Watches the API server, and does there what the state says.
+
+mod agent_container;
+mod execute;
+mod watch;
+mod writer;
+
+pub(crate) use agent_container::{AgentTemplate, ManagerAddresses};
+pub(crate) use execute::Executor;
+pub(crate) use watch::{Watches, spawn_watches};

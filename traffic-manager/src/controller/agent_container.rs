@@ -1,0 +1,150 @@
+//! The agent's ephemeral container.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, EphemeralContainer, SeccompProfile, SecurityContext,
+};
+use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, MANAGER_AGENT_PORT};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::{Value, json};
+
+/// Letters and digits that make no words, as Kubernetes uses them in names.
+const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// How long an agent without claims stays.
+const LINGER: &str = "10m";
+
+/// The addresses of the traffic manager's Service; its pod's where there is
+/// none.
+#[derive(Clone, Debug)]
+pub(crate) struct ManagerAddresses(pub(crate) Vec<IpAddr>);
+
+impl ManagerAddresses {
+    /// The one to call from a pod: of the pod's family, if there is one.
+    fn for_pod(&self, pod: Option<IpAddr>) -> Option<IpAddr> {
+        let same_family = pod.and_then(|pod| {
+            self.0
+                .iter()
+                .find(|address| address.is_ipv4() == pod.is_ipv4())
+        });
+        same_family.or(self.0.first()).copied()
+    }
+}
+
+/// What all agents have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentTemplate {
+    pub(crate) image: String,
+    pub(crate) pull_policy: String,
+    /// The certificate authority, DER in base64.
+    pub(crate) authority: String,
+    pub(crate) manager: ManagerAddresses,
+}
+
+impl AgentTemplate {
+    /// The agent's container for a pod with that first address.
+    fn container(&self, name: &str, pod: Option<IpAddr>) -> EphemeralContainer {
+        let manager = self.manager.for_pod(pod);
+        let manager = manager.map(|ip| SocketAddr::new(ip, MANAGER_AGENT_PORT).to_string());
+        let args = [
+            "--manager",
+            &manager.unwrap_or_default(),
+            "--ca",
+            &self.authority,
+            "--container",
+            name,
+            "--linger",
+            LINGER,
+        ];
+        EphemeralContainer {
+            name: name.to_owned(),
+            image: Some(self.image.clone()),
+            image_pull_policy: Some(self.pull_policy.clone()),
+            args: Some(args.map(str::to_owned).into()),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                capabilities: Some(Capabilities {
+                    add: Some(vec!["NET_ADMIN".to_owned()]),
+                    drop: Some(vec!["ALL".to_owned()]),
+                }),
+                privileged: Some(false),
+                read_only_root_filesystem: Some(true),
+                run_as_user: Some(0),
+                run_as_non_root: Some(false),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".to_owned(),
+                    localhost_profile: None,
+                }),
+                ..SecurityContext::default()
+            }),
+            termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+            ..EphemeralContainer::default()
+        }
+    }
+
+    /// The strategic merge patch that adds the agent to a pod, and to no other
+    /// pod of the same name.
+    pub(crate) fn patch(&self, name: &str, pod_uid: &str, pod: Option<IpAddr>) -> Value {
+        json!({
+            "metadata": { "uid": pod_uid },
+            "spec": { "ephemeralContainers": [self.container(name, pod)] },
+        })
+    }
+}
+
+/// A name for an agent's container that no other has. Fails when the system
+/// has no randomness.
+pub(crate) fn random_name() -> Result<String, ring::error::Unspecified> {
+    let mut random = [0; 5];
+    SystemRandom::new().fill(&mut random)?;
+    let letter = |octet: u8| char::from(ALPHABET[usize::from(octet) % ALPHABET.len()]);
+    let suffix: String = random.into_iter().map(letter).collect();
+    Ok(format!("{AGENT_CONTAINER_PREFIX}{suffix}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(manager: &[&str]) -> AgentTemplate {
+        AgentTemplate {
+            image: "registry.example/sidecar-agent:1".into(),
+            pull_policy: "IfNotPresent".into(),
+            authority: "QUJD".into(),
+            manager: ManagerAddresses(manager.iter().map(|ip| ip.parse().unwrap()).collect()),
+        }
+    }
+
+    #[test]
+    fn the_patch_adds_an_agent_that_may_change_its_network_and_nothing_else() {
+        let template = template(&["10.96.0.9", "fd00:96::9"]);
+        let pod = "10.1.0.7".parse().ok();
+        insta::assert_json_snapshot!(template.patch("kvpn-agent-bcdfg", "u-1", pod));
+    }
+
+    #[test]
+    fn an_agent_calls_over_the_family_of_its_pod() {
+        let manager = |addresses: &[&str], pod: &str| {
+            let patch = template(addresses).patch("n", "u", pod.parse().ok());
+            let argument = &patch["spec"]["ephemeralContainers"][0]["args"][1];
+            argument.as_str().unwrap().to_owned()
+        };
+        let both = ["10.96.0.9", "fd00:96::9"];
+        assert_eq!(manager(&both, "10.1.0.7"), "10.96.0.9:8444");
+        assert_eq!(manager(&both, "fd00::7"), "[fd00:96::9]:8444");
+        assert_eq!(manager(&both[..1], "fd00::7"), "10.96.0.9:8444");
+        assert_eq!(manager(&both, "none"), "10.96.0.9:8444");
+    }
+
+    #[test]
+    fn names_are_of_the_agreed_form() {
+        let name = random_name().unwrap();
+        let suffix = name.strip_prefix(AGENT_CONTAINER_PREFIX).unwrap();
+        assert_eq!(suffix.len(), 5);
+        assert!(
+            suffix.bytes().all(|letter| ALPHABET.contains(&letter)),
+            "{name}"
+        );
+    }
+}

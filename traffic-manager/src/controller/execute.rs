@@ -1,0 +1,345 @@
+//! Does at the API server what the state says.
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::{Selector, Status};
+use kube::{Api, Client, Resource};
+use kvpn_proto::crd::{Engagement, Session, WorkloadKind, WorkloadRef};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::agent_container::{AgentTemplate, random_name};
+use super::writer::StatusWriter;
+use crate::hub::Hub;
+use crate::state::{Effect, Event, Key, Resolution};
+
+/// How long the API server may take for one request.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// How often a request is sent that fails for reasons that may pass, and the
+/// first pause between.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Carries out effects.
+#[derive(Clone)]
+pub(crate) struct Executor {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) client: Client,
+    pub(crate) template: Arc<AgentTemplate>,
+    writer: StatusWriter,
+}
+
+/// Why a request did not succeed.
+enum Trouble {
+    /// The API server will not, whatever the number of tries.
+    Refused(String),
+    /// There is no such object.
+    Gone(String),
+    /// It may go better later.
+    Passing(String),
+}
+
+impl Executor {
+    pub(crate) fn new(hub: Arc<Hub>, client: Client, template: AgentTemplate) -> Self {
+        Self {
+            hub,
+            client,
+            template: Arc::new(template),
+            writer: StatusWriter::default(),
+        }
+    }
+
+    /// Carries out effects as they come, each on its own.
+    pub(crate) async fn run(self, mut effects: mpsc::UnboundedReceiver<Effect>) {
+        while let Some(effect) = effects.recv().await {
+            self.start(effect);
+        }
+    }
+
+    fn start(&self, effect: Effect) {
+        let this = self.clone();
+        match effect {
+            Effect::AddAgent { pod, uid, ip } => {
+                tokio::spawn(async move { this.add_agent(pod, uid, ip).await });
+            }
+            Effect::ResolveWorkload {
+                engagement,
+                uid,
+                workload,
+            } => {
+                tokio::spawn(async move {
+                    let resolution = this.resolve(&engagement.namespace, &workload).await;
+                    this.hub.handle(Event::WorkloadResolved {
+                        engagement,
+                        uid,
+                        resolution,
+                    });
+                });
+            }
+            Effect::WriteEngagement {
+                engagement,
+                uid,
+                status,
+            } => {
+                for condition in &status.conditions {
+                    info!(
+                        %engagement,
+                        condition = condition.type_,
+                        status = condition.status,
+                        reason = condition.reason,
+                        message = condition.message,
+                        "engagement"
+                    );
+                }
+                self.write::<Engagement>(engagement, uid, json!(status));
+            }
+            Effect::WriteSession {
+                session,
+                uid,
+                status,
+            } => self.write::<Session>(session, uid, json!(status)),
+            Effect::DeleteEngagement { engagement, uid } => {
+                info!(%engagement, "deleting the engagement: its session is gone");
+                tokio::spawn(async move { this.delete::<Engagement>(engagement, uid).await });
+            }
+            Effect::DeleteSession { session, uid } => {
+                info!(%session, "deleting the session: it was absent for too long");
+                tokio::spawn(async move { this.delete::<Session>(session, uid).await });
+            }
+            // The hub sees to these itself.
+            Effect::SendClaims { .. } | Effect::EndLink { .. } | Effect::RevokeSession { .. } => {}
+        }
+    }
+
+    async fn add_agent(&self, pod: Key, pod_uid: String, ip: Option<IpAddr>) {
+        let Ok(container) = random_name() else {
+            let message = "no randomness for the container's name".to_owned();
+            self.hub.handle(Event::AgentNotAdded { pod_uid, message });
+            return;
+        };
+        let patch = Patch::Strategic(self.template.patch(&container, &pod_uid, ip));
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let request = PatchParams::default();
+        let added = persist(|| pods.patch_ephemeral_containers(&pod.name, &request, &patch)).await;
+        self.hub.handle(match added {
+            Ok(_) => {
+                info!(%pod, container, "agent added");
+                Event::AgentAdded { pod_uid, container }
+            }
+            Err(Trouble::Refused(message)) => {
+                warn!(%pod, message, "agent refused");
+                Event::AgentRefused { pod_uid, message }
+            }
+            Err(Trouble::Gone(message) | Trouble::Passing(message)) => {
+                warn!(%pod, message, "agent not added");
+                Event::AgentNotAdded { pod_uid, message }
+            }
+        });
+    }
+
+    async fn resolve(&self, namespace: &str, workload: &WorkloadRef) -> Resolution {
+        let name = &workload.name;
+        match workload.kind {
+            WorkloadKind::Deployment => {
+                self.selector(namespace, name, |found: Deployment| {
+                    Some(found.spec?.selector)
+                })
+                .await
+            }
+            WorkloadKind::StatefulSet => {
+                self.selector(namespace, name, |found: StatefulSet| {
+                    Some(found.spec?.selector)
+                })
+                .await
+            }
+            WorkloadKind::DaemonSet => {
+                self.selector(namespace, name, |found: DaemonSet| {
+                    Some(found.spec?.selector)
+                })
+                .await
+            }
+            WorkloadKind::ReplicaSet => {
+                self.selector(namespace, name, |found: ReplicaSet| {
+                    Some(found.spec?.selector)
+                })
+                .await
+            }
+            WorkloadKind::Pod => Resolution::Unreadable("pods are known by their names".to_owned()),
+        }
+    }
+
+    async fn selector<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+        selector: impl FnOnce(K) -> Option<LabelSelector>,
+    ) -> Resolution
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        match persist(|| api.get(name)).await {
+            Ok(found) => match selector(found).map(Selector::try_from) {
+                Some(Ok(selector)) if !selector.selects_all() => Resolution::Selector(selector),
+                Some(Ok(_)) | None => Resolution::Unreadable("it selects no pods".to_owned()),
+                Some(Err(error)) => Resolution::Unreadable(error.to_string()),
+            },
+            Err(Trouble::Gone(_)) => Resolution::Missing,
+            Err(Trouble::Refused(words) | Trouble::Passing(words)) => Resolution::Unreadable(words),
+        }
+    }
+
+    fn write<K>(&self, object: Key, uid: String, status: Value)
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K: Send + Sync + 'static,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &object.namespace);
+        self.writer.write(api, object.name, uid, status);
+    }
+
+    async fn delete<K>(&self, object: Key, uid: String)
+    where
+        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &object.namespace);
+        let request = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match persist(|| api.delete(&object.name, &request)).await {
+            Ok(_) | Err(Trouble::Gone(_)) => {}
+            Err(Trouble::Refused(message) | Trouble::Passing(message)) => {
+                warn!(%object, message, "cannot be deleted");
+            }
+        }
+    }
+}
+
+/// Sends a request, and again while its trouble may pass.
+async fn persist<T, F>(request: impl FnMut() -> F) -> Result<T, Trouble>
+where
+    F: Future<Output = kube::Result<T>>,
+{
+    persist_from(PAUSE, request).await
+}
+
+/// As above, with that first pause.
+async fn persist_from<T, F>(
+    mut pause: Duration,
+    mut request: impl FnMut() -> F,
+) -> Result<T, Trouble>
+where
+    F: Future<Output = kube::Result<T>>,
+{
+    for _ in 1..TRIES {
+        match attempt(request()).await {
+            Err(Trouble::Passing(_)) => tokio::time::sleep(pause).await,
+            settled @ (Ok(_) | Err(Trouble::Refused(_) | Trouble::Gone(_))) => return settled,
+        }
+        pause *= 2;
+    }
+    attempt(request()).await
+}
+
+async fn attempt<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+    let answered = timeout(REQUEST, request)
+        .await
+        .map_err(|_| Trouble::Passing("the API server did not answer in time".to_owned()))?;
+    match answered {
+        Ok(answer) => Ok(answer),
+        Err(kube::Error::Api(status)) => Err(trouble(*status)),
+        Err(error) => Err(Trouble::Passing(error.to_string())),
+    }
+}
+
+/// What an answer other than success means.
+fn trouble(status: Status) -> Trouble {
+    match status.code {
+        404 => Trouble::Gone(status.message),
+        // Of a delete: another object has the name by now.
+        409 if status.message.contains("Precondition failed: UID") => Trouble::Gone(status.message),
+        408 | 409 | 429 => Trouble::Passing(status.message),
+        400..=499 => Trouble::Refused(status.message),
+        _ => Trouble::Passing(status.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, message: &str) -> Status {
+        serde_json::from_value(json!({ "code": code, "message": message })).unwrap()
+    }
+
+    #[test]
+    fn a_policy_that_refuses_is_told_from_troubles_that_pass() {
+        let words = "pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\"";
+        assert!(matches!(trouble(status(403, words)), Trouble::Refused(told) if told == words));
+        assert!(matches!(
+            trouble(status(422, "invalid")),
+            Trouble::Refused(_)
+        ));
+        for code in [409, 429, 500, 503] {
+            assert!(
+                matches!(trouble(status(code, "")), Trouble::Passing(_)),
+                "{code}"
+            );
+        }
+        assert!(matches!(trouble(status(404, "")), Trouble::Gone(_)));
+        let other = "Operation cannot be fulfilled: Precondition failed: UID in precondition: a, \
+                     UID in object meta: b";
+        assert!(matches!(trouble(status(409, other)), Trouble::Gone(_)));
+    }
+
+    #[tokio::test]
+    async fn only_troubles_that_pass_are_tried_again() {
+        let error = |code| kube::Error::Api(Box::new(status(code, "")));
+        let mut tries = 0;
+        let ended = persist_from(Duration::ZERO, || {
+            tries += 1;
+            let answer = if tries < 3 {
+                Err(error(503))
+            } else {
+                Ok(tries)
+            };
+            async { answer }
+        });
+        assert!(matches!(ended.await, Ok(3)));
+
+        let mut tries = 0;
+        let ended = persist_from(Duration::ZERO, || {
+            tries += 1;
+            async { Err::<(), _>(error(403)) }
+        });
+        assert!(matches!(ended.await, Err(Trouble::Refused(_))));
+        assert_eq!(tries, 1);
+
+        let mut tries = 0;
+        let ended = persist_from(Duration::ZERO, || {
+            tries += 1;
+            async { Err::<(), _>(error(503)) }
+        });
+        assert!(matches!(ended.await, Err(Trouble::Passing(_))));
+        assert_eq!(tries, TRIES);
+    }
+}

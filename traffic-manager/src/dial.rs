@@ -1,0 +1,173 @@
+//! Dials of sessions into the cluster.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use kvpn_proto::flow::{DialError, DialFailure, Frame, Protocol};
+use kvpn_tunnel::relay::{self, FrameStream};
+use tracing::debug;
+
+/// How long a TCP target may take to answer.
+const DIAL: Duration = Duration::from_secs(10);
+
+/// After which silence a UDP flow is over.
+const UDP_IDLE: Duration = Duration::from_secs(60);
+
+/// Where clouds serve their metadata over IPv6: Amazon's and Google's.
+const METADATA: [Ipv6Addr; 2] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+
+/// Dials for sessions.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    /// Addresses of the traffic manager's own pod.
+    own: Vec<IpAddr>,
+}
+
+impl Dialer {
+    pub(crate) fn new(own: Vec<IpAddr>) -> Self {
+        Self { own }
+    }
+
+    /// Carries a flow to an address until it ends.
+    pub(crate) async fn serve(&self, protocol: Protocol, address: SocketAddr, frames: FrameStream) {
+        let ended = match protocol {
+            Protocol::Tcp => self.serve_tcp(address, frames).await,
+            Protocol::Udp => self.serve_udp(address, frames).await,
+        };
+        if let Err(error) = ended {
+            debug!(%address, %error, "flow ended");
+        }
+    }
+
+    async fn serve_tcp(&self, address: SocketAddr, frames: FrameStream) -> anyhow::Result<()> {
+        let dialed = async {
+            self.check(address)?;
+            relay::dial_tcp(address, DIAL).await
+        };
+        let dialed = tokio::select! {
+            () = frames.sender.closed() => return Ok(()),
+            dialed = dialed => dialed,
+        };
+        match dialed {
+            Ok(socket) => {
+                frames.sender.send(Frame::Opened).await?;
+                relay::splice_tcp(socket, frames).await?;
+            }
+            Err(failure) => frames.sender.send(Frame::Failed(failure)).await?,
+        }
+        Ok(())
+    }
+
+    async fn serve_udp(&self, address: SocketAddr, frames: FrameStream) -> anyhow::Result<()> {
+        let dialed = match self.check(address) {
+            Ok(()) => relay::dial_udp(address).await,
+            Err(failure) => Err(failure),
+        };
+        match dialed {
+            Ok(socket) => {
+                frames.sender.send(Frame::Opened).await?;
+                relay::splice_udp(socket, frames, UDP_IDLE).await?;
+            }
+            Err(failure) => frames.sender.send(Frame::Failed(failure)).await?,
+        }
+        Ok(())
+    }
+
+    /// Refuses what is not the cluster's but this pod's or its node's.
+    fn check(&self, address: SocketAddr) -> Result<(), DialFailure> {
+        let ip = address.ip().to_canonical();
+        let what = if self.own.contains(&ip) {
+            Some("the traffic manager's own")
+        } else {
+            match ip {
+                IpAddr::V4(ip) => reserved_v4(ip),
+                IpAddr::V6(ip) => reserved_v6(ip),
+            }
+        };
+        match what {
+            Some(what) => Err(DialFailure::new(
+                DialError::Prohibited,
+                format!("{ip} is {what} address, which cannot be dialled through the cluster"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn reserved_v4(ip: Ipv4Addr) -> Option<&'static str> {
+    match ip {
+        _ if ip.octets()[0] == 0 => Some("an unspecified"),
+        _ if ip.is_loopback() => Some("a loopback"),
+        _ if ip.is_link_local() => Some("a link-local"),
+        _ if ip.is_multicast() => Some("a multicast"),
+        _ if ip.is_broadcast() => Some("a broadcast"),
+        _ => None,
+    }
+}
+
+fn reserved_v6(ip: Ipv6Addr) -> Option<&'static str> {
+    match ip {
+        _ if ip.is_unspecified() => Some("an unspecified"),
+        _ if ip.is_loopback() => Some("a loopback"),
+        _ if ip.is_unicast_link_local() => Some("a link-local"),
+        _ if ip.is_multicast() => Some("a multicast"),
+        _ if METADATA.contains(&ip) => Some("a cloud metadata"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(ip: &str) -> Result<(), DialError> {
+        let dialer = Dialer::new(vec![
+            "10.1.0.5".parse().unwrap(),
+            "fd00::5".parse().unwrap(),
+        ]);
+        let address = SocketAddr::new(ip.parse().unwrap(), 80);
+        dialer.check(address).map_err(|failure| failure.error)
+    }
+
+    #[test]
+    fn addresses_of_the_cluster_and_beyond_are_dialled() {
+        for ip in [
+            "10.1.0.6",
+            "192.0.2.7",
+            "fd00::6",
+            "2001:db8::1",
+            "::ffff:10.1.0.6",
+        ] {
+            assert_eq!(check(ip), Ok(()), "{ip}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_pod_its_node_and_the_cloud_are_prohibited() {
+        let prohibited = [
+            "0.0.0.0",
+            "127.0.0.1",
+            "127.8.0.1",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "10.1.0.5",
+            "::",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+            "fd00::5",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:10.1.0.5",
+        ];
+        for ip in prohibited {
+            assert_eq!(check(ip), Err(DialError::Prohibited), "{ip}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The state shared by the gRPC services and the controller, and the lines
+//! that lead from it to agents and sessions.
+
+mod connection;
+mod lines;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kvpn_proto::flow::{DialError, DialFailure};
+use kvpn_proto::{Failure, v1};
+use kvpn_tunnel::relay::FrameStream;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::{debug, info};
+
+pub(crate) use connection::{Connection, Identity, unauthenticated};
+use lines::Lines;
+
+use crate::state::{
+    AgentRejected, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Now, SessionView, StreamId,
+    World,
+};
+
+/// The state and its lines.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    inner: Mutex<Inner>,
+    /// Effects that need the API server.
+    effects: mpsc::UnboundedSender<Effect>,
+    /// Wakes the timer when the next deadline may have changed.
+    deadline_changed: Notify,
+    synced: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    world: World,
+    lines: Lines,
+}
+
+/// A dial that a session is asked to answer. Dropping it forgets the dial.
+#[derive(Debug)]
+pub(crate) struct PendingDial {
+    hub: Arc<Hub>,
+    id: String,
+    answer: oneshot::Receiver<FrameStream>,
+}
+
+impl Hub {
+    /// Also returns the effects that need the API server.
+    pub(crate) fn new(world: World) -> (Arc<Self>, mpsc::UnboundedReceiver<Effect>) {
+        let (effects, receiver) = mpsc::unbounded_channel();
+        let hub = Arc::new(Self {
+            inner: Mutex::new(Inner {
+                world,
+                lines: Lines::default(),
+            }),
+            effects,
+            deadline_changed: Notify::new(),
+            synced: watch::Sender::new(false),
+        });
+        (hub, receiver)
+    }
+
+    /// Takes an event in and does what follows from it.
+    pub(crate) fn handle(&self, event: Event) {
+        let is_synced = matches!(event, Event::Synced);
+        let mut inner = self.lock();
+        self.handle_locked(&mut inner, event);
+        drop(inner);
+        if is_synced {
+            self.synced.send_replace(true);
+        }
+    }
+
+    fn handle_locked(&self, inner: &mut Inner, event: Event) {
+        for effect in inner.world.handle(event, &Now::read()) {
+            match effect {
+                Effect::SendClaims { link, claims } => inner.lines.send_claims(link, claims),
+                Effect::EndLink { link } => inner.lines.end_link(link),
+                Effect::RevokeSession { uid } => {
+                    info!(%uid, "the session was deleted");
+                    inner.lines.revoke(&uid);
+                }
+                Effect::AddAgent { .. }
+                | Effect::ResolveWorkload { .. }
+                | Effect::WriteEngagement { .. }
+                | Effect::WriteSession { .. }
+                | Effect::DeleteEngagement { .. }
+                | Effect::DeleteSession { .. } => {
+                    // The receiver lives as long as the process.
+                    let _ = self.effects.send(effect);
+                }
+            }
+        }
+        self.deadline_changed.notify_one();
+    }
+
+    /// Sends ticks when they are due, for ever.
+    pub(crate) async fn keep_time(&self) {
+        loop {
+            let deadline = self.lock().world.deadline();
+            let due = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => self.handle(Event::Tick),
+                () = self.deadline_changed.notified() => {}
+            }
+        }
+    }
+
+    /// Waits until everything was listed once.
+    pub(crate) async fn wait_synced(&self, limit: Duration) -> bool {
+        let mut synced = self.synced.subscribe();
+        let waited = tokio::time::timeout(limit, synced.wait_for(|synced| *synced)).await;
+        matches!(waited, Ok(Ok(_)))
+    }
+
+    pub(crate) fn session(&self, name: &str) -> Option<SessionView> {
+        self.lock().world.session(name).cloned()
+    }
+
+    /// Remembers which session a connection is of, so that it ends with it.
+    pub(crate) fn register(&self, connection: &Arc<Connection>, session_uid: &str) {
+        self.lock().lines.register(connection, session_uid);
+    }
+
+    /// Makes a session present until the stream is closed. The dials for it
+    /// come out of the receiver.
+    pub(crate) fn open_dials(
+        self: &Arc<Self>,
+        uid: &str,
+    ) -> (mpsc::Receiver<v1::WatchDialsResponse>, OpenDials) {
+        let mut inner = self.lock();
+        let (stream, receiver) = inner.lines.open_dials();
+        let uid = uid.to_owned();
+        let event = Event::SessionOpened {
+            uid: uid.clone(),
+            stream,
+        };
+        self.handle_locked(&mut inner, event);
+        drop(inner);
+        let open = OpenDials {
+            hub: Arc::clone(self),
+            uid,
+            stream,
+        };
+        (receiver, open)
+    }
+
+    /// Takes an agent's call, when the state knows the agent.
+    pub(crate) fn open_link(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        container: &str,
+    ) -> Result<(watch::Receiver<Option<ClaimSet>>, OpenLink), AgentRejected> {
+        let mut inner = self.lock();
+        let (pod_uid, pod) = inner.world.identify_agent(ip, container)?;
+        let (link, receiver) = inner.lines.open_link();
+        let event = Event::AgentLinked {
+            pod_uid: pod_uid.clone(),
+            link,
+            container: container.to_owned(),
+        };
+        self.handle_locked(&mut inner, event);
+        drop(inner);
+        let open = OpenLink {
+            hub: Arc::clone(self),
+            pod,
+            pod_uid,
+            link,
+        };
+        Ok((receiver, open))
+    }
+
+    /// Where a connection goes that an agent has intercepted.
+    pub(crate) fn route(&self, ip: IpAddr, claim_id: &str) -> Option<ClaimRoute> {
+        self.lock().world.route(ip, claim_id)
+    }
+
+    /// Asks a session to handle a connection.
+    pub(crate) fn dial(
+        self: &Arc<Self>,
+        route: ClaimRoute,
+        source: std::net::SocketAddr,
+    ) -> Result<PendingDial, DialFailure> {
+        let lost = || DialFailure::new(DialError::TunnelLost, "the laptop is not connected");
+        let mut inner = self.lock();
+        let stream = inner
+            .world
+            .dial_stream(&route.session_uid)
+            .ok_or_else(lost)?;
+        let (id, answer) = inner.lines.dial(stream, route, source).ok_or_else(lost)?;
+        Ok(PendingDial {
+            hub: Arc::clone(self),
+            id,
+            answer,
+        })
+    }
+
+    /// Hands over a session's answer to a dial. Gives it back when there is no
+    /// such dial for that session.
+    pub(crate) fn answer(
+        &self,
+        session_uid: &str,
+        dial_id: &str,
+        frames: FrameStream,
+    ) -> Result<(), FrameStream> {
+        let pending = self.lock().lines.take_dial(session_uid, dial_id);
+        match pending {
+            Some(pending) => pending.send(frames),
+            None => Err(frames),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere must not take the other sessions down.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PendingDial {
+    /// Waits for the session's stream.
+    pub(crate) async fn answered(mut self, limit: Duration) -> Result<FrameStream, DialFailure> {
+        match tokio::time::timeout(limit, &mut self.answer).await {
+            Ok(Ok(frames)) => Ok(frames),
+            Ok(Err(_)) => Err(DialFailure::new(
+                DialError::TunnelLost,
+                "the laptop's connection has ended",
+            )),
+            Err(_) => Err(DialFailure::new(
+                DialError::TimedOut,
+                format!("the laptop did not answer within {} s", limit.as_secs()),
+            )),
+        }
+    }
+}
+
+impl Drop for PendingDial {
+    fn drop(&mut self) {
+        self.hub.lock().lines.forget_dial(&self.id);
+    }
+}
+
+/// A session's open `WatchDials`. Dropping it ends the session's presence.
+#[derive(Debug)]
+pub(crate) struct OpenDials {
+    hub: Arc<Hub>,
+    uid: String,
+    stream: StreamId,
+}
+
+impl Drop for OpenDials {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        inner.lines.close_dials(self.stream);
+        let event = Event::SessionClosed {
+            uid: self.uid.clone(),
+            stream: self.stream,
+        };
+        self.hub.handle_locked(&mut inner, event);
+    }
+}
+
+/// An agent's open `WatchClaims`. Dropping it makes the agent absent.
+#[derive(Debug)]
+pub(crate) struct OpenLink {
+    hub: Arc<Hub>,
+    pod: Key,
+    pod_uid: String,
+    link: LinkId,
+}
+
+impl OpenLink {
+    pub(crate) fn pod(&self) -> &Key {
+        &self.pod
+    }
+
+    pub(crate) fn applied(&self, generation: u64) {
+        debug!(pod = %self.pod, generation, "claims applied");
+        self.hub.handle(Event::AgentApplied {
+            pod_uid: self.pod_uid.clone(),
+            link: self.link,
+            generation,
+        });
+    }
+
+    pub(crate) fn apply_failed(&self, generation: u64, detail: String) {
+        self.hub.handle(Event::AgentApplyFailed {
+            pod_uid: self.pod_uid.clone(),
+            link: self.link,
+            generation,
+            detail,
+        });
+    }
+}
+
+impl Drop for OpenLink {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        inner.lines.end_link(self.link);
+        let event = Event::AgentUnlinked {
+            pod_uid: self.pod_uid.clone(),
+            link: self.link,
+        };
+        self.hub.handle_locked(&mut inner, event);
+    }
+}
+
+/// The failure of calls for a session that is gone.
+pub(crate) fn revoked() -> Failure {
+    Failure::new(
+        kvpn_proto::Reason::SessionRevoked,
+        "the session was ended from the cluster's side",
+        "run `kvpn connect` to start another",
+    )
+}

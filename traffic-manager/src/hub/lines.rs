@@ -1,0 +1,196 @@
+//! Open streams to agents and sessions, and the dials that wait for an answer.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+
+use kvpn_proto::v1;
+use kvpn_tunnel::relay::FrameStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Connection, revoked};
+use crate::state::{ClaimRoute, ClaimSet, LinkId, StreamId};
+
+/// Dials that may wait for a session to take them. More than that at once, and
+/// the app answers instead.
+const QUEUED_DIALS: usize = 1_024;
+
+/// Open streams to agents and sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    next: u64,
+    links: HashMap<LinkId, watch::Sender<Option<ClaimSet>>>,
+    dials: HashMap<StreamId, mpsc::Sender<v1::WatchDialsResponse>>,
+    pending: HashMap<String, Pending>,
+    /// By the UID of the session.
+    connections: HashMap<String, Vec<Weak<Connection>>>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    session_uid: String,
+    answer: oneshot::Sender<FrameStream>,
+}
+
+impl Lines {
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    pub(crate) fn open_link(&mut self) -> (LinkId, watch::Receiver<Option<ClaimSet>>) {
+        let id = LinkId(self.next());
+        let (sender, receiver) = watch::channel(None);
+        self.links.insert(id, sender);
+        (id, receiver)
+    }
+
+    pub(crate) fn end_link(&mut self, link: LinkId) {
+        self.links.remove(&link);
+    }
+
+    pub(crate) fn send_claims(&self, link: LinkId, claims: ClaimSet) {
+        if let Some(sender) = self.links.get(&link) {
+            sender.send_replace(Some(claims));
+        }
+    }
+
+    pub(crate) fn open_dials(&mut self) -> (StreamId, mpsc::Receiver<v1::WatchDialsResponse>) {
+        let id = StreamId(self.next());
+        let (sender, receiver) = mpsc::channel(QUEUED_DIALS);
+        self.dials.insert(id, sender);
+        (id, receiver)
+    }
+
+    pub(crate) fn close_dials(&mut self, stream: StreamId) {
+        self.dials.remove(&stream);
+    }
+
+    /// Asks for a dial. `None` when the session does not keep up.
+    pub(crate) fn dial(
+        &mut self,
+        stream: StreamId,
+        route: ClaimRoute,
+        source: SocketAddr,
+    ) -> Option<(String, oneshot::Receiver<FrameStream>)> {
+        let id = format!("dial-{}", self.next());
+        let message = v1::WatchDialsResponse {
+            dial_id: id.clone(),
+            engagement_namespace: route.engagement.namespace,
+            engagement_name: route.engagement.name,
+            container_port: route.container_port.into(),
+            protocol: v1::Protocol::from(route.protocol).into(),
+            source: Some(source.into()),
+            pod: route.pod.name,
+        };
+        self.dials.get(&stream)?.try_send(message).ok()?;
+        let (answer, receiver) = oneshot::channel();
+        let session_uid = route.session_uid;
+        self.pending.insert(
+            id.clone(),
+            Pending {
+                session_uid,
+                answer,
+            },
+        );
+        Some((id, receiver))
+    }
+
+    /// The one who waits for the answer to a dial that was addressed to that
+    /// session.
+    pub(crate) fn take_dial(
+        &mut self,
+        session_uid: &str,
+        dial_id: &str,
+    ) -> Option<oneshot::Sender<FrameStream>> {
+        let addressed = self
+            .pending
+            .get(dial_id)
+            .is_some_and(|pending| pending.session_uid == session_uid);
+        if !addressed {
+            return None;
+        }
+        self.pending.remove(dial_id).map(|pending| pending.answer)
+    }
+
+    pub(crate) fn forget_dial(&mut self, dial_id: &str) {
+        self.pending.remove(dial_id);
+    }
+
+    pub(crate) fn register(&mut self, connection: &Arc<Connection>, session_uid: &str) {
+        self.connections
+            .retain(|_, connections| connections.iter().any(|weak| weak.strong_count() > 0));
+        self.connections
+            .entry(session_uid.to_owned())
+            .or_default()
+            .push(Arc::downgrade(connection));
+    }
+
+    /// Ends the connections of a session and the dials that wait for it.
+    pub(crate) fn revoke(&mut self, session_uid: &str) {
+        self.pending
+            .retain(|_, pending| pending.session_uid != session_uid);
+        let connections = self.connections.remove(session_uid).unwrap_or_default();
+        for connection in connections.iter().filter_map(Weak::upgrade) {
+            connection.close(revoked());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Key;
+    use kvpn_proto::flow::Protocol;
+
+    fn route() -> ClaimRoute {
+        ClaimRoute {
+            session_uid: "alice".into(),
+            engagement: Key::new("shop", "web-a"),
+            container_port: 8080,
+            protocol: Protocol::Tcp,
+            pod: Key::new("shop", "web-1"),
+        }
+    }
+
+    fn source() -> SocketAddr {
+        "10.1.0.9:4000".parse().unwrap()
+    }
+
+    #[test]
+    fn a_dial_is_answered_once_and_only_by_the_session_it_was_addressed_to() {
+        let mut lines = Lines::default();
+        let (stream, mut dials) = lines.open_dials();
+        let (id, _answer) = lines.dial(stream, route(), source()).unwrap();
+        assert_eq!(dials.try_recv().unwrap().dial_id, id);
+        assert!(lines.take_dial("bob", &id).is_none());
+        assert!(lines.take_dial("alice", &id).is_some());
+        assert!(lines.take_dial("alice", &id).is_none());
+    }
+
+    #[test]
+    fn a_dial_to_a_stream_that_is_gone_is_not_made() {
+        let mut lines = Lines::default();
+        let (stream, _dials) = lines.open_dials();
+        lines.close_dials(stream);
+        assert!(lines.dial(stream, route(), source()).is_none());
+        assert!(lines.pending.is_empty());
+    }
+
+    #[test]
+    fn revoking_a_session_closes_its_connections_and_its_waiting_dials() {
+        let mut lines = Lines::default();
+        let (alice, bob) = (
+            Arc::new(Connection::for_test()),
+            Arc::new(Connection::for_test()),
+        );
+        lines.register(&alice, "alice");
+        lines.register(&bob, "bob");
+        let (stream, _dials) = lines.open_dials();
+        let (_, mut answer) = lines.dial(stream, route(), source()).unwrap();
+        lines.revoke("alice");
+        assert!(alice.closed().is_some());
+        assert!(bob.closed().is_none());
+        assert!(answer.try_recv().is_err());
+    }
+}

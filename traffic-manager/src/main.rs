@@ -1,0 +1,36 @@
+//! The traffic manager: the part of kvpn that runs in the cluster. It lets
+//! laptops in, dials for them, and brings agents into the pods that they
+//! engage.
+
+mod api;
+mod cluster;
+mod config;
+mod controller;
+mod dial;
+mod hub;
+mod listen;
+mod run;
+mod state;
+mod tls;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let config = config::Config::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Puts the parts together and runs them until a signal comes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Service;
+use kube::{Api, Client};
+use kvpn_proto::{names, version};
+use kvpn_tunnel::dns::{Forwarder, ResolvConf, parse_resolv_conf};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::api::{AgentApi, SessionApi};
+use crate::cluster::{Cluster, cluster_domain};
+use crate::config::Config;
+use crate::controller::{AgentTemplate, Executor, ManagerAddresses, Watches, spawn_watches};
+use crate::dial::Dialer;
+use crate::hub::Hub;
+use crate::listen::{bind, serve_agents, serve_sessions};
+use crate::state::{Key, Settings, World};
+use crate::tls::Authority;
+
+/// How long connections may take to end after a signal.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long the API server may take for one request.
+const REQUEST: Duration = Duration::from_secs(10);
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const DNS_PORT: u16 = 53;
+
+/// Runs the traffic manager until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let served = runtime.block_on(serve(config));
+    // Flows that are under way must not hold the process up.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let signalled = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(signalled);
+    let shutdown = CancellationToken::new();
+    let running = start(config, shutdown.clone());
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => return ended,
+        () = &mut signalled => info!("ending"),
+    }
+    shutdown.cancel();
+    match timeout(DRAIN, running).await {
+        Ok(ended) => ended,
+        // Tunnels do not end by themselves; the kernel closes them.
+        Err(_) => Ok(()),
+    }
+}
+
+async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    info!(
+        version = version::VERSION,
+        chart_version = config.chart_version,
+        namespace = config.namespace,
+        agent_image = config.agent_image,
+        "traffic manager starts"
+    );
+    // Another part of the process may have installed it; it is the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::try_default().await.context("find the API server")?;
+    let authority = Authority::load_or_create(client.clone(), &config.namespace).await?;
+    let manager = service_addresses(client.clone(), &config).await;
+    let resolv_conf = tokio::fs::read_to_string(RESOLV_CONF)
+        .await
+        .with_context(|| format!("read {RESOLV_CONF}"))?;
+    let resolv_conf = parse_resolv_conf(&resolv_conf);
+
+    let world = World::new(Settings {
+        grace: config.session_grace,
+        agent_image: config.agent_image.clone(),
+        manager: Key::new(&config.namespace, &config.pod_name),
+    });
+    let (hub, effects) = Hub::new(world);
+    let domain = cluster_domain(&resolv_conf.search, &config.namespace);
+    let cluster = Arc::new(Cluster::new(domain));
+    let executor = Executor::new(
+        Arc::clone(&hub),
+        client.clone(),
+        AgentTemplate {
+            image: config.agent_image.clone(),
+            pull_policy: config.agent_image_pull_policy.clone(),
+            authority: authority.certificate_base64(),
+            manager,
+        },
+    );
+    tokio::spawn(executor.run(effects));
+    let clock = Arc::clone(&hub);
+    tokio::spawn(async move { clock.keep_time().await });
+    spawn_watches(&Watches {
+        client: client.clone(),
+        namespace: config.namespace.clone(),
+        managed: config.managed_namespaces.0.clone(),
+        hub: Arc::clone(&hub),
+        cluster: Arc::clone(&cluster),
+    });
+
+    let sessions = SessionApi {
+        hub: Arc::clone(&hub),
+        sessions: Api::namespaced(client, &config.namespace),
+        chart_version: config.chart_version.clone(),
+        cluster: cluster.subscribe(),
+        dns: Arc::new(Forwarder::new(name_servers(&resolv_conf))),
+        dialer: Arc::new(Dialer::new(config.own_ips())),
+    };
+    let session_tls = TlsAcceptor::from(authority.server_config(&[])?);
+    let agent_tls = TlsAcceptor::from(authority.server_config(&[b"h2"])?);
+    let session_port = bind(names::MANAGER_SESSION_PORT).await?;
+    let agent_port = bind(names::MANAGER_AGENT_PORT).await?;
+    info!(
+        sessions = names::MANAGER_SESSION_PORT,
+        agents = names::MANAGER_AGENT_PORT,
+        "traffic manager listens"
+    );
+    tokio::try_join!(
+        serve_sessions(session_port, session_tls, sessions, shutdown.clone()),
+        serve_agents(agent_port, agent_tls, AgentApi { hub }, shutdown),
+    )?;
+    Ok(())
+}
+
+fn name_servers(resolv_conf: &ResolvConf) -> Vec<SocketAddr> {
+    let servers = resolv_conf.name_servers.iter();
+    servers.map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect()
+}
+
+/// The Service's addresses, which outlive this pod; its own when there is no
+/// such Service.
+async fn service_addresses(client: Client, config: &Config) -> ManagerAddresses {
+    let services: Api<Service> = Api::namespaced(client, &config.namespace);
+    let found = timeout(REQUEST, services.get(names::MANAGER_SERVICE)).await;
+    let addresses: Vec<IpAddr> = match found {
+        Ok(Ok(service)) => service
+            .spec
+            .and_then(|spec| spec.cluster_ips)
+            .into_iter()
+            .flatten()
+            .filter_map(|ip| ip.parse().ok())
+            .collect(),
+        Ok(Err(error)) => {
+            warn!(%error, "the Service cannot be read");
+            Vec::new()
+        }
+        Err(_) => {
+            warn!("the API server did not show the Service in time");
+            Vec::new()
+        }
+    };
+    if addresses.is_empty() {
+        warn!("agents get this pod's own address, and lose the traffic manager when it restarts");
+        return ManagerAddresses(config.own_ips());
+    }
+    ManagerAddresses(addresses)
+}

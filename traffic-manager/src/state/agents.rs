@@ -1,0 +1,357 @@
+//! The agent of one pod: how it comes, and which claims it has in force.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::pods::AgentState;
+use super::{Claim, ClaimSet, LinkId, PodView};
+
+/// How long an agent that was just added may take to come up.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long an agent that was there before may take to come back, before
+/// another is added.
+const RETURN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long after a failure the next try is.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// How often agents are added to a pod for the same engagements. Containers
+/// cannot be taken out of a pod again.
+const MAX_TRIES: u32 = 5;
+
+/// The agent of one pod.
+#[derive(Debug)]
+pub(crate) struct AgentSlot {
+    link: Option<Link>,
+    launch: Launch,
+    tries: u32,
+    /// Containers that came up but did not call.
+    given_up: BTreeSet<String>,
+    /// UIDs of the engagements that need an agent.
+    wanted_by: BTreeSet<String>,
+    set: ClaimSet,
+    /// Ids of the claims that the agent has put in force and that still hold.
+    in_force: BTreeSet<String>,
+    /// Why the agent could not put the present claims in force.
+    apply_failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Link {
+    id: LinkId,
+    container: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Launch {
+    Idle,
+    /// The API server is asked to add a container.
+    Adding,
+    /// A container is there and has not called yet.
+    Starting {
+        container: String,
+        since: Instant,
+        /// It was not added just now.
+        returning: bool,
+    },
+    Refused {
+        message: String,
+        at: Instant,
+    },
+    Failed {
+        message: String,
+        at: Instant,
+    },
+}
+
+/// How far an agent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AgentStatus {
+    Ready,
+    Progressing(String),
+    Refused(String),
+    Failed(String),
+}
+
+enum Step {
+    Wait,
+    Again,
+    Add,
+}
+
+impl Default for AgentSlot {
+    fn default() -> Self {
+        Self {
+            link: None,
+            launch: Launch::Idle,
+            tries: 0,
+            given_up: BTreeSet::new(),
+            wanted_by: BTreeSet::new(),
+            set: ClaimSet {
+                generation: 1,
+                claims: Vec::new(),
+            },
+            in_force: BTreeSet::new(),
+            apply_failure: None,
+        }
+    }
+}
+
+impl AgentSlot {
+    /// Puts other claims on the pod. Returns whether they differ.
+    pub(crate) fn set_claims(&mut self, mut claims: Vec<Claim>) -> bool {
+        claims.sort();
+        if claims == self.set.claims {
+            return false;
+        }
+        self.set = ClaimSet {
+            generation: self.set.generation + 1,
+            claims,
+        };
+        let ids: BTreeSet<&str> = self.set.claims.iter().map(|claim| &*claim.id).collect();
+        self.in_force.retain(|id| ids.contains(&**id));
+        self.apply_failure = None;
+        true
+    }
+
+    /// The claims on the pod.
+    pub(crate) fn claims(&self) -> &ClaimSet {
+        &self.set
+    }
+
+    /// Whether new connections of that claim go to the laptop.
+    pub(crate) fn is_in_force(&self, claim_id: &str) -> bool {
+        self.link.is_some() && self.in_force.contains(claim_id)
+    }
+
+    pub(crate) fn apply_failure(&self) -> Option<&str> {
+        self.apply_failure.as_deref()
+    }
+
+    pub(crate) fn link(&self) -> Option<LinkId> {
+        self.link.as_ref().map(|link| link.id)
+    }
+
+    /// Whether the agent of another container is connected.
+    pub(crate) fn is_linked_elsewhere(&self, container: &str) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.container != container)
+    }
+
+    /// Whether that container was added here, though no watch may have shown
+    /// it yet.
+    pub(crate) fn has_added(&self, name: &str) -> bool {
+        matches!(&self.launch, Launch::Starting { container, .. } if container == name)
+    }
+
+    /// The agent has called. Returns the link that it replaces.
+    pub(crate) fn handle_linked(&mut self, id: LinkId, container: String) -> Option<LinkId> {
+        self.given_up.remove(&container);
+        self.launch = Launch::Idle;
+        self.tries = 0;
+        self.in_force.clear();
+        self.apply_failure = None;
+        self.link
+            .replace(Link { id, container })
+            .map(|replaced| replaced.id)
+    }
+
+    /// The agent's call has ended. Returns whether it was the present one.
+    pub(crate) fn handle_unlinked(&mut self, id: LinkId, now: Instant) -> bool {
+        let Some(link) = self.link.take_if(|link| link.id == id) else {
+            return false;
+        };
+        self.in_force.clear();
+        self.launch = Launch::Starting {
+            container: link.container,
+            since: now,
+            returning: true,
+        };
+        true
+    }
+
+    /// The agent has put the claims of a generation in force.
+    pub(crate) fn handle_applied(&mut self, link: LinkId, generation: u64) {
+        if self.link() == Some(link) && self.set.generation == generation {
+            self.in_force = self
+                .set
+                .claims
+                .iter()
+                .map(|claim| claim.id.clone())
+                .collect();
+            self.apply_failure = None;
+        }
+    }
+
+    pub(crate) fn handle_apply_failed(&mut self, link: LinkId, generation: u64, detail: String) {
+        if self.link() == Some(link) && self.set.generation == generation {
+            self.in_force.clear();
+            self.apply_failure = Some(detail);
+        }
+    }
+
+    pub(crate) fn handle_added(&mut self, container: String, now: Instant) {
+        if self.launch == Launch::Adding {
+            self.launch = Launch::Starting {
+                container,
+                since: now,
+                returning: false,
+            };
+        }
+    }
+
+    pub(crate) fn handle_refused(&mut self, message: String, now: Instant) {
+        if self.launch == Launch::Adding {
+            self.launch = Launch::Refused { message, at: now };
+        }
+    }
+
+    pub(crate) fn handle_add_failed(&mut self, message: String, now: Instant) {
+        if self.launch == Launch::Adding {
+            self.launch = Launch::Failed { message, at: now };
+        }
+    }
+
+    /// Says which engagements need an agent. A new one is worth a new try.
+    pub(crate) fn want(&mut self, engagements: BTreeSet<String>) {
+        let is_new = !engagements.is_subset(&self.wanted_by);
+        self.wanted_by = engagements;
+        if is_new {
+            self.tries = 0;
+            if matches!(self.launch, Launch::Refused { .. } | Launch::Failed { .. }) {
+                self.launch = Launch::Idle;
+            }
+        }
+    }
+
+    /// Brings an agent nearer, while one is needed. Returns whether a
+    /// container must be added now; there is at most one try at a time.
+    pub(crate) fn advance(&mut self, pod: &PodView, image: &str, now: Instant) -> bool {
+        if self.link.is_some() || self.wanted_by.is_empty() {
+            return false;
+        }
+        loop {
+            match self.step(pod, image, now) {
+                Step::Wait => return false,
+                Step::Again => {}
+                Step::Add => {
+                    self.launch = Launch::Adding;
+                    self.tries += 1;
+                    return true;
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, pod: &PodView, image: &str, now: Instant) -> Step {
+        match &self.launch {
+            Launch::Adding => Step::Wait,
+            Launch::Idle => self.begin(pod, image, now),
+            Launch::Refused { at, .. } | Launch::Failed { at, .. } => {
+                if now < *at + RETRY || self.tries >= MAX_TRIES {
+                    return Step::Wait;
+                }
+                self.begin(pod, image, now)
+            }
+            Launch::Starting {
+                container,
+                since,
+                returning,
+            } => {
+                let limit = if *returning {
+                    RETURN_LIMIT
+                } else {
+                    START_LIMIT
+                };
+                let failure = match pod.agent(container).map(|agent| &agent.state) {
+                    Some(AgentState::Terminated(_)) if *returning => {
+                        self.launch = Launch::Idle;
+                        return Step::Again;
+                    }
+                    Some(AgentState::Terminated(words)) => format!("the agent ended: {words}"),
+                    Some(AgentState::Stuck(words)) => words.clone(),
+                    _ if now < *since + limit => return Step::Wait,
+                    Some(AgentState::Running | AgentState::Pending) | None => {
+                        self.given_up.insert(container.clone());
+                        if *returning {
+                            self.launch = Launch::Idle;
+                            return Step::Again;
+                        }
+                        let seconds = limit.as_secs();
+                        format!("the agent did not call the traffic manager within {seconds} s")
+                    }
+                };
+                self.launch = Launch::Failed {
+                    message: failure,
+                    at: now,
+                };
+                Step::Wait
+            }
+        }
+    }
+
+    /// Waits for a container that is already there, else asks for one.
+    fn begin(&mut self, pod: &PodView, image: &str, now: Instant) -> Step {
+        let there = pod.agents.iter().find(|agent| {
+            let alive = !matches!(agent.state, AgentState::Terminated(_));
+            alive && agent.image == image && !self.given_up.contains(&agent.name)
+        });
+        match there {
+            Some(agent) => {
+                self.launch = Launch::Starting {
+                    container: agent.name.clone(),
+                    since: now,
+                    returning: true,
+                };
+                Step::Again
+            }
+            None => Step::Add,
+        }
+    }
+
+    pub(crate) fn status(&self, pod: &str) -> AgentStatus {
+        if self.link.is_some() {
+            return AgentStatus::Ready;
+        }
+        match &self.launch {
+            Launch::Idle | Launch::Adding => {
+                AgentStatus::Progressing(format!("adding the agent to pod {pod}"))
+            }
+            Launch::Starting { .. } => {
+                AgentStatus::Progressing(format!("waiting for the agent in pod {pod}"))
+            }
+            Launch::Refused { message, .. } => {
+                AgentStatus::Refused(format!("pod {pod}: {message}"))
+            }
+            Launch::Failed { message, .. } => AgentStatus::Failed(format!("pod {pod}: {message}")),
+        }
+    }
+
+    /// When time alone changes something.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        if self.link.is_some() || self.wanted_by.is_empty() {
+            return None;
+        }
+        match &self.launch {
+            Launch::Idle | Launch::Adding => None,
+            Launch::Starting {
+                since, returning, ..
+            } => Some(
+                *since
+                    + if *returning {
+                        RETURN_LIMIT
+                    } else {
+                        START_LIMIT
+                    },
+            ),
+            Launch::Refused { at, .. } | Launch::Failed { at, .. } => {
+                (self.tries < MAX_TRIES).then(|| *at + RETRY)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

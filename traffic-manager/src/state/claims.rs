@@ -1,0 +1,64 @@
+//! Claims: which ports of a pod go to a laptop.
+
+use kvpn_proto::flow::Protocol;
+use kvpn_proto::v1;
+
+use super::Key;
+
+/// A port of a pod whose connections go to a laptop.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Claim {
+    pub(crate) id: String,
+    pub(crate) container_port: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) http_probed: bool,
+}
+
+impl Claim {
+    /// The id of an engagement's claim on a port. It holds the engagement's
+    /// UID, so that a namesake's claim is another one.
+    pub(crate) fn id_of(engagement_uid: &str, container_port: u16, protocol: Protocol) -> String {
+        let protocol = match protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        format!("{engagement_uid}/{container_port}/{protocol}")
+    }
+}
+
+impl From<Claim> for v1::Claim {
+    fn from(claim: Claim) -> Self {
+        Self {
+            id: claim.id,
+            container_port: claim.container_port.into(),
+            protocol: v1::Protocol::from(claim.protocol).into(),
+            http_probed: claim.http_probed,
+        }
+    }
+}
+
+/// All claims on a pod, as its agent gets them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClaimSet {
+    pub(crate) generation: u64,
+    pub(crate) claims: Vec<Claim>,
+}
+
+impl From<ClaimSet> for v1::WatchClaimsResponse {
+    fn from(set: ClaimSet) -> Self {
+        Self {
+            generation: set.generation,
+            claims: set.claims.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// Where a claimed connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClaimRoute {
+    pub(crate) session_uid: String,
+    pub(crate) engagement: Key,
+    pub(crate) container_port: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) pod: Key,
+}

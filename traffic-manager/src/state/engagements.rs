@@ -1,0 +1,356 @@
+//! Engagements: what they ask for, and which of them may have it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::core::{Selector, SelectorExt};
+use kvpn_proto::crd::{Engagement, EngagementSpec, EngagementStatus, WorkloadKind, condition};
+use kvpn_proto::flow::Protocol;
+
+use super::pods::Pods;
+use super::sessions::SessionRecord;
+use super::{Identified, Key, Now, PodView};
+
+/// How long a workload that selects no pod is taken for what it was.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is needed of an Engagement resource.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EngagementView {
+    pub(crate) key: Key,
+    pub(crate) uid: String,
+    pub(crate) created: Timestamp,
+    /// `metadata.generation`.
+    pub(crate) observed: Option<i64>,
+    pub(crate) terminating: bool,
+    pub(crate) spec: EngagementSpec,
+    pub(crate) status: Option<EngagementStatus>,
+}
+
+impl Identified for EngagementView {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn uid(&self) -> &str {
+        &self.uid
+    }
+}
+
+impl From<&Engagement> for EngagementView {
+    fn from(engagement: &Engagement) -> Self {
+        let metadata = &engagement.metadata;
+        Self {
+            key: Key::new(
+                metadata.namespace.clone().unwrap_or_default(),
+                metadata.name.clone().unwrap_or_default(),
+            ),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            created: metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or(Timestamp::MAX, |time| time.0),
+            observed: metadata.generation,
+            terminating: metadata.deletion_timestamp.is_some(),
+            spec: engagement.spec.clone(),
+            status: engagement.status.clone(),
+        }
+    }
+}
+
+/// What a workload turned out to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Resolution {
+    Selector(Selector),
+    Missing,
+    /// The API server's words on why it cannot be read.
+    Unreadable(String),
+}
+
+/// An Engagement and what is known of its workload.
+#[derive(Debug)]
+pub(crate) struct EngagementRecord {
+    pub(crate) view: EngagementView,
+    pub(crate) workload: Option<Resolution>,
+    /// When the workload is to be read again. `None` while it is being read.
+    resolve_at: Option<Instant>,
+    /// What the resource's status says.
+    pub(crate) written: EngagementStatus,
+    /// Since when its session does not exist.
+    orphan_since: Option<Instant>,
+    /// Set when the resource's deletion was asked for.
+    expired: bool,
+}
+
+impl Identified for EngagementRecord {
+    fn key(&self) -> &Key {
+        &self.view.key
+    }
+
+    fn uid(&self) -> &str {
+        &self.view.uid
+    }
+}
+
+impl EngagementRecord {
+    pub(crate) fn new(view: EngagementView, now: &Now) -> Self {
+        Self {
+            written: view.status.clone().unwrap_or_default(),
+            view,
+            workload: None,
+            resolve_at: Some(now.instant),
+            orphan_since: None,
+            expired: false,
+        }
+    }
+
+    /// Takes what the resource says now.
+    pub(crate) fn update(&mut self, view: EngagementView, now: &Now) {
+        if view.spec.workload != self.view.spec.workload {
+            self.workload = None;
+            self.resolve_at = Some(now.instant);
+        }
+        self.view = view;
+    }
+
+    /// Whether the workload should be read now. True once for each reading.
+    pub(crate) fn should_resolve(&mut self, pods: &Pods, now: &Now) -> bool {
+        let settled = match &self.workload {
+            Some(Resolution::Selector(_)) => self.select(pods).next().is_some(),
+            Some(Resolution::Missing | Resolution::Unreadable(_)) | None => false,
+        };
+        let by_name = self.view.spec.workload.kind == WorkloadKind::Pod;
+        let due = self.resolve_at.is_some_and(|at| now.instant >= at);
+        if by_name || settled || !due {
+            return false;
+        }
+        self.resolve_at = None;
+        true
+    }
+
+    pub(crate) fn handle_resolved(&mut self, resolution: Resolution, now: &Now) {
+        self.workload = Some(resolution);
+        self.resolve_at = Some(now.instant + RESOLVE_AGAIN);
+    }
+
+    /// The pods that the workload selects, running or not.
+    fn select<'a>(&'a self, pods: &'a Pods) -> impl Iterator<Item = &'a PodView> + 'a {
+        let workload = &self.view.spec.workload;
+        let by_name = workload.kind == WorkloadKind::Pod;
+        let named = by_name
+            .then(|| Key::new(&self.view.key.namespace, &workload.name))
+            .and_then(|key| pods.get(&key));
+        let selector = match &self.workload {
+            Some(Resolution::Selector(selector)) if !by_name => Some(selector),
+            Some(Resolution::Selector(_) | Resolution::Missing | Resolution::Unreadable(_))
+            | None => None,
+        };
+        let selected = selector.into_iter().flat_map(move |selector| {
+            pods.in_namespace(&self.view.key.namespace)
+                .filter(move |pod| selector.matches(&pod.labels))
+        });
+        named.into_iter().chain(selected)
+    }
+
+    /// Follows the existence of the session. Returns whether the engagement
+    /// has outlived it by the grace. True once.
+    pub(crate) fn expires(&mut self, session_exists: bool, grace: Duration, now: &Now) -> bool {
+        if session_exists {
+            self.orphan_since = None;
+            return false;
+        }
+        let since = *self.orphan_since.get_or_insert(now.instant);
+        now.instant >= since + grace && !std::mem::replace(&mut self.expired, true)
+    }
+
+    /// When time alone changes something.
+    pub(crate) fn deadline(&self, grace: Duration, pods: &Pods) -> Option<Instant> {
+        let orphan = self.orphan_since.filter(|_| !self.expired);
+        let unsettled =
+            self.view.spec.workload.kind != WorkloadKind::Pod && self.select(pods).next().is_none();
+        let resolve = self.resolve_at.filter(|_| unsettled);
+        orphan
+            .map(|since| since + grace)
+            .into_iter()
+            .chain(resolve)
+            .min()
+    }
+}
+
+/// Whether an engagement gets its claims.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It gets none, for a reason of [`condition`].
+    Unclaimed {
+        reason: &'static str,
+        message: String,
+        selected: u32,
+    },
+    /// It gets them on these pods while its session is present.
+    Admitted { pods: Vec<Key>, present: bool },
+}
+
+impl Standing {
+    fn unclaimed(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Unclaimed {
+            reason,
+            message: message.into(),
+            selected: 0,
+        }
+    }
+}
+
+/// Decides about all engagements of one namespace. `engagements` are in any
+/// order; of two that want one port the older one gets it, unless its session
+/// is absent.
+pub(crate) fn decide<'a>(
+    engagements: impl Iterator<Item = &'a EngagementRecord>,
+    sessions: &BTreeMap<Key, SessionRecord>,
+    sessions_namespace: &str,
+    pods: &Pods,
+    manager: &Key,
+) -> BTreeMap<Key, Standing> {
+    let mut engagements: Vec<_> = engagements.collect();
+    engagements.sort_by_key(|record| (record.view.created, &record.view.key));
+    let mut held: HashMap<(Key, u16, Protocol), &EngagementRecord> = HashMap::new();
+    let mut standings = BTreeMap::new();
+    for record in engagements {
+        let session = sessions.get(&Key::new(sessions_namespace, &record.view.spec.session));
+        let mut standing = admit(record, session, pods, manager);
+        if let Standing::Admitted {
+            pods,
+            present: true,
+        } = &standing
+        {
+            let wanted = wanted(record, pods);
+            let holder = wanted
+                .iter()
+                .find_map(|want| Some((want, *held.get(want)?)));
+            if let Some(((_, port, _), holder)) = holder {
+                standing = Standing::Unclaimed {
+                    reason: condition::CONFLICT,
+                    message: conflict(*port, holder),
+                    selected: count(pods),
+                };
+            } else {
+                held.extend(wanted.into_iter().map(|want| (want, record)));
+            }
+        }
+        standings.insert(record.view.key.clone(), standing);
+    }
+    standings
+}
+
+/// Decides about an engagement as if it were alone.
+fn admit(
+    record: &EngagementRecord,
+    session: Option<&SessionRecord>,
+    pods: &Pods,
+    manager: &Key,
+) -> Standing {
+    let spec = &record.view.spec;
+    let session = match session {
+        None => {
+            let message = format!("session {} does not exist", spec.session);
+            return Standing::unclaimed(condition::NO_SESSION, message);
+        }
+        Some(session) if session.view.user != spec.user => {
+            let message = format!("session {} is not {}'s", spec.session, spec.user);
+            return Standing::unclaimed(condition::NO_SESSION, message);
+        }
+        Some(session) => session,
+    };
+    if let Some(port) = spec
+        .ports
+        .iter()
+        .find(|port| port.protocol != Protocol::Tcp)
+    {
+        let message = format!(
+            "port {} is not TCP, which cannot be intercepted",
+            port.container_port
+        );
+        return Standing::unclaimed(condition::NOT_SUPPORTED, message);
+    }
+    match &record.workload {
+        _ if spec.workload.kind == WorkloadKind::Pod => {
+            if record.select(pods).next().is_none() {
+                return missing(record);
+            }
+        }
+        None => {
+            let message = format!("looking up {}", spec.workload);
+            return Standing::unclaimed(condition::PROGRESSING, message);
+        }
+        Some(Resolution::Missing) => return missing(record),
+        Some(Resolution::Unreadable(words)) => {
+            let message = format!("{} cannot be read: {words}", spec.workload);
+            return Standing::unclaimed(condition::NOT_SUPPORTED, message);
+        }
+        Some(Resolution::Selector(_)) => {}
+    }
+    let running: Vec<&PodView> = record.select(pods).filter(|pod| pod.is_running()).collect();
+    if running.is_empty() {
+        let message = format!("{} has no running pod", spec.workload);
+        return Standing::unclaimed(condition::NO_RUNNING_POD, message);
+    }
+    let keys: Vec<Key> = running.iter().map(|pod| pod.key.clone()).collect();
+    let unsupported = running.iter().find_map(|pod| {
+        if pod.host_network {
+            Some(format!(
+                "pod {} uses its node's network, where an agent would catch the traffic of others",
+                pod.key.name
+            ))
+        } else if pod.key == *manager {
+            Some("the traffic manager itself cannot be engaged".to_owned())
+        } else {
+            None
+        }
+    });
+    match unsupported {
+        Some(message) => Standing::Unclaimed {
+            reason: condition::NOT_SUPPORTED,
+            message,
+            selected: count(&keys),
+        },
+        None => Standing::Admitted {
+            pods: keys,
+            present: session.is_present(),
+        },
+    }
+}
+
+fn missing(record: &EngagementRecord) -> Standing {
+    let message = format!(
+        "{} does not exist in namespace {}",
+        record.view.spec.workload, record.view.key.namespace
+    );
+    Standing::unclaimed(condition::NO_SUCH_WORKLOAD, message)
+}
+
+fn wanted(record: &EngagementRecord, pods: &[Key]) -> Vec<(Key, u16, Protocol)> {
+    let ports = &record.view.spec.ports;
+    pods.iter()
+        .flat_map(|pod| {
+            ports
+                .iter()
+                .map(|port| (pod.clone(), port.container_port, port.protocol))
+        })
+        .collect()
+}
+
+fn conflict(port: u16, holder: &EngagementRecord) -> String {
+    let view = &holder.view;
+    format!(
+        "{} has had port {port} since {} (engagement {})",
+        view.spec.user, view.created, view.key
+    )
+}
+
+/// A number of pods, as a status has it.
+pub(crate) fn count(pods: &[Key]) -> u32 {
+    u32::try_from(pods.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! Who gets what of several engagements.
+
+use super::*;
+use crate::state::testing::{Clock, engagement, pod, selector, session};
+use crate::state::{Change, StreamId};
+
+struct Case {
+    clock: Clock,
+    engagements: Vec<EngagementRecord>,
+    sessions: BTreeMap<Key, SessionRecord>,
+    pods: Pods,
+}
+
+impl Case {
+    /// Two users with a session each, present, and two pods of `web`.
+    fn new() -> Self {
+        let clock = Clock::start();
+        let mut sessions = BTreeMap::new();
+        for (name, user) in [("alice-1", "alice"), ("bob-1", "bob")] {
+            let mut record = SessionRecord::new(session(name, user), &clock.at(0));
+            record.handle_opened(StreamId(1));
+            sessions.insert(record.view.key.clone(), record);
+        }
+        let mut pods = Pods::default();
+        for (name, ip) in [("web-1", "10.1.0.1"), ("web-2", "10.1.0.2")] {
+            pods.apply(Change::Applied(pod("shop", name, ip)));
+        }
+        Self {
+            clock,
+            engagements: Vec::new(),
+            sessions,
+            pods,
+        }
+    }
+
+    fn engage(&mut self, name: &str, user: &str, port: u16) -> &mut EngagementRecord {
+        let created = self.engagements.len() as i64;
+        let view = engagement(name, user, port, created);
+        let mut record = EngagementRecord::new(view, &self.clock.at(0));
+        record.handle_resolved(selector("app", "web"), &self.clock.at(0));
+        self.engagements.push(record);
+        self.engagements.last_mut().unwrap()
+    }
+
+    fn standing(&self, name: &str) -> Standing {
+        let manager = Key::new("kvpn", "traffic-manager-0");
+        let standings = decide(
+            self.engagements.iter(),
+            &self.sessions,
+            "kvpn",
+            &self.pods,
+            &manager,
+        );
+        standings[&Key::new("shop", name)].clone()
+    }
+
+    fn reason(&self, name: &str) -> (&'static str, String) {
+        match self.standing(name) {
+            Standing::Unclaimed {
+                reason, message, ..
+            } => (reason, message),
+            Standing::Admitted { .. } => ("", String::new()),
+        }
+    }
+}
+
+#[test]
+fn a_lone_engagement_gets_all_running_pods() {
+    let mut case = Case::new();
+    let mut pending = pod("shop", "web-3", "10.1.0.3");
+    pending.phase = crate::state::pods::Phase::Other;
+    let mut going = pod("shop", "web-4", "10.1.0.4");
+    going.terminating = true;
+    let mut other = pod("shop", "db-1", "10.1.0.5");
+    other.labels.insert("app".into(), "db".into());
+    for pod in [pending, going, other] {
+        case.pods.apply(Change::Applied(pod));
+    }
+    case.engage("web-a", "alice", 8080);
+    assert_eq!(
+        case.standing("web-a"),
+        Standing::Admitted {
+            pods: vec![Key::new("shop", "web-1"), Key::new("shop", "web-2")],
+            present: true,
+        }
+    );
+}
+
+#[test]
+fn the_younger_of_two_on_one_port_conflicts_and_hears_who_has_it() {
+    let mut case = Case::new();
+    case.engage("z-older", "alice", 8080);
+    case.engage("a-younger", "bob", 8080);
+    assert_eq!(case.reason("z-older").0, "");
+    let (reason, message) = case.reason("a-younger");
+    assert_eq!(reason, condition::CONFLICT);
+    assert_eq!(
+        message,
+        "alice has had port 8080 since 2026-01-01T00:00:00Z (engagement shop/z-older)"
+    );
+}
+
+#[test]
+fn two_ports_of_one_workload_do_not_conflict() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080);
+    case.engage("web-b", "bob", 9090);
+    assert_eq!(case.reason("web-b").0, "");
+}
+
+#[test]
+fn an_engagement_whose_session_is_absent_blocks_nobody() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080);
+    case.engage("web-b", "bob", 8080);
+    let alice = case.sessions.get_mut(&Key::new("kvpn", "alice-1")).unwrap();
+    alice.handle_closed(StreamId(1), &case.clock.at(1));
+    assert_eq!(case.reason("web-b").0, "");
+    assert!(matches!(
+        case.standing("web-a"),
+        Standing::Admitted { present: false, .. }
+    ));
+}
+
+#[test]
+fn an_engagement_in_conflict_blocks_no_third() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080);
+    let both = case.engage("web-b", "bob", 8080);
+    let mut second = both.view.spec.ports[0].clone();
+    second.container_port = 9090;
+    both.view.spec.ports.push(second);
+    case.engage("web-c", "alice", 9090);
+    assert_eq!(case.reason("web-b").0, condition::CONFLICT);
+    assert_eq!(case.reason("web-c").0, "");
+}
+
+#[test]
+fn another_users_session_is_no_session() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080).view.spec.session = "bob-1".into();
+    assert_eq!(case.reason("web-a").0, condition::NO_SESSION);
+    case.engage("web-b", "bob", 8080).view.spec.session = "bob-2".into();
+    assert_eq!(case.reason("web-b").0, condition::NO_SESSION);
+}
+
+#[test]
+fn host_network_pods_are_not_supported() {
+    let mut case = Case::new();
+    let mut proxy = pod("shop", "web-3", "192.0.2.1");
+    proxy.host_network = true;
+    case.pods.apply(Change::Applied(proxy));
+    case.engage("web-a", "alice", 8080);
+    let (reason, message) = case.reason("web-a");
+    assert_eq!(reason, condition::NOT_SUPPORTED);
+    assert!(
+        message.contains("pod web-3 uses its node's network"),
+        "{message}"
+    );
+}
+
+#[test]
+fn workloads_that_are_missing_unknown_or_empty_are_told_apart() {
+    let mut case = Case::new();
+    let at = case.clock.at(0);
+    case.engage("a", "alice", 1).workload = None;
+    case.engage("b", "alice", 2)
+        .handle_resolved(Resolution::Missing, &at);
+    case.engage("c", "alice", 3)
+        .handle_resolved(selector("app", "none"), &at);
+    let unreadable = Resolution::Unreadable("forbidden".into());
+    case.engage("d", "alice", 4)
+        .handle_resolved(unreadable, &at);
+    let pod = case.engage("e", "alice", 5);
+    pod.view.spec.workload.kind = WorkloadKind::Pod;
+    let reasons = ["a", "b", "c", "d", "e"].map(|name| case.reason(name).0);
+    assert_eq!(
+        reasons,
+        [
+            condition::PROGRESSING,
+            condition::NO_SUCH_WORKLOAD,
+            condition::NO_RUNNING_POD,
+            condition::NOT_SUPPORTED,
+            condition::NO_SUCH_WORKLOAD,
+        ]
+    );
+}
+
+#[test]
+fn a_pod_is_engaged_by_its_name() {
+    let mut case = Case::new();
+    let record = case.engage("web-a", "alice", 8080);
+    record.view.spec.workload.kind = WorkloadKind::Pod;
+    record.view.spec.workload.name = "web-2".into();
+    assert_eq!(
+        case.standing("web-a"),
+        Standing::Admitted {
+            pods: vec![Key::new("shop", "web-2")],
+            present: true,
+        }
+    );
+}
+
+#[test]
+fn a_workload_is_read_once_and_again_only_while_it_selects_nothing() {
+    let clock = Clock::start();
+    let mut pods = Pods::default();
+    let mut record = EngagementRecord::new(engagement("e", "alice", 1, 0), &clock.at(0));
+    assert!(record.should_resolve(&pods, &clock.at(0)));
+    assert!(!record.should_resolve(&pods, &clock.at(0)), "under way");
+    record.handle_resolved(selector("app", "web"), &clock.at(1));
+    assert!(!record.should_resolve(&pods, &clock.at(2)));
+    assert!(record.should_resolve(&pods, &clock.at(6)));
+    record.handle_resolved(selector("app", "web"), &clock.at(6));
+    pods.apply(Change::Applied(pod("shop", "web-1", "10.1.0.1")));
+    assert!(!record.should_resolve(&pods, &clock.at(60)));
+    assert_eq!(record.deadline(Duration::ZERO, &pods), None);
+}
+
+#[test]
+fn an_orphan_expires_after_the_grace() {
+    let clock = Clock::start();
+    let grace = Duration::from_secs(30);
+    let mut record = EngagementRecord::new(engagement("e", "alice", 1, 0), &clock.at(0));
+    assert!(!record.expires(true, grace, &clock.at(50)));
+    assert!(!record.expires(false, grace, &clock.at(60)));
+    assert!(!record.expires(false, grace, &clock.at(89)));
+    assert!(record.expires(false, grace, &clock.at(90)));
+    assert!(
+        !record.expires(false, grace, &clock.at(91)),
+        "asked for once"
+    );
+}

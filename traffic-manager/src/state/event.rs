@@ -1,0 +1,128 @@
+//! What comes into the state, and what comes out.
+
+use std::net::IpAddr;
+
+use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
+
+use super::{
+    Change, ClaimSet, EngagementView, Key, LinkId, PodView, Resolution, SessionView, StreamId,
+};
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Sessions(Change<SessionView>),
+    Engagements(Change<EngagementView>),
+    Pods(Change<PodView>),
+    /// All of the above have been listed once.
+    Synced,
+    /// A session has opened `WatchDials`.
+    SessionOpened {
+        uid: String,
+        stream: StreamId,
+    },
+    SessionClosed {
+        uid: String,
+        stream: StreamId,
+    },
+    WorkloadResolved {
+        engagement: Key,
+        uid: String,
+        resolution: Resolution,
+    },
+    /// The API server has added an agent's container.
+    AgentAdded {
+        pod_uid: String,
+        container: String,
+    },
+    /// The API server does not admit an agent; its own words.
+    AgentRefused {
+        pod_uid: String,
+        message: String,
+    },
+    /// The container could not be added, for another reason.
+    AgentNotAdded {
+        pod_uid: String,
+        message: String,
+    },
+    /// An agent has opened `WatchClaims`.
+    AgentLinked {
+        pod_uid: String,
+        link: LinkId,
+        container: String,
+    },
+    AgentUnlinked {
+        pod_uid: String,
+        link: LinkId,
+    },
+    AgentApplied {
+        pod_uid: String,
+        link: LinkId,
+        generation: u64,
+    },
+    AgentApplyFailed {
+        pod_uid: String,
+        link: LinkId,
+        generation: u64,
+        detail: String,
+    },
+    /// A deadline has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Effect {
+    SendClaims {
+        link: LinkId,
+        claims: ClaimSet,
+    },
+    /// End an agent's `WatchClaims`.
+    EndLink {
+        link: LinkId,
+    },
+    AddAgent {
+        pod: Key,
+        uid: String,
+        /// The pod's first address.
+        ip: Option<IpAddr>,
+    },
+    ResolveWorkload {
+        engagement: Key,
+        uid: String,
+        workload: WorkloadRef,
+    },
+    WriteEngagement {
+        engagement: Key,
+        uid: String,
+        status: EngagementStatus,
+    },
+    WriteSession {
+        session: Key,
+        uid: String,
+        status: SessionStatus,
+    },
+    DeleteEngagement {
+        engagement: Key,
+        uid: String,
+    },
+    DeleteSession {
+        session: Key,
+        uid: String,
+    },
+    /// End the connections of a session that does not exist any more.
+    RevokeSession {
+        uid: String,
+    },
+}
+
+/// Why an agent's call is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AgentRejected {
+    #[error("no pod has the address {0}")]
+    NoPod(IpAddr),
+    #[error("pod {0} has no agent container {1} of the traffic manager's image")]
+    NoContainer(Key, String),
+    #[error("another agent serves pod {0}")]
+    Taken(Key),
+}

@@ -1,0 +1,388 @@
+//! Pods, cut down to what engaging them needs.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
+
+use super::{Change, Identified, Key};
+
+/// What engaging a pod needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodView {
+    pub(crate) key: Key,
+    pub(crate) uid: String,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) phase: Phase,
+    pub(crate) terminating: bool,
+    pub(crate) host_network: bool,
+    /// Ports that the kubelet probes over HTTP.
+    pub(crate) http_probed: BTreeSet<u16>,
+    /// Ephemeral containers that are named like agents.
+    pub(crate) agents: Vec<AgentContainer>,
+}
+
+/// The phases of a pod, as far as they matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    /// Succeeded or failed: its addresses may be another pod's by now.
+    Ended,
+    /// Pending or unknown.
+    Other,
+}
+
+/// An ephemeral container that is named like an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AgentContainer {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) state: AgentState,
+}
+
+/// What the kubelet says of an agent's container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AgentState {
+    Pending,
+    /// It cannot start; the kubelet goes on trying.
+    Stuck(String),
+    Running,
+    Terminated(String),
+}
+
+impl Identified for PodView {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn uid(&self) -> &str {
+        &self.uid
+    }
+}
+
+impl PodView {
+    /// Whether new connections may reach the pod.
+    pub(crate) fn is_running(&self) -> bool {
+        self.phase == Phase::Running && !self.terminating
+    }
+
+    /// The addresses that are the pod's alone: pods of the host's network share
+    /// its address, and those that ended have given theirs back.
+    pub(crate) fn own_ips(&self) -> &[IpAddr] {
+        if self.host_network || self.phase == Phase::Ended {
+            &[]
+        } else {
+            &self.ips
+        }
+    }
+
+    /// The agent's container of that name.
+    pub(crate) fn agent(&self, name: &str) -> Option<&AgentContainer> {
+        self.agents.iter().find(|agent| agent.name == name)
+    }
+}
+
+impl From<&Pod> for PodView {
+    fn from(pod: &Pod) -> Self {
+        let metadata = &pod.metadata;
+        let spec = pod.spec.as_ref();
+        let status = pod.status.as_ref();
+        let phase = match status.and_then(|status| status.phase.as_deref()) {
+            Some("Running") => Phase::Running,
+            Some("Succeeded" | "Failed") => Phase::Ended,
+            Some(_) | None => Phase::Other,
+        };
+        let first = status.and_then(|status| status.pod_ip.as_ref());
+        let all = status.and_then(|status| status.pod_ips.as_ref());
+        let mut ips: Vec<IpAddr> = first
+            .into_iter()
+            .chain(all.into_iter().flatten().map(|ip| &ip.ip))
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
+        ips.dedup();
+        Self {
+            key: Key::new(
+                metadata.namespace.clone().unwrap_or_default(),
+                metadata.name.clone().unwrap_or_default(),
+            ),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            ips,
+            labels: metadata.labels.clone().unwrap_or_default(),
+            phase,
+            terminating: metadata.deletion_timestamp.is_some(),
+            host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+            http_probed: http_probed(pod),
+            agents: agents(pod),
+        }
+    }
+}
+
+fn agents(pod: &Pod) -> Vec<AgentContainer> {
+    let containers = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ephemeral_containers.as_ref());
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.ephemeral_container_statuses.as_deref())
+        .unwrap_or_default();
+    containers
+        .into_iter()
+        .flatten()
+        .filter(|container| container.name.starts_with(AGENT_CONTAINER_PREFIX))
+        .map(|container| AgentContainer {
+            name: container.name.clone(),
+            image: container.image.clone().unwrap_or_default(),
+            state: statuses
+                .iter()
+                .find(|status| status.name == container.name)
+                .map_or(AgentState::Pending, agent_state),
+        })
+        .collect()
+}
+
+fn agent_state(status: &ContainerStatus) -> AgentState {
+    let Some(state) = &status.state else {
+        return AgentState::Pending;
+    };
+    let ContainerState {
+        running,
+        terminated,
+        waiting,
+    } = state;
+    if let Some(terminated) = terminated {
+        let reason = terminated.reason.as_deref().unwrap_or("Terminated");
+        let code = terminated.exit_code;
+        let mut text = format!("{reason}, exit code {code}");
+        if let Some(message) = terminated.message.as_deref().map(str::trim) {
+            text = format!("{text}: {message}");
+        }
+        return AgentState::Terminated(text);
+    }
+    if running.is_some() {
+        return AgentState::Running;
+    }
+    match waiting
+        .as_ref()
+        .and_then(|waiting| waiting.reason.as_deref())
+    {
+        None | Some("ContainerCreating" | "PodInitializing") => AgentState::Pending,
+        Some(reason) => {
+            let message = waiting
+                .as_ref()
+                .and_then(|waiting| waiting.message.as_deref());
+            AgentState::Stuck(match message {
+                Some(message) => format!("{reason}: {message}"),
+                None => reason.to_owned(),
+            })
+        }
+    }
+}
+
+fn http_probed(pod: &Pod) -> BTreeSet<u16> {
+    let Some(spec) = &pod.spec else {
+        return BTreeSet::new();
+    };
+    let native_sidecars = spec.init_containers.iter().flatten();
+    spec.containers
+        .iter()
+        .chain(native_sidecars)
+        .flat_map(|container| {
+            let probes = [
+                &container.liveness_probe,
+                &container.readiness_probe,
+                &container.startup_probe,
+            ];
+            let probes = probes.into_iter().flatten();
+            probes.filter_map(|probe| probed_port(container, probe))
+        })
+        .collect()
+}
+
+fn probed_port(container: &Container, probe: &Probe) -> Option<u16> {
+    let number = match &probe.http_get.as_ref()?.port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => container
+            .ports
+            .iter()
+            .flatten()
+            .find(|port| port.name.as_deref() == Some(name))
+            .map(|port| port.container_port)
+            .or_else(|| name.parse().ok())?,
+    };
+    number.try_into().ok()
+}
+
+/// All pods, by name and by address.
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    by_key: BTreeMap<Key, PodView>,
+    by_ip: HashMap<IpAddr, Key>,
+}
+
+impl Pods {
+    /// Follows a watch. Returns the namespaces that changed and the UIDs of
+    /// the pods that are gone.
+    pub(crate) fn apply(&mut self, change: Change<PodView>) -> (BTreeSet<String>, Vec<String>) {
+        let (gone, present) = change.resolve(&self.by_key);
+        let mut namespaces = BTreeSet::new();
+        let mut uids = Vec::new();
+        for key in gone {
+            if let Some(pod) = self.by_key.remove(&key) {
+                self.forget_ips(&pod);
+                uids.push(pod.uid);
+                namespaces.insert(key.namespace);
+            }
+        }
+        for pod in present {
+            if self.by_key.get(&pod.key) == Some(&pod) {
+                continue;
+            }
+            if let Some(old) = self.by_key.remove(&pod.key) {
+                self.forget_ips(&old);
+            }
+            let ips = pod.own_ips().iter().map(|ip| (*ip, pod.key.clone()));
+            self.by_ip.extend(ips);
+            namespaces.insert(pod.key.namespace.clone());
+            self.by_key.insert(pod.key.clone(), pod);
+        }
+        (namespaces, uids)
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<&PodView> {
+        self.by_key.get(key)
+    }
+
+    pub(crate) fn by_ip(&self, ip: IpAddr) -> Option<&PodView> {
+        self.by_ip.get(&ip).and_then(|key| self.by_key.get(key))
+    }
+
+    /// The pods of a namespace, in the order of their names.
+    pub(crate) fn in_namespace<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a PodView> + 'a {
+        self.by_key
+            .range(Key::new(namespace, "")..)
+            .take_while(move |(key, _)| key.namespace == namespace)
+            .map(|(_, pod)| pod)
+    }
+
+    fn forget_ips(&mut self, pod: &PodView) {
+        for ip in &pod.ips {
+            if self.by_ip.get(ip) == Some(&pod.key) {
+                self.by_ip.remove(ip);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::pod;
+
+    fn read(yaml: &str) -> PodView {
+        let pod: Pod = serde_yaml::from_str(yaml).unwrap();
+        PodView::from(&pod)
+    }
+
+    #[test]
+    fn http_probes_are_found_by_number_and_by_name() {
+        let view = read(
+            "
+            metadata: {name: web, namespace: shop, uid: u}
+            spec:
+              initContainers:
+              - name: proxy
+                startupProbe: {httpGet: {port: 15021}}
+              containers:
+              - name: web
+                ports: [{name: http, containerPort: 8080}]
+                readinessProbe: {httpGet: {port: http}}
+                livenessProbe: {tcpSocket: {port: 9000}}
+            ",
+        );
+        assert_eq!(view.http_probed, BTreeSet::from([8080, 15021]));
+    }
+
+    #[test]
+    fn agent_containers_are_told_from_others_and_their_state_is_read() {
+        let view = read(
+            "
+            metadata: {name: web, namespace: shop, uid: u}
+            spec:
+              containers: []
+              ephemeralContainers:
+              - {name: debugger, image: busybox}
+              - {name: kvpn-agent-aaaaa, image: agent}
+              - {name: kvpn-agent-bbbbb, image: agent}
+              - {name: kvpn-agent-ccccc, image: agent}
+            status:
+              phase: Running
+              podIP: 10.1.0.7
+              podIPs: [{ip: 10.1.0.7}, {ip: 'fd00::7'}]
+              ephemeralContainerStatuses:
+              - name: kvpn-agent-aaaaa
+                image: ''
+                imageID: ''
+                ready: false
+                restartCount: 0
+                state: {waiting: {reason: ErrImagePull, message: not found}}
+              - name: kvpn-agent-bbbbb
+                image: ''
+                imageID: ''
+                ready: false
+                restartCount: 0
+                state: {terminated: {exitCode: 1, reason: Error}}
+            ",
+        );
+        let agents: Vec<_> = view.agents.iter().map(|a| (&*a.name, &a.state)).collect();
+        assert_eq!(
+            agents,
+            [
+                (
+                    "kvpn-agent-aaaaa",
+                    &AgentState::Stuck("ErrImagePull: not found".into())
+                ),
+                (
+                    "kvpn-agent-bbbbb",
+                    &AgentState::Terminated("Error, exit code 1".into())
+                ),
+                ("kvpn-agent-ccccc", &AgentState::Pending),
+            ]
+        );
+        let ips: Vec<IpAddr> = vec!["10.1.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
+        assert_eq!(view.ips, ips);
+        assert!(view.is_running());
+    }
+
+    #[test]
+    fn an_address_belongs_to_the_pod_that_has_it_now() {
+        let mut pods = Pods::default();
+        let ip: IpAddr = "10.1.0.7".parse().unwrap();
+        let mut old = pod("shop", "job", "10.1.0.7");
+        pods.apply(Change::Applied(old.clone()));
+        old.phase = Phase::Ended;
+        pods.apply(Change::Applied(old.clone()));
+        assert_eq!(pods.by_ip(ip), None);
+
+        let new = pod("shop", "web", "10.1.0.7");
+        pods.apply(Change::Applied(new.clone()));
+        pods.apply(Change::Deleted(old));
+        assert_eq!(pods.by_ip(ip), Some(&new));
+    }
+
+    #[test]
+    fn pods_of_the_host_network_have_no_address_of_their_own() {
+        let mut pods = Pods::default();
+        let mut proxy = pod("kube-system", "kube-proxy", "192.0.2.1");
+        proxy.host_network = true;
+        pods.apply(Change::Applied(proxy));
+        assert_eq!(pods.by_ip("192.0.2.1".parse().unwrap()), None);
+    }
+}

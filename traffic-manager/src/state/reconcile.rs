@@ -1,0 +1,160 @@
+//! Brings one namespace to what its engagements ask for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::engagements::{EngagementRecord, Standing, decide};
+use super::status::engagement_status;
+use super::{Claim, Effect, Key, Now, PodView, World};
+
+/// What engagements want of a pod.
+#[derive(Default)]
+struct Demand {
+    claims: Vec<Claim>,
+    wanted_by: BTreeSet<String>,
+}
+
+impl World {
+    /// Works out claims, agents and conditions of a namespace, and what is to
+    /// be done where they differ from what is.
+    pub(super) fn reconcile(&mut self, namespace: &str, now: &Now, effects: &mut Vec<Effect>) {
+        self.keep_engagements(namespace, now, effects);
+        let standings = decide(
+            self.in_namespace(namespace),
+            &self.sessions,
+            &self.settings.manager.namespace,
+            &self.pods,
+            &self.settings.manager,
+        );
+        let demands = self.demands(&standings);
+        self.serve(namespace, demands, now, effects);
+        self.write(standings, now, effects);
+    }
+
+    fn in_namespace<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a EngagementRecord> {
+        self.engagements
+            .range(Key::new(namespace, "")..)
+            .take_while(move |(key, _)| key.namespace == namespace)
+            .map(|(_, record)| record)
+    }
+
+    /// Reads workloads that are due, deletes orphans that are overdue.
+    fn keep_engagements(&mut self, namespace: &str, now: &Now, effects: &mut Vec<Effect>) {
+        let grace = self.settings.grace;
+        let sessions = &self.sessions;
+        let home = &self.settings.manager.namespace;
+        let records = self
+            .engagements
+            .range_mut(Key::new(namespace, "")..)
+            .take_while(|(key, _)| key.namespace == namespace);
+        for (key, record) in records {
+            let session = Key::new(home, &record.view.spec.session);
+            if record.expires(sessions.contains_key(&session), grace, now) {
+                effects.push(Effect::DeleteEngagement {
+                    engagement: key.clone(),
+                    uid: record.view.uid.clone(),
+                });
+            } else if record.should_resolve(&self.pods, now) {
+                effects.push(Effect::ResolveWorkload {
+                    engagement: key.clone(),
+                    uid: record.view.uid.clone(),
+                    workload: record.view.spec.workload.clone(),
+                });
+            }
+        }
+    }
+
+    fn demands(&self, standings: &BTreeMap<Key, Standing>) -> BTreeMap<Key, Demand> {
+        let mut demands: BTreeMap<Key, Demand> = BTreeMap::new();
+        for (key, standing) in standings {
+            let (
+                Standing::Admitted {
+                    pods,
+                    present: true,
+                },
+                Some(record),
+            ) = (standing, self.engagements.get(key))
+            else {
+                continue;
+            };
+            for pod in pods.iter().filter_map(|pod| self.pods.get(pod)) {
+                let demand = demands.entry(pod.key.clone()).or_default();
+                demand.claims.extend(claims(record, pod));
+                demand.wanted_by.insert(record.view.uid.clone());
+            }
+        }
+        demands
+    }
+
+    /// Sends claims and asks for agents.
+    fn serve(
+        &mut self,
+        namespace: &str,
+        mut demands: BTreeMap<Key, Demand>,
+        now: &Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        for pod in self.pods.in_namespace(namespace) {
+            let demand = demands.remove(&pod.key);
+            let slot = match demand {
+                Some(_) => self.slots.entry(pod.uid.clone()).or_default(),
+                None => match self.slots.get_mut(&pod.uid) {
+                    Some(slot) => slot,
+                    None => continue,
+                },
+            };
+            let demand = demand.unwrap_or_default();
+            if slot.set_claims(demand.claims)
+                && let Some(link) = slot.link()
+            {
+                effects.push(Effect::SendClaims {
+                    link,
+                    claims: slot.claims().clone(),
+                });
+            }
+            slot.want(demand.wanted_by);
+            if slot.advance(pod, &self.settings.agent_image, now.instant) {
+                effects.push(Effect::AddAgent {
+                    pod: pod.key.clone(),
+                    uid: pod.uid.clone(),
+                    ip: pod.ips.first().copied(),
+                });
+            }
+        }
+    }
+
+    /// Writes the statuses that changed.
+    fn write(&mut self, standings: BTreeMap<Key, Standing>, now: &Now, effects: &mut Vec<Effect>) {
+        for (key, standing) in standings {
+            let Some(record) = self.engagements.get_mut(&key) else {
+                continue;
+            };
+            let status = engagement_status(record, &standing, &self.pods, &self.slots, now.wall);
+            if status != record.written {
+                record.written = status.clone();
+                effects.push(Effect::WriteEngagement {
+                    engagement: key,
+                    uid: record.view.uid.clone(),
+                    status,
+                });
+            }
+        }
+    }
+}
+
+fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
+    let ports = record.view.spec.ports.iter();
+    ports
+        .map(|port| Claim {
+            id: Claim::id_of(&record.view.uid, port.container_port, port.protocol),
+            container_port: port.container_port,
+            protocol: port.protocol,
+            http_probed: pod.http_probed.contains(&port.container_port),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

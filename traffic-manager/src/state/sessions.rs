@@ -1,0 +1,208 @@
+//! Sessions: who is connected, and how long the absent live on.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kvpn_proto::crd::{Session, SessionStatus};
+
+use super::{Identified, Key, Now, StreamId};
+
+/// How often the status of a present session is renewed.
+const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What is needed of a Session resource.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SessionView {
+    pub(crate) key: Key,
+    pub(crate) uid: String,
+    pub(crate) user: String,
+    pub(crate) public_key: String,
+    pub(crate) status: Option<SessionStatus>,
+}
+
+impl Identified for SessionView {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn uid(&self) -> &str {
+        &self.uid
+    }
+}
+
+impl From<&Session> for SessionView {
+    fn from(session: &Session) -> Self {
+        let metadata = &session.metadata;
+        Self {
+            key: Key::new(
+                metadata.namespace.clone().unwrap_or_default(),
+                metadata.name.clone().unwrap_or_default(),
+            ),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            user: session.spec.user.clone(),
+            public_key: session.spec.public_key.clone(),
+            status: session.status.clone(),
+        }
+    }
+}
+
+/// A Session and its presence.
+#[derive(Debug)]
+pub(crate) struct SessionRecord {
+    pub(crate) view: SessionView,
+    /// Open `WatchDials`; the session is present while there is one.
+    streams: BTreeSet<StreamId>,
+    absent_since: Instant,
+    /// What the resource's status says.
+    written: SessionStatus,
+    renew_at: Instant,
+    /// Set when the resource's deletion was asked for.
+    expired: bool,
+}
+
+impl Identified for SessionRecord {
+    fn key(&self) -> &Key {
+        &self.view.key
+    }
+
+    fn uid(&self) -> &str {
+        &self.view.uid
+    }
+}
+
+impl SessionRecord {
+    /// A session that is seen for the first time; its grace starts now.
+    pub(crate) fn new(view: SessionView, now: &Now) -> Self {
+        Self {
+            written: view.status.clone().unwrap_or_default(),
+            view,
+            streams: BTreeSet::new(),
+            absent_since: now.instant,
+            renew_at: now.instant,
+            expired: false,
+        }
+    }
+
+    pub(crate) fn is_present(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
+    /// The stream that new dials go to: the newest, since an older one may be
+    /// of a connection that is dead without knowing.
+    pub(crate) fn stream(&self) -> Option<StreamId> {
+        self.streams.last().copied()
+    }
+
+    pub(crate) fn handle_opened(&mut self, stream: StreamId) {
+        self.streams.insert(stream);
+    }
+
+    pub(crate) fn handle_closed(&mut self, stream: StreamId, now: &Now) {
+        if self.streams.remove(&stream) && self.streams.is_empty() {
+            self.absent_since = now.instant;
+        }
+    }
+
+    /// The status to write, when the one written no longer holds.
+    pub(crate) fn status_due(&mut self, now: &Now) -> Option<SessionStatus> {
+        let connected = self.is_present();
+        let unchanged = self.written.connected == connected;
+        if unchanged && !(connected && now.instant >= self.renew_at) {
+            return None;
+        }
+        self.written = SessionStatus {
+            connected,
+            renew_time: Some(Time(now.wall)),
+        };
+        self.renew_at = now.instant + RENEW_INTERVAL;
+        Some(self.written.clone())
+    }
+
+    /// Whether the grace is over. True once.
+    pub(crate) fn expires(&mut self, grace: Duration, now: &Now) -> bool {
+        let over = !self.is_present() && now.instant >= self.absent_since + grace;
+        over && !std::mem::replace(&mut self.expired, true)
+    }
+
+    /// When time alone changes something.
+    pub(crate) fn deadline(&self, grace: Duration) -> Option<Instant> {
+        match (self.is_present(), self.expired) {
+            (true, _) => Some(self.renew_at),
+            (false, false) => Some(self.absent_since + grace),
+            (false, true) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::{Clock, session};
+
+    const GRACE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn presence_lasts_as_long_as_any_stream() {
+        let clock = Clock::start();
+        let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(0));
+        assert!(!record.is_present());
+        record.handle_opened(StreamId(1));
+        record.handle_opened(StreamId(2));
+        assert_eq!(record.stream(), Some(StreamId(2)));
+        record.handle_closed(StreamId(2), &clock.at(1));
+        assert!(record.is_present());
+        record.handle_closed(StreamId(1), &clock.at(2));
+        assert!(!record.is_present());
+    }
+
+    #[test]
+    fn a_session_that_never_connects_expires_after_the_grace() {
+        let clock = Clock::start();
+        let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(5));
+        assert!(!record.expires(GRACE, &clock.at(34)));
+        assert_eq!(record.deadline(GRACE), Some(clock.at(35).instant));
+        assert!(record.expires(GRACE, &clock.at(35)));
+        assert!(!record.expires(GRACE, &clock.at(36)), "asked for once");
+        assert_eq!(record.deadline(GRACE), None);
+    }
+
+    #[test]
+    fn the_grace_counts_from_the_last_disconnect() {
+        let clock = Clock::start();
+        let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(0));
+        record.handle_opened(StreamId(1));
+        assert!(!record.expires(GRACE, &clock.at(100)));
+        record.handle_closed(StreamId(1), &clock.at(100));
+        assert!(!record.expires(GRACE, &clock.at(129)));
+        assert!(record.expires(GRACE, &clock.at(130)));
+    }
+
+    #[test]
+    fn status_is_written_on_change_and_every_ten_seconds_while_present() {
+        let clock = Clock::start();
+        let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(0));
+        assert_eq!(record.status_due(&clock.at(0)), None);
+        record.handle_opened(StreamId(1));
+        let status = record.status_due(&clock.at(1)).unwrap();
+        assert!(status.connected);
+        assert_eq!(status.renew_time, Some(Time(clock.at(1).wall)));
+        assert_eq!(record.status_due(&clock.at(10)), None);
+        assert!(record.status_due(&clock.at(11)).unwrap().connected);
+        record.handle_closed(StreamId(1), &clock.at(12));
+        assert!(!record.status_due(&clock.at(12)).unwrap().connected);
+        assert_eq!(record.status_due(&clock.at(60)), None);
+    }
+
+    #[test]
+    fn a_status_left_by_an_earlier_manager_is_corrected() {
+        let clock = Clock::start();
+        let mut view = session("alice-1", "alice");
+        view.status = Some(SessionStatus {
+            connected: true,
+            renew_time: None,
+        });
+        let mut record = SessionRecord::new(view, &clock.at(0));
+        assert!(!record.status_due(&clock.at(0)).unwrap().connected);
+    }
+}

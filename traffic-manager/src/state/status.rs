@@ -1,0 +1,171 @@
+//! Conditions of an engagement.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kvpn_proto::crd::{EngagementStatus, condition};
+
+use super::agents::{AgentSlot, AgentStatus};
+use super::engagements::{EngagementRecord, Standing, count};
+use super::pods::Pods;
+use super::{Claim, Key};
+
+/// What a condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Says {
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Says {
+    fn yes(message: impl Into<String>) -> Self {
+        Self {
+            holds: true,
+            reason: condition::READY,
+            message: message.into(),
+        }
+    }
+
+    fn no(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            holds: false,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// The status that an engagement should have.
+pub(crate) fn engagement_status(
+    record: &EngagementRecord,
+    standing: &Standing,
+    pods: &Pods,
+    slots: &BTreeMap<String, AgentSlot>,
+    now: Timestamp,
+) -> EngagementStatus {
+    let (agents_ready, active, selected, covered) = match standing {
+        Standing::Unclaimed {
+            reason,
+            message,
+            selected,
+        } => {
+            let says = Says::no(reason, message);
+            (says.clone(), says, *selected, 0)
+        }
+        Standing::Admitted {
+            pods: keys,
+            present,
+        } => {
+            let (agents, covered) = survey(record, keys, pods, slots);
+            let covered = if *present { covered } else { Vec::new() };
+            let active = if !*present {
+                let message = format!("{}'s laptop is not connected", record.view.spec.user);
+                Says::no(condition::SESSION_ABSENT, message)
+            } else if !agents.holds || covered.len() == keys.len() {
+                agents.clone()
+            } else {
+                failure_to_apply(keys, pods, slots).unwrap_or_else(|| {
+                    let message = format!("{} of {} pods covered", covered.len(), keys.len());
+                    Says::no(condition::PROGRESSING, message)
+                })
+            };
+            let active = if active.holds {
+                Says::yes(format!(
+                    "new connections go to {}'s laptop",
+                    record.view.spec.user
+                ))
+            } else {
+                active
+            };
+            (agents, active, count(keys), count(&covered))
+        }
+    };
+    let condition = |kind: &str, says: Says| {
+        let status = if says.holds { "True" } else { "False" };
+        let before = record
+            .written
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == kind && condition.status == status);
+        Condition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            reason: says.reason.to_owned(),
+            message: says.message,
+            observed_generation: record.view.observed,
+            last_transition_time: before
+                .map_or(Time(now), |before| before.last_transition_time.clone()),
+        }
+    };
+    EngagementStatus {
+        conditions: vec![
+            condition(condition::AGENTS_READY, agents_ready),
+            condition(condition::ACTIVE, active),
+        ],
+        pods_selected: selected,
+        pods_covered: covered,
+    }
+}
+
+/// Whether all agents are there, and which pods have the claims in force. Of
+/// several troubles the gravest is told.
+fn survey(
+    record: &EngagementRecord,
+    keys: &[Key],
+    pods: &Pods,
+    slots: &BTreeMap<String, AgentSlot>,
+) -> (Says, Vec<Key>) {
+    let mut covered = Vec::new();
+    let mut trouble: Option<(u8, Says)> = None;
+    for key in keys {
+        let slot = pods.get(key).and_then(|pod| slots.get(&pod.uid));
+        let status = slot.map_or_else(
+            || AgentStatus::Progressing(format!("pod {} has no agent yet", key.name)),
+            |slot| slot.status(&key.name),
+        );
+        let (gravity, says) = match status {
+            AgentStatus::Ready => {
+                if slot.is_some_and(|slot| is_covered(record, slot)) {
+                    covered.push(key.clone());
+                }
+                continue;
+            }
+            AgentStatus::Progressing(message) => (0, Says::no(condition::PROGRESSING, message)),
+            AgentStatus::Failed(message) => (1, Says::no(condition::AGENT_FAILED, message)),
+            AgentStatus::Refused(message) => (2, Says::no(condition::AGENT_REFUSED, message)),
+        };
+        if trouble.as_ref().is_none_or(|(worst, _)| gravity > *worst) {
+            trouble = Some((gravity, says));
+        }
+    }
+    let all_ready = || {
+        Says::yes(format!(
+            "{} of {} pods have an agent",
+            keys.len(),
+            keys.len()
+        ))
+    };
+    (trouble.map_or_else(all_ready, |(_, says)| says), covered)
+}
+
+fn is_covered(record: &EngagementRecord, slot: &AgentSlot) -> bool {
+    let view = &record.view;
+    view.spec
+        .ports
+        .iter()
+        .all(|port| slot.is_in_force(&Claim::id_of(&view.uid, port.container_port, port.protocol)))
+}
+
+fn failure_to_apply(
+    keys: &[Key],
+    pods: &Pods,
+    slots: &BTreeMap<String, AgentSlot>,
+) -> Option<Says> {
+    keys.iter().find_map(|key| {
+        let slot = pods.get(key).and_then(|pod| slots.get(&pod.uid))?;
+        let message = format!("pod {}: {}", key.name, slot.apply_failure()?);
+        Some(Says::no(condition::AGENT_FAILED, message))
+    })
+}

@@ -1,0 +1,332 @@
+//! The whole state, its events and its effects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::agents::AgentSlot;
+use super::engagements::EngagementRecord;
+use super::pods::Pods;
+use super::sessions::SessionRecord;
+use super::{
+    AgentRejected, Change, ClaimRoute, Effect, EngagementView, Event, Key, Now, SessionView,
+    StreamId,
+};
+
+/// What the state depends on besides events.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// How long an absent session lives on.
+    pub(crate) grace: Duration,
+    pub(crate) agent_image: String,
+    /// The traffic manager's own pod; its namespace holds the sessions.
+    pub(crate) manager: Key,
+}
+
+/// Everything that the traffic manager knows.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(super) settings: Settings,
+    pub(super) sessions: BTreeMap<Key, SessionRecord>,
+    pub(super) engagements: BTreeMap<Key, EngagementRecord>,
+    pub(super) pods: Pods,
+    /// By the UID of the pod.
+    pub(super) slots: BTreeMap<String, AgentSlot>,
+    synced: bool,
+    /// Namespaces in which something changed.
+    dirty: BTreeSet<String>,
+}
+
+impl World {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            sessions: BTreeMap::new(),
+            engagements: BTreeMap::new(),
+            pods: Pods::default(),
+            slots: BTreeMap::new(),
+            synced: false,
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// Takes an event in and says what is to be done.
+    pub(crate) fn handle(&mut self, event: Event, now: &Now) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Sessions(change) => self.handle_sessions(change, now, &mut effects),
+            Event::Engagements(change) => self.handle_engagements(change, now),
+            Event::Pods(change) => {
+                let (namespaces, gone) = self.pods.apply(change);
+                self.dirty.extend(namespaces);
+                let slots = gone.iter().filter_map(|uid| self.slots.remove(uid));
+                let links = slots.filter_map(|slot| slot.link());
+                effects.extend(links.map(|link| Effect::EndLink { link }));
+            }
+            Event::Synced => {
+                self.synced = true;
+                self.touch_all();
+            }
+            Event::SessionOpened { uid, stream } => {
+                self.with_session(&uid, |session| session.handle_opened(stream));
+            }
+            Event::SessionClosed { uid, stream } => {
+                self.with_session(&uid, |session| session.handle_closed(stream, now));
+            }
+            Event::WorkloadResolved {
+                engagement,
+                uid,
+                resolution,
+            } => {
+                let record = self.engagements.get_mut(&engagement);
+                if let Some(record) = record.filter(|record| record.view.uid == uid) {
+                    record.handle_resolved(resolution, now);
+                    self.dirty.insert(engagement.namespace);
+                }
+            }
+            Event::AgentAdded { pod_uid, container } => {
+                self.with_slot(&pod_uid, |slot| slot.handle_added(container, now.instant));
+            }
+            Event::AgentRefused { pod_uid, message } => {
+                self.with_slot(&pod_uid, |slot| slot.handle_refused(message, now.instant));
+            }
+            Event::AgentNotAdded { pod_uid, message } => {
+                self.with_slot(&pod_uid, |slot| {
+                    slot.handle_add_failed(message, now.instant)
+                });
+            }
+            Event::AgentLinked {
+                pod_uid,
+                link,
+                container,
+            } => {
+                let slot = self.slots.entry(pod_uid).or_default();
+                let replaced = slot.handle_linked(link, container);
+                effects.extend(replaced.map(|link| Effect::EndLink { link }));
+                effects.push(Effect::SendClaims {
+                    link,
+                    claims: slot.claims().clone(),
+                });
+                self.touch_all();
+            }
+            Event::AgentUnlinked { pod_uid, link } => {
+                self.with_slot(&pod_uid, |slot| {
+                    slot.handle_unlinked(link, now.instant);
+                });
+            }
+            Event::AgentApplied {
+                pod_uid,
+                link,
+                generation,
+            } => self.with_slot(&pod_uid, |slot| slot.handle_applied(link, generation)),
+            Event::AgentApplyFailed {
+                pod_uid,
+                link,
+                generation,
+                detail,
+            } => self.with_slot(&pod_uid, |slot| {
+                slot.handle_apply_failed(link, generation, detail);
+            }),
+            Event::Tick => self.touch_all(),
+        }
+        if self.synced {
+            self.keep_sessions(now, &mut effects);
+            for namespace in std::mem::take(&mut self.dirty) {
+                self.reconcile(&namespace, now, &mut effects);
+            }
+        }
+        effects
+    }
+
+    /// When [`Event::Tick`] is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        if !self.synced {
+            return None;
+        }
+        let grace = self.settings.grace;
+        let sessions = self
+            .sessions
+            .values()
+            .filter_map(|session| session.deadline(grace));
+        let engagements = self
+            .engagements
+            .values()
+            .filter_map(|engagement| engagement.deadline(grace, &self.pods));
+        let slots = self.slots.values().filter_map(AgentSlot::deadline);
+        sessions.chain(engagements).chain(slots).min()
+    }
+
+    pub(crate) fn session(&self, name: &str) -> Option<&SessionView> {
+        let key = Key::new(&self.settings.manager.namespace, name);
+        self.sessions.get(&key).map(|record| &record.view)
+    }
+
+    /// The stream that dials for a session go to, while it is present.
+    pub(crate) fn dial_stream(&self, session_uid: &str) -> Option<StreamId> {
+        self.sessions
+            .values()
+            .find(|session| session.view.uid == session_uid)
+            .and_then(SessionRecord::stream)
+    }
+
+    /// The pod at an address, when that container of it is an agent of ours
+    /// and no other agent serves the pod.
+    pub(crate) fn identify_agent(
+        &self,
+        ip: IpAddr,
+        container: &str,
+    ) -> Result<(String, Key), AgentRejected> {
+        let pod = self.pods.by_ip(ip).ok_or(AgentRejected::NoPod(ip))?;
+        let slot = self.slots.get(&pod.uid);
+        let ours = pod
+            .agent(container)
+            .is_some_and(|agent| agent.image == self.settings.agent_image)
+            || slot.is_some_and(|slot| slot.has_added(container));
+        if !ours {
+            return Err(AgentRejected::NoContainer(
+                pod.key.clone(),
+                container.to_owned(),
+            ));
+        }
+        if slot.is_some_and(|slot| slot.is_linked_elsewhere(container)) {
+            return Err(AgentRejected::Taken(pod.key.clone()));
+        }
+        Ok((pod.uid.clone(), pod.key.clone()))
+    }
+
+    /// Where a connection goes that the agent at an address has intercepted:
+    /// only a claim that is on that very pod counts, and only while an agent
+    /// of ours is connected from there.
+    pub(crate) fn route(&self, ip: IpAddr, claim_id: &str) -> Option<ClaimRoute> {
+        let pod = self.pods.by_ip(ip)?;
+        let slot = self.slots.get(&pod.uid)?;
+        slot.link()?;
+        let claim = slot
+            .claims()
+            .claims
+            .iter()
+            .find(|claim| claim.id == claim_id)?;
+        let (engagement_uid, _) = claim_id.split_once('/')?;
+        let engagement = self.engagements.values().find(|engagement| {
+            engagement.view.uid == engagement_uid
+                && engagement.view.key.namespace == pod.key.namespace
+        })?;
+        let session = self.session(&engagement.view.spec.session)?;
+        Some(ClaimRoute {
+            session_uid: session.uid.clone(),
+            engagement: engagement.view.key.clone(),
+            container_port: claim.container_port,
+            protocol: claim.protocol,
+            pod: pod.key.clone(),
+        })
+    }
+
+    fn handle_sessions(
+        &mut self,
+        change: Change<SessionView>,
+        now: &Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (gone, present) = change.resolve(&self.sessions);
+        for key in gone {
+            if let Some(session) = self.sessions.remove(&key) {
+                let uid = session.view.uid;
+                effects.push(Effect::RevokeSession { uid });
+                self.touch_engagements_of(&key.name);
+            }
+        }
+        for view in present {
+            let name = view.key.name.clone();
+            match self.sessions.get_mut(&view.key) {
+                Some(session) => session.view = view,
+                None => {
+                    let key = view.key.clone();
+                    self.sessions.insert(key, SessionRecord::new(view, now));
+                    self.touch_engagements_of(&name);
+                }
+            }
+        }
+    }
+
+    fn handle_engagements(&mut self, change: Change<EngagementView>, now: &Now) {
+        let (gone, present) = change.resolve(&self.engagements);
+        for key in gone {
+            self.engagements.remove(&key);
+            self.dirty.insert(key.namespace);
+        }
+        for view in present {
+            self.dirty.insert(view.key.namespace.clone());
+            if view.terminating {
+                self.engagements.remove(&view.key);
+                continue;
+            }
+            match self.engagements.get_mut(&view.key) {
+                Some(record) => record.update(view, now),
+                None => {
+                    let key = view.key.clone();
+                    self.engagements
+                        .insert(key, EngagementRecord::new(view, now));
+                }
+            }
+        }
+    }
+
+    fn with_session(&mut self, uid: &str, change: impl FnOnce(&mut SessionRecord)) {
+        let session = self
+            .sessions
+            .values_mut()
+            .find(|session| session.view.uid == uid);
+        if let Some(session) = session {
+            change(session);
+            let name = session.view.key.name.clone();
+            self.touch_engagements_of(&name);
+        }
+    }
+
+    fn with_slot(&mut self, pod_uid: &str, change: impl FnOnce(&mut AgentSlot)) {
+        if let Some(slot) = self.slots.get_mut(pod_uid) {
+            change(slot);
+            self.touch_all();
+        }
+    }
+
+    fn touch_engagements_of(&mut self, session: &str) {
+        let touched = self
+            .engagements
+            .values()
+            .filter(|engagement| engagement.view.spec.session == session)
+            .map(|engagement| engagement.view.key.namespace.clone());
+        self.dirty.extend(touched);
+    }
+
+    fn touch_all(&mut self) {
+        let namespaces = self.engagements.keys().map(|key| key.namespace.clone());
+        self.dirty.extend(namespaces);
+    }
+
+    /// Writes the status of sessions, and deletes those that were absent for
+    /// too long, with their engagements.
+    fn keep_sessions(&mut self, now: &Now, effects: &mut Vec<Effect>) {
+        for session in self.sessions.values_mut() {
+            let (key, uid) = (session.view.key.clone(), session.view.uid.clone());
+            if session.expires(self.settings.grace, now) {
+                let engagements = self
+                    .engagements
+                    .values_mut()
+                    .filter(|engagement| engagement.view.spec.session == key.name)
+                    .filter(|engagement| engagement.view.spec.user == session.view.user);
+                effects.extend(engagements.map(|engagement| Effect::DeleteEngagement {
+                    engagement: engagement.view.key.clone(),
+                    uid: engagement.view.uid.clone(),
+                }));
+                effects.push(Effect::DeleteSession { session: key, uid });
+            } else if let Some(status) = session.status_due(now) {
+                effects.push(Effect::WriteSession {
+                    session: key,
+                    uid,
+                    status,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! One query to one name server.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+
+/// Length of a DNS header (RFC 1035 section 4.1.1).
+const HEADER: usize = 12;
+
+const MAX_MESSAGE: usize = 65_535;
+
+/// Why a server has not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The answer over TCP is for another question.
+    #[error("the answer does not fit the question")]
+    Mismatch,
+    /// Even over TCP.
+    #[error("the answer is truncated")]
+    Truncated,
+}
+
+/// A query that was looked at just enough to know its answer.
+pub(super) struct Query<'a> {
+    message: &'a [u8],
+    /// The question section.
+    question: &'a [u8],
+}
+
+impl<'a> Query<'a> {
+    /// `None` when it is not a query with one well-formed question.
+    pub(super) fn parse(message: &'a [u8]) -> Option<Self> {
+        if message.len() > MAX_MESSAGE || message.get(2)? & 0x80 != 0 {
+            return None;
+        }
+        let question = question(message)?;
+        Some(Self { message, question })
+    }
+}
+
+/// An answer to the question that was asked.
+pub(super) struct Answer {
+    pub(super) message: Vec<u8>,
+}
+
+impl Answer {
+    /// `None` when it is no answer to `query`.
+    fn parse(message: &[u8], query: &Query<'_>) -> Option<Self> {
+        let fits = message.len() >= HEADER
+            && message[..2] == query.message[..2]
+            && message[2] & 0x80 != 0
+            // Some servers leave the question out of an error.
+            && (message[4..6] == [0, 0] && message[3] & 0x0f != 0
+                || question(message)?.eq_ignore_ascii_case(query.question));
+        fits.then(|| Self {
+            message: message.to_vec(),
+        })
+    }
+
+    fn is_truncated(&self) -> bool {
+        self.message[2] & 0x02 != 0
+    }
+
+    /// Tells an answer from SERVFAIL, NOTIMP and REFUSED, after which another
+    /// server is worth asking.
+    pub(super) fn is_conclusive(&self) -> bool {
+        !matches!(self.message[3] & 0x0f, 2 | 4 | 5)
+    }
+}
+
+/// The one question of a message: its labels, type and class.
+fn question(message: &[u8]) -> Option<&[u8]> {
+    if message.get(4..6)? != [0, 1] {
+        return None;
+    }
+    let mut at = HEADER;
+    loop {
+        match *message.get(at)? {
+            0 => break,
+            length @ 1..=63 => at += 1 + usize::from(length),
+            // A question has nothing before it that a pointer could name.
+            64.. => return None,
+        }
+    }
+    message.get(HEADER..at + 5)
+}
+
+/// Asks over UDP and, when the answer is truncated, over TCP. The caller sets
+/// the deadline.
+pub(super) async fn exchange(
+    server: SocketAddr,
+    query: &Query<'_>,
+) -> Result<Answer, ExchangeError> {
+    let answer = over_udp(server, query).await?;
+    if answer.is_truncated() {
+        over_tcp(server, query).await
+    } else {
+        Ok(answer)
+    }
+}
+
+async fn over_udp(server: SocketAddr, query: &Query<'_>) -> Result<Answer, ExchangeError> {
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(server).await?;
+    socket.send(query.message).await?;
+    let mut buffer = vec![0; MAX_MESSAGE];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        // Anyone can send datagrams; what does not fit is not for us.
+        if let Some(answer) = Answer::parse(&buffer[..length], query) {
+            return Ok(answer);
+        }
+    }
+}
+
+async fn over_tcp(server: SocketAddr, query: &Query<'_>) -> Result<Answer, ExchangeError> {
+    let mut socket = TcpStream::connect(server).await?;
+    socket.set_nodelay(true)?;
+    let length = u16::try_from(query.message.len()).unwrap_or(u16::MAX);
+    let mut request = length.to_be_bytes().to_vec();
+    request.extend_from_slice(query.message);
+    socket.write_all(&request).await?;
+    let length = socket.read_u16().await?;
+    let mut message = vec![0; length.into()];
+    socket.read_exact(&mut message).await?;
+    let answer = Answer::parse(&message, query).ok_or(ExchangeError::Mismatch)?;
+    if answer.is_truncated() {
+        return Err(ExchangeError::Truncated);
+    }
+    Ok(answer)
+}

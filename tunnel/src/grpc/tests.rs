@@ -1,0 +1,296 @@
+//! Flows over real tunnel connections: tonic on both ends of a wire in memory.
+
+use std::time::Duration;
+
+use crate::relay::{
+    self, FrameStream, OutgoingResponse, RelayError, incoming, outgoing, outgoing_response,
+};
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget};
+use kvpn_proto::v1;
+use kvpn_proto::v1::agent_hub_client::AgentHubClient;
+use kvpn_proto::v1::agent_hub_server::{AgentHub, AgentHubServer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{client_endpoint, server};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A callee that hands every flow to the test.
+struct Hub {
+    flows: mpsc::UnboundedSender<FrameStream>,
+}
+
+#[tonic::async_trait]
+impl AgentHub for Hub {
+    type WatchClaimsStream = futures::stream::Empty<Result<v1::WatchClaimsResponse, Status>>;
+    type TunnelStream = OutgoingResponse;
+
+    async fn watch_claims(
+        &self,
+        _: Request<Streaming<v1::WatchClaimsRequest>>,
+    ) -> Result<Response<Self::WatchClaimsStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<v1::Frame>>,
+    ) -> Result<Response<OutgoingResponse>, Status> {
+        let (sender, response) = outgoing_response();
+        let receiver = incoming(request.into_inner());
+        self.flows
+            .send(FrameStream { sender, receiver })
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(response))
+    }
+}
+
+/// One tunnel connection.
+struct Tunnel {
+    client: AgentHubClient<Channel>,
+    flows: mpsc::UnboundedReceiver<FrameStream>,
+    /// Carries the bytes of the connection until it is aborted.
+    wire: JoinHandle<()>,
+}
+
+impl Tunnel {
+    async fn new() -> Self {
+        let (near, mut near_wire) = tokio::io::duplex(256 << 10);
+        let (far, mut far_wire) = tokio::io::duplex(256 << 10);
+        let wire = tokio::spawn(async move {
+            // Ends with either end of the connection.
+            let _ = tokio::io::copy_bidirectional(&mut near_wire, &mut far_wire).await;
+        });
+        let (flows_tx, flows) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let connections = futures::stream::iter([Ok::<_, std::io::Error>(far)]);
+            server()
+                .add_service(AgentHubServer::new(Hub { flows: flows_tx }))
+                .serve_with_incoming(connections)
+                .await
+                .unwrap();
+        });
+        let mut near = Some(near);
+        let channel = client_endpoint("traffic-manager")
+            .connect_with_connector(tower::service_fn(move |_| {
+                let stream = near.take().map(TokioIo::new);
+                async move { stream.ok_or(std::io::Error::other("one connection only")) }
+            }))
+            .await
+            .unwrap();
+        Self {
+            client: AgentHubClient::new(channel),
+            flows,
+            wire,
+        }
+    }
+
+    /// Opens a flow; the caller's end and the callee's.
+    async fn open(&mut self) -> (FrameStream, FrameStream) {
+        let (sender, request) = outgoing();
+        let open = OpenTarget::Dial("d".into());
+        sender.send(Frame::Open(open.clone())).await.unwrap();
+        let response = timeout(DEADLINE, self.client.tunnel(request)).await;
+        let receiver = incoming(response.unwrap().unwrap().into_inner());
+        let mut near = FrameStream { sender, receiver };
+
+        let mut far = timeout(DEADLINE, self.flows.recv()).await.unwrap().unwrap();
+        assert_eq!(next(&mut far).await, Frame::Open(open));
+        far.sender.send(Frame::Opened).await.unwrap();
+        assert_eq!(next(&mut near).await, Frame::Opened);
+        (near, far)
+    }
+
+    /// A flow that is spliced on both ends; the outer ends of its byte streams.
+    async fn spliced(&mut self) -> (End, End) {
+        let (near, far) = self.open().await;
+        (End::new(near), End::new(far))
+    }
+}
+
+struct End {
+    io: DuplexStream,
+    splice: JoinHandle<Result<relay::Transferred, RelayError>>,
+}
+
+impl End {
+    fn new(frames: FrameStream) -> Self {
+        let (io, inner) = tokio::io::duplex(64 << 10);
+        let splice = tokio::spawn(relay::splice(inner, frames));
+        Self { io, splice }
+    }
+
+    async fn outcome(self) -> Result<relay::Transferred, RelayError> {
+        timeout(DEADLINE, self.splice).await.unwrap().unwrap()
+    }
+}
+
+async fn next(frames: &mut FrameStream) -> Frame {
+    let frame = timeout(DEADLINE, frames.receiver.recv()).await.unwrap();
+    frame.unwrap().unwrap()
+}
+
+async fn read_to_end(io: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
+    let mut got = Vec::new();
+    timeout(DEADLINE, io.read_to_end(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    got
+}
+
+#[tokio::test]
+async fn directions_end_one_by_one_whichever_side_ends_first() {
+    let mut tunnel = Tunnel::new().await;
+    for caller_first in [true, false] {
+        let (caller, callee) = tunnel.spliced().await;
+        let (mut first, mut second) = if caller_first {
+            (caller, callee)
+        } else {
+            (callee, caller)
+        };
+        first.io.write_all(b"question").await.unwrap();
+        first.io.shutdown().await.unwrap();
+        assert_eq!(read_to_end(&mut second.io).await, b"question");
+
+        let answer = vec![7; 3 << 20];
+        let to_send = answer.clone();
+        let writer = tokio::spawn(async move {
+            second.io.write_all(&to_send).await.unwrap();
+            second.io.shutdown().await.unwrap();
+            second
+        });
+        assert!(read_to_end(&mut first.io).await == answer);
+        let second = writer.await.unwrap();
+        assert_eq!(first.outcome().await.unwrap().received, 3 << 20);
+        assert_eq!(second.outcome().await.unwrap().sent, 3 << 20);
+    }
+}
+
+#[tokio::test]
+async fn failed_dial_is_heard_whoever_says_it() {
+    let mut tunnel = Tunnel::new().await;
+    for callee_fails in [true, false] {
+        let (near, far) = tunnel.open().await;
+        let (failing, mut hearing) = if callee_fails {
+            (far, near)
+        } else {
+            (near, far)
+        };
+        let failure = DialFailure::new(DialError::Prohibited, "not here");
+        let answer = tokio::spawn(failing.fail(failure.clone()));
+        assert_eq!(next(&mut hearing).await, Frame::Failed(failure));
+        hearing.finish().await;
+        timeout(DEADLINE, answer).await.unwrap().unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn last_bytes_arrive_although_both_ends_are_done_at_once() {
+    let mut tunnel = Tunnel::new().await;
+    for _ in 0..50 {
+        let (mut caller, mut callee) = tunnel.spliced().await;
+        for end in [&mut caller, &mut callee] {
+            end.io.write_all(&[1; 10_000]).await.unwrap();
+            end.io.shutdown().await.unwrap();
+        }
+        assert_eq!(read_to_end(&mut caller.io).await.len(), 10_000);
+        assert_eq!(read_to_end(&mut callee.io).await.len(), 10_000);
+        caller.outcome().await.unwrap();
+        callee.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn reset_on_one_side_is_an_error_on_the_other() {
+    let mut tunnel = Tunnel::new().await;
+    for caller_resets in [true, false] {
+        let (near, far) = tunnel.open().await;
+        let (resetting, end) = if caller_resets {
+            (near, End::new(far))
+        } else {
+            (far, End::new(near))
+        };
+        resetting.sender.reset();
+        drop(resetting.receiver);
+        assert!(end.outcome().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn end_of_the_connection_is_an_error_on_both_sides() {
+    let mut tunnel = Tunnel::new().await;
+    let (caller, callee) = tunnel.spliced().await;
+    tunnel.wire.abort();
+    assert!(matches!(caller.outcome().await, Err(RelayError::Lost(_))));
+    assert!(matches!(callee.outcome().await, Err(RelayError::Lost(_))));
+}
+
+#[tokio::test]
+async fn flow_that_nobody_reads_does_not_stop_another() {
+    let mut tunnel = Tunnel::new().await;
+    let mut stuck = Vec::new();
+    for _ in 0..16 {
+        let (caller, callee) = tunnel.open().await;
+        let frame = Frame::Data(Bytes::from(vec![0; 256 << 10]));
+        let limit = Duration::from_millis(100);
+        while timeout(limit, caller.sender.send(frame.clone()))
+            .await
+            .is_ok()
+        {}
+        stuck.push((caller, callee));
+    }
+
+    let (mut caller, mut callee) = tunnel.spliced().await;
+    caller.io.write_all(b"through").await.unwrap();
+    let mut got = [0; 7];
+    let read = callee.io.read_exact(&mut got);
+    timeout(DEADLINE, read).await.unwrap().unwrap();
+    assert_eq!(&got, b"through");
+}
+
+#[tokio::test]
+async fn many_flows_given_up_at_once_do_not_end_the_connection() {
+    let mut tunnel = Tunnel::new().await;
+    let mut given_up = Vec::new();
+    for _ in 0..300 {
+        given_up.push(tunnel.open().await);
+    }
+    drop(given_up);
+    for _ in 0..300 {
+        let (sender, request) = outgoing();
+        sender.reset();
+        let call = tunnel.client.tunnel(request);
+        // Cancelled before, or just as, it is answered.
+        let _ = timeout(Duration::ZERO, call).await;
+    }
+    while tunnel.flows.try_recv().is_ok() {}
+
+    let (near, far) = tunnel.client_flow_after_the_burst().await;
+    near.sender.send(Frame::Fin).await.unwrap();
+    drop(far);
+}
+
+impl Tunnel {
+    /// Opens a flow while flows of the burst may still arrive.
+    async fn client_flow_after_the_burst(&mut self) -> (FrameStream, FrameStream) {
+        let (sender, request) = outgoing();
+        let open = Frame::Open(OpenTarget::Dial("after".into()));
+        sender.send(open.clone()).await.unwrap();
+        let response = timeout(DEADLINE, self.client.tunnel(request)).await;
+        let receiver = incoming(response.unwrap().unwrap().into_inner());
+        loop {
+            let mut far = timeout(DEADLINE, self.flows.recv()).await.unwrap().unwrap();
+            if far.receiver.recv().await == Some(Ok(open.clone())) {
+                return (FrameStream { sender, receiver }, far);
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! One connection's TCP/IP: an interface that takes any address, and a socket.
+
+use std::time::Duration;
+
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant as SmolInstant;
+use smoltcp::wire::{HardwareAddress, IpListenEndpoint};
+
+use super::device::HostDevice;
+use super::{Shared, clock};
+use crate::flow::FiveTuple;
+
+/// How long a connection that nobody holds any more waits for a host that
+/// acknowledges nothing.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) struct Stack {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+}
+
+impl Stack {
+    /// Makes a stack that waits for the flow's SYN.
+    pub(super) fn new(shared: &Shared, five_tuple: &FiveTuple, now: SmolInstant) -> Self {
+        let buffer = || SocketBuffer::new(vec![0; shared.config.tcp_buffer]);
+        let mut socket = Socket::new(buffer(), buffer());
+        socket.set_ack_delay(None);
+        socket.set_nagle_enabled(false);
+        socket.set_tsval_generator(Some(clock::timestamp));
+        let endpoint = IpListenEndpoint::from(five_tuple.cluster);
+        if let Err(error) = socket.listen(endpoint) {
+            // Only for port 0, which no packet comes through with.
+            tracing::warn!(%error, %endpoint, "cannot listen");
+        }
+
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = shared.table.seed(five_tuple);
+        let mut device = HostDevice::new(shared.config.mtu, None, &*shared.sink);
+        let mut interface = Interface::new(config, &mut device, now);
+        interface.set_any_ip(true);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Self {
+            interface,
+            sockets,
+            handle,
+        }
+    }
+
+    pub(super) fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.sockets.get::<Socket>(self.handle).state()
+    }
+
+    pub(super) fn can_recv(&self) -> bool {
+        self.sockets.get::<Socket>(self.handle).can_recv()
+    }
+
+    pub(super) fn can_send(&self) -> bool {
+        self.sockets.get::<Socket>(self.handle).can_send()
+    }
+
+    /// Takes one packet of the host; what answers at once goes out.
+    pub(super) fn ingress(&mut self, shared: &Shared, packet: &[u8], now: SmolInstant) {
+        let mut device = HostDevice::new(shared.config.mtu, Some(packet), &*shared.sink);
+        self.interface
+            .poll_ingress_single(now, &mut device, &mut self.sockets);
+    }
+
+    /// Sends all that may be sent.
+    pub(super) fn egress(&mut self, shared: &Shared, now: SmolInstant) {
+        let mut device = HostDevice::new(shared.config.mtu, None, &*shared.sink);
+        while self
+            .interface
+            .poll_egress(now, &mut device, &mut self.sockets)
+            == PollResult::SocketStateChanged
+        {}
+    }
+
+    /// When [`Self::egress`] has more to do.
+    pub(super) fn poll_at(&mut self, now: SmolInstant) -> Option<SmolInstant> {
+        self.interface.poll_at(now, &self.sockets)
+    }
+
+    /// Gives up on a silent host from now on.
+    pub(super) fn orphan(&mut self) {
+        self.socket().set_timeout(Some(ORPHAN_TIMEOUT.into()));
+    }
+}
