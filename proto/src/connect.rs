@@ -11,7 +11,9 @@ use crate::Failure;
 #[serde(tag = "event", rename_all = "camelCase")]
 pub enum ConnectEvent {
     /// What is being waited for, for a person.
-    Progress { message: String },
+    Progress {
+        message: String,
+    },
     /// The laptop is in the cluster; the session serves its socket.
     Ready {
         context: String,

@@ -238,7 +238,10 @@ mod tests {
 
     #[test]
     fn kinds_are_read_as_kubectl_reads_them() {
-        assert_eq!(WorkloadKind::parse("deploy"), Some(WorkloadKind::Deployment));
+        assert_eq!(
+            WorkloadKind::parse("deploy"),
+            Some(WorkloadKind::Deployment)
+        );
         assert_eq!(WorkloadKind::parse("STS"), Some(WorkloadKind::StatefulSet));
         assert_eq!(WorkloadKind::parse("svc"), None);
         for kind in WorkloadKind::ALL {

@@ -142,7 +142,8 @@ impl From<Failure> for tonic::Status {
 /// Reads back a failure; a status without one becomes `Internal`.
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
-        serde_json::from_slice(status.details()).unwrap_or_else(|_| Self::internal(status.message()))
+        serde_json::from_slice(status.details())
+            .unwrap_or_else(|_| Self::internal(status.message()))
     }
 }
 

@@ -8,8 +8,19 @@ use serde::{Deserialize, Serialize};
 use crate::v1;
 
 /// A transport protocol, spelt as Kubernetes spells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[derive(schemars::JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     Tcp,
@@ -20,11 +31,17 @@ pub enum Protocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenTarget {
     /// Dial this address from inside the cluster.
-    Destination { protocol: Protocol, address: SocketAddr },
+    Destination {
+        protocol: Protocol,
+        address: SocketAddr,
+    },
     /// This stream answers the dial of that id.
     Dial(String),
     /// Hand this connection to whoever holds the claim.
-    Claimed { claim_id: String, source: SocketAddr },
+    Claimed {
+        claim_id: String,
+        source: SocketAddr,
+    },
 }
 
 /// A message of a flow, as the code sees it.

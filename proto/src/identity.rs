@@ -52,6 +52,9 @@ mod tests {
 
     #[test]
     fn signed_message_binds_uid_and_nonce() {
-        assert_eq!(signed_message("u", &[1, 2]), b"kvpn session v1\nu\n\x01\x02");
+        assert_eq!(
+            signed_message("u", &[1, 2]),
+            b"kvpn session v1\nu\n\x01\x02"
+        );
     }
 }

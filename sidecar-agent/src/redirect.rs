@@ -22,8 +22,8 @@ pub(crate) struct Redirect {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Table {
     Absent,
-    /// Without a rule: it redirects nothing new, and keeps translating the
-    /// packets of connections that it once redirected.
+    /// Redirects nothing new, and keeps translating the packets of connections
+    /// that it once redirected.
     Empty,
     Active,
 }
@@ -69,8 +69,8 @@ impl Redirect {
 
     /// Redirects no new connection any more.
     pub(crate) fn withdraw(&mut self) -> Result<(), RedirectError> {
-        if self.apply(&BTreeSet::new(), 0).is_err() {
-            // The table cannot be changed, so it goes with its socket.
+        if let Err(error) = self.apply(&BTreeSet::new(), 0) {
+            tracing::warn!(error = %error.source, "Removing the redirect with its socket");
             self.batch = Batch::open()?;
             self.table = Table::Absent;
         }

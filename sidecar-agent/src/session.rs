@@ -138,11 +138,12 @@ impl Agent {
     /// leave.
     async fn attend<T>(&mut self, something: impl Future<Output = T>) -> Option<T> {
         let mut something = pin!(something);
+        let mut lingered = pin!(self.lingered());
         loop {
             tokio::select! {
                 biased;
                 output = &mut something => return Some(output),
-                () = self.lingered() => return None,
+                () = &mut lingered => return None,
                 () = self.table_unused() => {
                     if let Err(error) = self.redirect.remove_table() {
                         warn!("{:#}", anyhow::Error::from(error));

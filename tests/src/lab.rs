@@ -73,12 +73,7 @@ impl Lab {
         let layout = Layout::new();
         let _lock = lock(&layout)?;
         host::install_packages()?;
-        step("Building the lab's own binaries");
-        binaries::build(&layout, binaries::LAB)?;
-        if options.kvpn || options.images {
-            step("Building kvpn");
-            binaries::build(&layout, binaries::KVPN)?;
-        }
+        binaries::build(&layout)?;
         for component in Component::ALL {
             component.build(&layout)?;
         }
@@ -264,8 +259,7 @@ pub fn build_images() -> Result<()> {
     let _lock = lock(&layout)?;
     host::install_packages()?;
     Component::CoreDns.build(&layout)?;
-    binaries::build(&layout, binaries::LAB)?;
-    binaries::build(&layout, binaries::KVPN)?;
+    binaries::build(&layout)?;
     let images: [Image; 6] = [
         PAUSE,
         COREDNS,

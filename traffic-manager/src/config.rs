@@ -38,6 +38,10 @@ pub(crate) struct Config {
     )]
     pub(crate) agent_image_pull_policy: String,
 
+    /// How long an agent that has nothing to do stays in its pod
+    #[arg(long, env = "KVPN_AGENT_LINGER", default_value = "10m")]
+    pub(crate) agent_linger: String,
+
     /// Version of the chart that installed this, told to sessions
     #[arg(long, env = "KVPN_CHART_VERSION", default_value = "")]
     pub(crate) chart_version: String,

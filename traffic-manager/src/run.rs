@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Service;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use kvpn_proto::{names, version};
 use kvpn_tunnel::dns::{Forwarder, ResolvConf, parse_resolv_conf};
 use tokio::signal::unix::{SignalKind, signal};
@@ -82,8 +82,10 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     // Another part of the process may have installed it; it is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::try_default().await.context("find the API server")?;
-    let authority = Authority::load_or_create(client.clone(), &config.namespace).await?;
-    let manager = service_addresses(client.clone(), &config).await;
+    let service = own_service(client.clone(), &config.namespace).await;
+    let manager = addresses(service.as_ref(), &config);
+    let owner = service.and_then(|service| service.owner_ref(&()));
+    let authority = Authority::load_or_create(client.clone(), &config.namespace, owner).await?;
     let resolv_conf = tokio::fs::read_to_string(RESOLV_CONF)
         .await
         .with_context(|| format!("read {RESOLV_CONF}"))?;
@@ -105,6 +107,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
             pull_policy: config.agent_image_pull_policy.clone(),
             authority: authority.certificate_base64(),
             manager,
+            linger: config.agent_linger.clone(),
         },
     );
     tokio::spawn(executor.run(effects));
@@ -147,28 +150,30 @@ fn name_servers(resolv_conf: &ResolvConf) -> Vec<SocketAddr> {
     servers.map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect()
 }
 
-/// The Service's addresses, which outlive this pod; its own when there is no
-/// such Service.
-async fn service_addresses(client: Client, config: &Config) -> ManagerAddresses {
-    let services: Api<Service> = Api::namespaced(client, &config.namespace);
-    let found = timeout(REQUEST, services.get(names::MANAGER_SERVICE)).await;
-    let addresses: Vec<IpAddr> = match found {
-        Ok(Ok(service)) => service
-            .spec
-            .and_then(|spec| spec.cluster_ips)
-            .into_iter()
-            .flatten()
-            .filter_map(|ip| ip.parse().ok())
-            .collect(),
+async fn own_service(client: Client, namespace: &str) -> Option<Service> {
+    let services: Api<Service> = Api::namespaced(client, namespace);
+    match timeout(REQUEST, services.get(names::MANAGER_SERVICE)).await {
+        Ok(Ok(service)) => Some(service),
         Ok(Err(error)) => {
             warn!(%error, "the Service cannot be read");
-            Vec::new()
+            None
         }
         Err(_) => {
             warn!("the API server did not show the Service in time");
-            Vec::new()
+            None
         }
-    };
+    }
+}
+
+/// The Service's addresses, which outlive this pod; its own when there is no
+/// such Service.
+fn addresses(service: Option<&Service>, config: &Config) -> ManagerAddresses {
+    let addresses: Vec<IpAddr> = service
+        .and_then(|service| service.spec.as_ref()?.cluster_ips.as_ref())
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip.parse().ok())
+        .collect();
     if addresses.is_empty() {
         warn!("agents get this pod's own address, and lose the traffic manager when it restarts");
         return ManagerAddresses(config.own_ips());

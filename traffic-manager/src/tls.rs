@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use kvpn_proto::names;
@@ -38,15 +38,20 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Reads the authority from its Secret, or makes both.
-    pub(crate) async fn load_or_create(client: Client, namespace: &str) -> anyhow::Result<Self> {
+    /// Reads the authority from its Secret, or makes both. The Secret is
+    /// collected together with its owner.
+    pub(crate) async fn load_or_create(
+        client: Client,
+        namespace: &str,
+        owner: Option<OwnerReference>,
+    ) -> anyhow::Result<Self> {
         let secrets: Api<Secret> = Api::namespaced(client, namespace);
         if let Some(authority) = Self::load(&secrets, namespace).await? {
             return Ok(authority);
         }
         let authority = Self::create()?;
         let request = PostParams::default();
-        let secret = authority.to_secret();
+        let secret = authority.to_secret(owner);
         let created = timeout(REQUEST, secrets.create(&request, &secret))
             .await
             .with_context(|| format!("create Secret {namespace}/{SECRET}"))?;
@@ -111,7 +116,7 @@ impl Authority {
         })
     }
 
-    fn to_secret(&self) -> Secret {
+    fn to_secret(&self, owner: Option<OwnerReference>) -> Secret {
         let data = [
             (CERTIFICATE, self.certificate_pem.clone()),
             (KEY, self.key.serialize_pem()),
@@ -119,6 +124,7 @@ impl Authority {
         Secret {
             metadata: ObjectMeta {
                 name: Some(SECRET.to_owned()),
+                owner_references: owner.map(|owner| vec![owner]),
                 ..ObjectMeta::default()
             },
             data: Some(
@@ -242,7 +248,7 @@ mod tests {
     #[test]
     fn an_agent_trusts_the_authority_also_after_a_restart() {
         let authority = Authority::create().unwrap();
-        let again = Authority::from_secret(&authority.to_secret()).unwrap();
+        let again = Authority::from_secret(&authority.to_secret(None)).unwrap();
         for server in [&authority, &again] {
             let server = server.server_config(&[]).unwrap();
             assert_eq!(handshake(server, &authority), Ok(()));
@@ -259,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_damaged_secret_is_refused_without_showing_the_key() {
-        let mut secret = Authority::create().unwrap().to_secret();
+        let mut secret = Authority::create().unwrap().to_secret(None);
         let damaged = ByteString(b"secret words".to_vec());
         secret.data.as_mut().unwrap().insert(KEY.into(), damaged);
         let error = Authority::from_secret(&secret).err().unwrap();

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         // The end-to-end tests are not among "all targets", as they need a lab.
         let targets = [
             &["--workspace", "--all-targets"][..],
-            &["-p", "kvpn-tests", "--test", "e2e"],
+            &["--workspace", "--test", "e2e"],
         ];
         for targets in targets {
             let clippy = [&["clippy", "--quiet"], targets, &["--", "-D", "warnings"]].concat();
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
 fn end_to_end(tally: &mut Tally, args: &TestArgs) {
     match Lab::up(Options::ALL) {
         Ok(_) => {
-            let target = ["--package", "kvpn-tests", "--test", "e2e"];
+            let target = ["--workspace", "--test", "e2e"];
             tally.tests("end-to-end tests", &target, args.filter.as_deref());
         }
         Err(error) => tally.check("bringing the lab up", Err(error)),

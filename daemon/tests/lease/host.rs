@@ -67,6 +67,11 @@ impl Host {
              ip addr add fd77::2/64 dev up0 nodad
              ip route add default via 192.168.77.1
              ip route add default via fd77::1");
+        // The kernel adds the route to an IPv6 address of its own later.
+        wait_for("the local routes", || {
+            let routes = host.sh("ip -6 route show table local");
+            ["local ::1 ", "local fd77::2 "].map(|route| routes.contains(route)) == [true; 2]
+        });
         fs::write(host.resolv_conf(), RESOLV_CONF).unwrap();
         host
     }

@@ -4,6 +4,7 @@
 //! table inet kvpn { flags owner
 //!     chain prerouting {
 //!         type nat hook prerouting priority dstnat; policy accept;
+//!         ct state established
 //!         iiftype != loopback tcp flags & (fin|syn|rst|ack) == syn tcp dport 8080 redirect to :40000
 //!     }
 //! }
@@ -37,6 +38,12 @@ const DESTINATION_PORT: u32 = 2;
 const CONTROL_BITS: u32 = 13;
 const SYN: u8 = 0x02;
 const FIN_SYN_RST_ACK: u8 = 0x17;
+// NFTA_CT_DREG, NFTA_CT_KEY and NFT_CT_STATE of linux/netfilter/nf_tables.h, and
+// the bit of IP_CT_ESTABLISHED as nft_ct has it.
+const CT_REGISTER: u16 = 1;
+const CT_KEY: u16 = 2;
+const CT_STATE: u32 = 0;
+const ESTABLISHED: u32 = 1 << 1;
 // NFTA_REDIR_REG_PROTO_MIN of linux/netfilter/nf_tables.h.
 const REDIR_PORT_REGISTER: u16 = 1;
 
@@ -122,25 +129,45 @@ fn delete_rules() -> Request {
 }
 
 fn new_rules(ports: &BTreeSet<u16>, listener: u16) -> impl Iterator<Item = Request> {
-    ports.iter().map(move |port| Request {
+    let redirects = ports.iter().map(move |port| redirect(*port, listener));
+    [track_connections()]
+        .into_iter()
+        .chain(redirects)
+        .map(new_rule)
+}
+
+fn new_rule(expressions: Vec<Expressions>) -> Request {
+    Request {
         flags: NLM_F_CREATE | NLM_F_APPEND,
         message: NfTablesMessage::NewRule(RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(AGENT_NFT_TABLE.into()),
                 RuleAttribute::Chain(CHAIN.into()),
-                RuleAttribute::Expressions(
-                    expressions(*port, listener)
-                        .into_iter()
-                        .map(Into::into)
-                        .collect(),
-                ),
+                RuleAttribute::Expressions(expressions.into_iter().map(Into::into).collect()),
             ],
         }),
-    })
+    }
+}
+
+/// A rule that does nothing. The kernel translates addresses only while some
+/// rule needs connection tracking, and connections that were redirected once
+/// need the translation until they end.
+fn track_connections() -> Vec<Expressions> {
+    vec![
+        Expressions::Other {
+            expression_type: "ct".into(),
+            attributes: vec![
+                number(CT_REGISTER, Register::Reg1.into()),
+                number(CT_KEY, CT_STATE),
+            ],
+        },
+        mask(&ESTABLISHED.to_ne_bytes()),
+        compare(Operator::NotEqual, vec![0; 4]),
+    ]
 }
 
 /// The rule for one port.
-fn expressions(port: u16, listener: u16) -> Vec<Expressions> {
+fn redirect(port: u16, listener: u16) -> Vec<Expressions> {
     vec![
         load(MetaKey::Iftype),
         compare(Operator::NotEqual, LOOPBACK.to_ne_bytes().to_vec()),
@@ -150,7 +177,7 @@ fn expressions(port: u16, listener: u16) -> Vec<Expressions> {
         // next packet of a connection that is open already for a first one,
         // and that must not be redirected.
         load_tcp(CONTROL_BITS, 1),
-        mask(FIN_SYN_RST_ACK),
+        mask(&[FIN_SYN_RST_ACK]),
         compare(Operator::Equal, vec![SYN]),
         load_tcp(DESTINATION_PORT, 2),
         compare(Operator::Equal, port.to_be_bytes().to_vec()),
@@ -160,10 +187,7 @@ fn expressions(port: u16, listener: u16) -> Vec<Expressions> {
         ]),
         Expressions::Other {
             expression_type: "redir".into(),
-            attributes: vec![DefaultNla::new(
-                REDIR_PORT_REGISTER,
-                u32::from(Register::Reg1).to_be_bytes().to_vec(),
-            )],
+            attributes: vec![number(REDIR_PORT_REGISTER, Register::Reg1.into())],
         },
     ]
 }
@@ -185,13 +209,13 @@ fn load_tcp(offset: u32, length: u32) -> Expressions {
     ])
 }
 
-fn mask(bits: u8) -> Expressions {
+fn mask<const LENGTH: usize>(bits: &[u8; LENGTH]) -> Expressions {
     Expressions::Bitwise(vec![
         Bitwise::SourceRegister(Register::Reg1),
         Bitwise::DestinationRegister(Register::Reg1),
-        Bitwise::Length(1),
-        Bitwise::Mask(DataAttribute::Value(vec![bits])),
-        Bitwise::Xor(DataAttribute::Value(vec![0])),
+        Bitwise::Length(LENGTH as u32),
+        Bitwise::Mask(DataAttribute::Value(bits.to_vec())),
+        Bitwise::Xor(DataAttribute::Value(vec![0; LENGTH])),
     ])
 }
 
@@ -201,4 +225,9 @@ fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
         Cmp::Op(operator),
         Cmp::Data(DataAttribute::Value(value)),
     ])
+}
+
+/// Attributes hold numbers in network order.
+fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().to_vec())
 }

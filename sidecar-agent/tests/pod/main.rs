@@ -21,7 +21,10 @@ use nix::sys::signal::Signal;
 use crate::{
     manager::{Holder, Identity, Manager},
     network::{Network, PEER_V4, PEER_V6, POD_V4, POD_V6, Side, addresses},
-    pod::{Agent, ask, ask_from, connect, eventually, exchange, first_line, start_app},
+    pod::{
+        Agent, ask, ask_from, connect, eventually, exchange, first_line, start_app,
+        talk_for_a_while,
+    },
 };
 
 const WEB: u16 = 8080;
@@ -138,6 +141,7 @@ fn open_connections_outlive_the_claim_and_its_end() {
         format!("laptop c1 {PEER_V4}")
     );
     pod.claim(2, vec![]);
+    talk_for_a_while(&with_laptop);
     assert_eq!(exchange(with_app, b"still here").unwrap(), b"still here");
     assert_eq!(exchange(with_laptop, b"here too").unwrap(), b"here too");
     eventually("the table is removed", || !pod.has_table());
@@ -205,6 +209,7 @@ fn stopped_agent_lets_open_connections_end() {
     first_line(&client).unwrap();
     pod.agent.signal(Signal::SIGTERM);
     eventually("the redirect is removed", || !pod.redirects());
+    talk_for_a_while(&client);
     assert_eq!(exchange(client, b"last words").unwrap(), b"last words");
     assert!(pod.agent.wait().success());
 }

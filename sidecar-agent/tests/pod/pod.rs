@@ -34,7 +34,7 @@ impl Agent {
             .args(["--ca", &identity.ca])
             .args(["--container", "kvpn-agent-test1"])
             .args(["--linger", linger])
-            .env("RUST_LOG", "debug")
+            .env("RUST_LOG", "info")
             .spawn()
             .expect("this test needs nsenter");
         Self { child }
@@ -120,6 +120,16 @@ pub(crate) fn exchange(mut socket: TcpStream, bytes: &[u8]) -> io::Result<Vec<u8
         written.join().unwrap()
     })?;
     Ok(received)
+}
+
+/// Exchanges byte after byte: the kernel frees what it no longer needs some
+/// milliseconds after a change of rules.
+pub(crate) fn talk_for_a_while(mut socket: &TcpStream) {
+    let end = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < end {
+        socket.write_all(b"x").unwrap();
+        socket.read_exact(&mut [0]).unwrap();
+    }
 }
 
 /// Waits for a condition.

@@ -6,28 +6,15 @@ use anyhow::{Context, Result};
 
 use super::layout::Layout;
 use crate::Cmd;
-use crate::progress::long;
+use crate::progress::{long, step};
 
-/// The lab's helper and the sample application.
-pub const LAB: &[&str] = &["kvpn-tests"];
-/// What makes up kvpn.
-pub const KVPN: &[&str] = &[
-    "kvpn-cli",
-    "kvpn-daemon",
-    "kvpn-traffic-manager",
-    "kvpn-sidecar-agent",
-];
-
-/// Builds the binaries of these packages.
-pub fn build(layout: &Layout, packages: &[&str]) -> Result<()> {
+/// Builds all binaries of the workspace. Always all: cargo would build
+/// dependencies anew for each selection of packages.
+pub fn build(layout: &Layout) -> Result<()> {
+    step("Building the binaries");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages: Vec<_> = packages
-        .iter()
-        .flat_map(|name| ["--package", name])
-        .collect();
     let build = Cmd::new(cargo)
-        .args(["build", "--quiet", "--bins"])
-        .args(packages)
+        .args(["build", "--quiet", "--workspace", "--bins"])
         .dir(layout.repository())
         .deadline(Duration::from_secs(40 * 60));
     long("cargo build", || build.ok())

@@ -103,6 +103,11 @@ pub(crate) fn create() -> Result<()> {
             gateways,
         )?;
     }
+    // The wire knows the way, so that its packet filter is what isolates.
+    for cidr in POD_CIDRS.iter().chain(&SERVICE_CIDRS) {
+        let via = if cidr.contains(':') { NODE_V6 } else { NODE_V4 };
+        ip(&["-n", WIRE, "route", "add", cidr, "via", via])?;
+    }
     Ok(())
 }
 

@@ -5,20 +5,30 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvpn_proto::Reason;
-use kvpn_tests::Lab;
+use kvpn_tests::{Lab, wait_for};
 
-use crate::support::{Developer, get_from_pod};
+use crate::support::{Developer, SHOP, get_from_pod};
 
 #[test]
 fn chart_is_upgraded_uninstalled_and_installed_again() -> Result<()> {
-    let mut developer = Developer::at(1)?;
-    let result = lifecycle(&developer);
-    // Whatever happened, the next test finds the chart as the lab installs it.
-    developer.lab.install_kvpn()?;
-    result?;
+    let developer = Developer::at(1)?;
+    let reinstall = Reinstall;
+    lifecycle(&developer)?;
+    drop(reinstall);
     developer.connect()?;
     assert_eq!(developer.get(["http://web.shop/"])?.service, "web");
     Ok(())
+}
+
+/// Installs the chart as the lab does, when dropped, so that the next test finds
+/// it whatever happened to this one.
+struct Reinstall;
+
+impl Drop for Reinstall {
+    fn drop(&mut self) {
+        let installed = Lab::attach().and_then(|mut lab| lab.install_kvpn());
+        installed.expect("install the chart again");
+    }
 }
 
 fn lifecycle(developer: &Developer) -> Result<()> {
@@ -69,7 +79,18 @@ fn lifecycle(developer: &Developer) -> Result<()> {
         output.stderr
     );
     ensure!(output.stderr.contains("helm"), "{}", output.stderr);
-    nothing_is_left(lab)
+    nothing_is_left(lab)?;
+    let secret = "secret/traffic-manager-tls";
+    lab.kubectl([
+        "-n",
+        "kvpn",
+        "wait",
+        "--for=delete",
+        secret,
+        "--timeout=30s",
+    ])
+    .ok()?;
+    Ok(())
 }
 
 /// Of the chart, in the whole cluster.
@@ -141,7 +162,7 @@ kind: Session
 metadata: {{generateName: forged-, namespace: kvpn}}
 spec:
   user: {user}
-  publicKey: {}
+  publicKey: \"{}\"
   client: {{hostname: h, version: 0.1.0}}
 ",
             "0".repeat(64)
@@ -181,10 +202,13 @@ fn request_from_a_pod_does_not_reach_the_managers_tunnel_without_a_key() -> Resu
     let lab = Lab::attach()?;
     // The door is there, and what is behind it wants a signature.
     let url = "https://traffic-manager.kvpn/healthz";
-    let output = lab
-        .pod_exec("shop", "deploy/client", ["curl", "-sSk", "-m", "5", url])?
-        .success()?;
-    assert_eq!(output.stdout.trim(), "ok");
+    // The cluster's DNS may remember for a while that there was no such name.
+    let greeting = wait_for("the manager answers", Duration::from_secs(15), || {
+        let curl = ["curl", "-sSk", "-m", "5", url];
+        let output = lab.pod_exec(SHOP, "deploy/client", curl)?.success()?;
+        Ok(Some(output.stdout))
+    })?;
+    assert_eq!(greeting.trim(), "ok");
     let agents = "https://traffic-manager.kvpn:8444/kvpn.v1.AgentHub/WatchClaims";
     let grpc = [
         "curl",
@@ -197,7 +221,7 @@ fn request_from_a_pod_does_not_reach_the_managers_tunnel_without_a_key() -> Resu
         "content-type: application/grpc",
     ];
     let post = grpc.into_iter().chain(["--data-binary", "", agents]);
-    let output = lab.pod_exec("shop", "deploy/client", post)?;
+    let output = lab.pod_exec(SHOP, "deploy/client", post)?;
     ensure!(
         !output.stdout.contains("grpc-status: 0"),
         "{}",

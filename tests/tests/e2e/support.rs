@@ -147,7 +147,6 @@ pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) restarts: u64,
-    pub(crate) node_name: String,
     /// IPv4, then IPv6.
     pub(crate) addresses: Vec<String>,
 }
@@ -194,7 +193,6 @@ fn read_pod(pod: &Value) -> Pod {
         name: text(&pod["metadata"]["name"]),
         uid: text(&pod["metadata"]["uid"]),
         restarts: restarts.unwrap_or(u64::MAX),
-        node_name: text(&pod["spec"]["nodeName"]),
         addresses: addresses.map(|entry| text(&entry["ip"])).collect(),
     }
 }

@@ -12,9 +12,6 @@ use serde_json::{Value, json};
 /// Letters and digits that make no words, as Kubernetes uses them in names.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
-/// How long an agent without claims stays.
-const LINGER: &str = "10m";
-
 /// The addresses of the traffic manager's Service; its pod's where there is
 /// none.
 #[derive(Clone, Debug)]
@@ -40,6 +37,8 @@ pub(crate) struct AgentTemplate {
     /// The certificate authority, DER in base64.
     pub(crate) authority: String,
     pub(crate) manager: ManagerAddresses,
+    /// How long an agent without claims stays, such as `10m`.
+    pub(crate) linger: String,
 }
 
 impl AgentTemplate {
@@ -55,7 +54,7 @@ impl AgentTemplate {
             "--container",
             name,
             "--linger",
-            LINGER,
+            &self.linger,
         ];
         EphemeralContainer {
             name: name.to_owned(),
@@ -113,6 +112,7 @@ mod tests {
             pull_policy: "IfNotPresent".into(),
             authority: "QUJD".into(),
             manager: ManagerAddresses(manager.iter().map(|ip| ip.parse().unwrap()).collect()),
+            linger: "10m".into(),
         }
     }
 

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::{Selector, Status};
 use kube::{Api, Client, Resource};
-use kvpn_proto::crd::{Engagement, Session, WorkloadKind, WorkloadRef};
+use kvpn_proto::crd::{Engagement, Session, WorkloadKind, WorkloadRef, condition};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -93,13 +93,15 @@ impl Executor {
                 uid,
                 status,
             } => {
-                for condition in &status.conditions {
+                let mut conditions = status.conditions.iter();
+                if let Some(active) = conditions.find(|found| found.type_ == condition::ACTIVE) {
                     info!(
                         %engagement,
-                        condition = condition.type_,
-                        status = condition.status,
-                        reason = condition.reason,
-                        message = condition.message,
+                        active = active.status,
+                        reason = active.reason,
+                        message = active.message,
+                        covered = status.pods_covered,
+                        selected = status.pods_selected,
                         "engagement"
                     );
                 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::core::response::StatusCause;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -111,17 +110,16 @@ where
     Ok(())
 }
 
-/// Whether there is no such object, or another one of that name: then the API
-/// server answers that the patch cannot be processed.
+/// Whether there is no such object, or another one of that name. The API server
+/// answers a patch whose test fails with 422 and no particulars, while a status
+/// that breaks the schema "is invalid".
 fn is_gone(error: &WriteError) -> bool {
     match error {
-        WriteError::Api(kube::Error::Api(status)) => {
-            let failed_test = |cause: &StatusCause| cause.message.contains("/metadata/uid");
-            let mut causes = status.details.iter().flat_map(|details| &details.causes);
-            status.code == 404
-                || status.code == 422
-                    && (causes.any(failed_test) || status.message.contains("/metadata/uid"))
-        }
+        WriteError::Api(kube::Error::Api(status)) => match status.code {
+            404 => true,
+            422 => !status.message.contains("is invalid"),
+            _ => false,
+        },
         WriteError::Api(_) | WriteError::TimedOut | WriteError::Malformed(_) => false,
     }
 }
@@ -131,24 +129,22 @@ mod tests {
     use super::*;
     use kube::core::Status;
 
-    fn answer(code: u16, cause: &str) -> WriteError {
+    fn answer(code: u16, message: &str) -> WriteError {
         let status = serde_json::from_value::<Status>(json!({
             "status": "Failure",
             "code": code,
-            "message": "the server rejected our request due to an error in our request",
-            "details": { "causes": [{ "message": cause }] },
+            "message": message,
         }));
         WriteError::Api(kube::Error::Api(Box::new(status.unwrap())))
     }
 
     #[test]
     fn an_object_that_is_gone_or_made_anew_is_told_from_other_troubles() {
+        let failed_test = "the server rejected our request due to an error in our request";
+        let broken = "Engagement.kvpn.dev \"web\" is invalid: status.podsCovered: Invalid value";
         assert!(is_gone(&answer(404, "")));
-        assert!(is_gone(&answer(
-            422,
-            "testing value /metadata/uid failed: test failed"
-        )));
-        assert!(!is_gone(&answer(422, "status.conditions: Invalid value")));
+        assert!(is_gone(&answer(422, failed_test)));
+        assert!(!is_gone(&answer(422, broken)));
         assert!(!is_gone(&answer(403, "")));
         assert!(!is_gone(&answer(500, "")));
         assert!(!is_gone(&WriteError::TimedOut));

@@ -72,6 +72,9 @@ pub(crate) enum Resolution {
 #[derive(Debug)]
 pub(crate) struct EngagementRecord {
     pub(crate) view: EngagementView,
+    /// Its place among all engagements ever seen; tells apart those that were
+    /// created within one second.
+    arrived: u64,
     pub(crate) workload: Option<Resolution>,
     /// When the workload is to be read again. `None` while it is being read.
     resolve_at: Option<Instant>,
@@ -94,10 +97,11 @@ impl Identified for EngagementRecord {
 }
 
 impl EngagementRecord {
-    pub(crate) fn new(view: EngagementView, now: &Now) -> Self {
+    pub(crate) fn new(view: EngagementView, arrived: u64, now: &Now) -> Self {
         Self {
             written: view.status.clone().unwrap_or_default(),
             view,
+            arrived,
             workload: None,
             resolve_at: Some(now.instant),
             orphan_since: None,
@@ -212,7 +216,7 @@ pub(crate) fn decide<'a>(
     manager: &Key,
 ) -> BTreeMap<Key, Standing> {
     let mut engagements: Vec<_> = engagements.collect();
-    engagements.sort_by_key(|record| (record.view.created, &record.view.key));
+    engagements.sort_by_key(|record| (record.view.created, record.arrived));
     let mut held: HashMap<(Key, u16, Protocol), &EngagementRecord> = HashMap::new();
     let mut standings = BTreeMap::new();
     for record in engagements {

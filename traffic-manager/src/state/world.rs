@@ -33,6 +33,8 @@ pub(crate) struct World {
     /// By the UID of the pod.
     pub(super) slots: BTreeMap<String, AgentSlot>,
     synced: bool,
+    /// How many engagements were ever seen.
+    arrivals: u64,
     /// Namespaces in which something changed.
     dirty: BTreeSet<String>,
 }
@@ -46,6 +48,7 @@ impl World {
             pods: Pods::default(),
             slots: BTreeMap::new(),
             synced: false,
+            arrivals: 0,
             dirty: BTreeSet::new(),
         }
     }
@@ -263,9 +266,10 @@ impl World {
             match self.engagements.get_mut(&view.key) {
                 Some(record) => record.update(view, now),
                 None => {
+                    self.arrivals += 1;
                     let key = view.key.clone();
-                    self.engagements
-                        .insert(key, EngagementRecord::new(view, now));
+                    let record = EngagementRecord::new(view, self.arrivals, now);
+                    self.engagements.insert(key, record);
                 }
             }
         }

@@ -34,9 +34,9 @@ impl Case {
     }
 
     fn engage(&mut self, name: &str, user: &str, port: u16) -> &mut EngagementRecord {
-        let created = self.engagements.len() as i64;
-        let view = engagement(name, user, port, created);
-        let mut record = EngagementRecord::new(view, &self.clock.at(0));
+        let arrived = self.engagements.len() as u64;
+        let view = engagement(name, user, port, arrived as i64);
+        let mut record = EngagementRecord::new(view, arrived, &self.clock.at(0));
         record.handle_resolved(selector("app", "web"), &self.clock.at(0));
         self.engagements.push(record);
         self.engagements.last_mut().unwrap()
@@ -98,6 +98,15 @@ fn the_younger_of_two_on_one_port_conflicts_and_hears_who_has_it() {
         message,
         "alice has had port 8080 since 2026-01-01T00:00:00Z (engagement shop/z-older)"
     );
+}
+
+#[test]
+fn of_two_created_in_one_second_the_first_to_arrive_keeps_the_port() {
+    let mut case = Case::new();
+    let created = case.engage("z-first", "alice", 8080).view.created;
+    case.engage("a-second", "bob", 8080).view.created = created;
+    assert_eq!(case.reason("z-first").0, "");
+    assert_eq!(case.reason("a-second").0, condition::CONFLICT);
 }
 
 #[test]
@@ -205,7 +214,7 @@ fn a_pod_is_engaged_by_its_name() {
 fn a_workload_is_read_once_and_again_only_while_it_selects_nothing() {
     let clock = Clock::start();
     let mut pods = Pods::default();
-    let mut record = EngagementRecord::new(engagement("e", "alice", 1, 0), &clock.at(0));
+    let mut record = EngagementRecord::new(engagement("e", "alice", 1, 0), 0, &clock.at(0));
     assert!(record.should_resolve(&pods, &clock.at(0)));
     assert!(!record.should_resolve(&pods, &clock.at(0)), "under way");
     record.handle_resolved(selector("app", "web"), &clock.at(1));
@@ -221,7 +230,7 @@ fn a_workload_is_read_once_and_again_only_while_it_selects_nothing() {
 fn an_orphan_expires_after_the_grace() {
     let clock = Clock::start();
     let grace = Duration::from_secs(30);
-    let mut record = EngagementRecord::new(engagement("e", "alice", 1, 0), &clock.at(0));
+    let mut record = EngagementRecord::new(engagement("e", "alice", 1, 0), 0, &clock.at(0));
     assert!(!record.expires(true, grace, &clock.at(50)));
     assert!(!record.expires(false, grace, &clock.at(60)));
     assert!(!record.expires(false, grace, &clock.at(89)));

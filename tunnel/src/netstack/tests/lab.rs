@@ -42,7 +42,7 @@ impl Wire {
     }
 }
 
-/// What a wire does to packets; returns those that arrive now.
+/// What a wire does to packets of one direction; returns those that arrive now.
 pub(crate) type Meddler = Box<dyn FnMut(Vec<Vec<u8>>) -> Vec<Vec<u8>>>;
 
 pub(crate) struct Lab {
@@ -50,7 +50,8 @@ pub(crate) struct Lab {
     pub(crate) wire: Wire,
     pub(crate) now: Instant,
     pub(crate) new_flows: Vec<NewFlow>,
-    meddler: Meddler,
+    to_host: Meddler,
+    to_netstack: Meddler,
     start: Instant,
     host: Host,
 }
@@ -90,7 +91,8 @@ impl Lab {
             wire,
             now: start,
             new_flows: Vec::new(),
-            meddler: Box::new(|packets| packets),
+            to_host: Box::new(|packets| packets),
+            to_netstack: Box::new(|packets| packets),
             start,
             host: Host {
                 interface,
@@ -101,8 +103,14 @@ impl Lab {
         }
     }
 
-    pub(crate) fn meddle(&mut self, meddler: Meddler) {
-        self.meddler = meddler;
+    pub(crate) fn meddle(&mut self, to_host: Meddler, to_netstack: Meddler) {
+        self.to_host = to_host;
+        self.to_netstack = to_netstack;
+    }
+
+    /// From now on nothing arrives.
+    pub(crate) fn cut(&mut self) {
+        self.meddle(Box::new(|_| Vec::new()), Box::new(|_| Vec::new()));
     }
 
     /// Starts a connection of the host.
@@ -186,14 +194,14 @@ impl Lab {
         {
             self.netstack.handle_timeout(self.now);
         }
-        let to_host = (self.meddler)(self.wire.take());
+        let to_host = (self.to_host)(self.wire.take());
         let mut moved = !to_host.is_empty();
         self.host.device.arriving.extend(to_host);
         let now = self.host_now();
         self.host
             .interface
             .poll(now, &mut self.host.device, &mut self.host.sockets);
-        let to_netstack = (self.meddler)(std::mem::take(&mut self.host.device.leaving));
+        let to_netstack = (self.to_netstack)(std::mem::take(&mut self.host.device.leaving));
         moved |= !to_netstack.is_empty();
         for packet in to_netstack {
             self.inject(&packet);

@@ -5,10 +5,11 @@ use std::time::Duration;
 use smoltcp::socket::tcp::State;
 
 use super::lab::{Lab, Meddler, POD_V4, POD_V6, Rng, exchange_bytes, read};
+use crate::netstack::NetstackConfig;
 
 /// Loses, repeats or holds back some packets; what is held back comes later.
 fn unreliable(seed: u64, percent: u64) -> Meddler {
-    let mut rng = Rng(seed | 1);
+    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut held = Vec::new();
     Box::new(move |packets| {
         let mut arriving = Vec::new();
@@ -42,8 +43,13 @@ fn bytes_and_ends_survive_an_unreliable_wire() {
 }
 
 fn run(seed: u64, pod: &str) {
-    let mut lab = Lab::new();
-    lab.meddle(unreliable(seed, 5));
+    // Small packets, so that there are many.
+    let mut lab = Lab::with(NetstackConfig {
+        mtu: 1_500,
+        seed,
+        ..NetstackConfig::default()
+    });
+    lab.meddle(unreliable(2 * seed, 3), unreliable(2 * seed + 1, 3));
     let host = lab.connect(pod);
     while lab.new_flows.is_empty() {
         lab.skip();
@@ -65,7 +71,7 @@ fn run(seed: u64, pod: &str) {
     while lab.socket(host).may_recv() {
         lab.skip();
     }
-    lab.meddle(Box::new(|packets| packets));
+    lab.meddle(Box::new(|packets| packets), Box::new(|packets| packets));
     lab.pass(Duration::from_secs(120));
     assert_eq!(lab.netstack.counters().open_flows, 0);
 }

@@ -209,7 +209,7 @@ fn silent_host_does_not_keep_a_dropped_flow_forever() {
     lab.settle();
     assert!(write(&lab, &flow, b"unheard").unwrap().is_ok());
     flow.shutdown_write(lab.now);
-    lab.meddle(Box::new(|_| Vec::new()));
+    lab.cut();
     drop(flow);
 
     lab.forget(host);
@@ -227,7 +227,7 @@ fn earlier_timeout_wakes_who_waits_for_it() {
     lab.netstack.register_timeout_waker(&waker);
     assert_eq!(woken.count(), 0);
 
-    lab.meddle(Box::new(|_| Vec::new()));
+    lab.cut();
     let before = lab.netstack.poll_timeout();
     let mut cx = Context::from_waker(Waker::noop());
     assert!(flow.poll_write(&mut cx, b"x", lab.now).is_ready());
