@@ -8,13 +8,13 @@ mod tun;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use kvpn_proto::{Failure, Reason};
 use kvpn_tunnel::host::run_timers;
 use kvpn_tunnel::netstack::{Counters, Netstack, NetstackConfig};
-use tokio::task::JoinHandle;
+use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::error;
 
 pub(crate) use dials::answer as answer_dial;
 use tun::Tun;
@@ -24,8 +24,8 @@ use crate::session::manager::Manager;
 /// The running data path; dropping it resets every flow and closes the TUN.
 pub(crate) struct Datapath {
     netstack: Arc<Netstack>,
-    _reader: AbortOnDropHandle<()>,
-    _timers: AbortOnDropHandle<()>,
+    reader: AbortOnDropHandle<io::Error>,
+    timers: AbortOnDropHandle<()>,
 }
 
 impl Datapath {
@@ -47,34 +47,56 @@ impl Datapath {
             let netstack = netstack.clone();
             tokio::spawn(async move { run_timers(&netstack).await })
         };
-        let reader: JoinHandle<()> = {
+        let reader = {
             let netstack = netstack.clone();
             tokio::spawn(async move {
                 let carrier = flows::Carrier::new(manager, own);
-                if let Err(error) = tun::read(&tun, &netstack, carrier).await {
-                    error!(%error, "The TUN device cannot be read any more");
-                }
+                let Err(error) = tun::read(&tun, &netstack, carrier).await;
+                error
             })
         };
         Ok(Self {
             netstack,
-            _reader: AbortOnDropHandle::new(reader),
-            _timers: AbortOnDropHandle::new(timers),
+            reader: AbortOnDropHandle::new(reader),
+            timers: AbortOnDropHandle::new(timers),
         })
+    }
+
+    /// Resolves when nothing is carried any more, with the reason.
+    pub(crate) async fn ended(&mut self) -> Failure {
+        let broken = |error: JoinError| Failure::internal(format!("the data path broke: {error}"));
+        tokio::select! {
+            ended = &mut self.reader => ended.map_or_else(broken, |error| device_lost(&error)),
+            ended = &mut self.timers => match ended {
+                Ok(()) => Failure::internal("the data path's timers ended"),
+                Err(error) => broken(error),
+            },
+        }
     }
 
     /// What status tells of the traffic.
     pub(crate) fn meter(&self) -> Meter {
-        Meter(self.netstack.clone())
+        Meter(Arc::downgrade(&self.netstack))
     }
 }
 
-/// Reads the counters of a data path.
+fn device_lost(error: &io::Error) -> Failure {
+    Failure::new(
+        Reason::HostRefused,
+        format!("the TUN device cannot be read any more: {error}"),
+        "connect again with `kvpn connect`, and leave the device to kvpn",
+    )
+}
+
+/// Reads the counters of a data path, without keeping its device open.
 #[derive(Clone)]
-pub(crate) struct Meter(Arc<Netstack>);
+pub(crate) struct Meter(Weak<Netstack>);
 
 impl Meter {
     pub(crate) fn counters(&self) -> Counters {
-        self.0.counters()
+        self.0
+            .upgrade()
+            .map(|netstack| netstack.counters())
+            .unwrap_or_default()
     }
 }

@@ -4,6 +4,7 @@
 mod handler;
 mod names;
 mod rewrite;
+mod upstream;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -11,9 +12,11 @@ use std::time::Duration;
 
 use hickory_server::Server;
 use kvpn_tunnel::dns::Forwarder;
+use tracing::debug;
 
 use crate::session::manager::Manager;
 use handler::Handler;
+use upstream::Upstream;
 
 /// How long a TCP connection without questions is kept.
 const TCP_IDLE: Duration = Duration::from_secs(10);
@@ -21,9 +24,24 @@ const TCP_IDLE: Duration = Duration::from_secs(10);
 /// How many answers may wait on a TCP connection.
 const TCP_ANSWERS: usize = 16;
 
+/// How long the server may take to let go of its sockets.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
+
 /// A running name server; ends when dropped.
 pub(crate) struct NameServer {
-    _server: Server<Handler>,
+    server: Server<Handler>,
+}
+
+impl NameServer {
+    /// Ends it, and waits until its sockets are closed.
+    pub(crate) async fn stop(mut self) {
+        let stopped = tokio::time::timeout(STOP_DEADLINE, self.server.shutdown_gracefully());
+        match stopped.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "The name server had ended before"),
+            Err(_) => debug!("The name server does not end"),
+        }
+    }
 }
 
 /// Serves on sockets that are bound already. `upstreams` are the host's own
@@ -43,7 +61,8 @@ pub(crate) fn serve(
         .into_iter()
         .filter(|server| !own.contains(server))
         .collect();
-    let mut server = Server::new(Handler::new(manager, Forwarder::new(upstreams)));
+    let upstream = Upstream::new(Forwarder::new(upstreams));
+    let mut server = Server::new(Handler::new(manager, upstream));
     for socket in udp {
         socket.set_nonblocking(true)?;
         server.register_socket(tokio::net::UdpSocket::from_std(socket)?);
@@ -56,7 +75,7 @@ pub(crate) fn serve(
             TCP_ANSWERS,
         );
     }
-    Ok(NameServer { _server: server })
+    Ok(NameServer { server })
 }
 
 #[cfg(test)]

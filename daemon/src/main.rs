@@ -31,10 +31,15 @@ fn run_session(args: session::args::SessionArgs) -> ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => match runtime.block_on(session::run(args)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => failure.reason.exit_code().into(),
-        },
+        Ok(runtime) => {
+            let outcome = runtime.block_on(session::run(args));
+            // A credential plugin or a name lookup may block for minutes.
+            runtime.shutdown_background();
+            match outcome {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(failure) => failure.reason.exit_code().into(),
+            }
+        }
         Err(error) => exit_code(Err(Failure::internal(error))),
     }
 }
@@ -43,7 +48,7 @@ fn exit_code(outcome: Result<(), Failure>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}\n{}", failure.message, failure.next_step);
+            eprintln!("error: {}\nhint: {}", failure.message, failure.next_step);
             failure.reason.exit_code().into()
         }
     }

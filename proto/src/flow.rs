@@ -88,7 +88,10 @@ impl DialFailure {
 impl From<&std::io::Error> for DialFailure {
     fn from(error: &std::io::Error) -> Self {
         // Permission denied is how Linux reports an ICMP "prohibited" on TCP.
-        #[allow(clippy::wildcard_enum_match_arm)]
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "std has many kinds and may add more"
+        )]
         let kind = match error.kind() {
             std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => {
                 DialError::Refused

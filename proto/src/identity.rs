@@ -23,7 +23,8 @@ pub fn encode_public_key(key: &[u8]) -> String {
 
 /// Reads `spec.publicKey`; `None` when it is not 32 octets of hexadecimal.
 pub fn decode_public_key(text: &str) -> Option<[u8; PUBLIC_KEY_LENGTH]> {
-    if !text.is_ascii() || text.len() != 2 * PUBLIC_KEY_LENGTH {
+    let digits = text.bytes().all(|letter| letter.is_ascii_hexdigit());
+    if !digits || text.len() != 2 * PUBLIC_KEY_LENGTH {
         return None;
     }
     let mut key = [0; PUBLIC_KEY_LENGTH];
@@ -45,7 +46,13 @@ mod tests {
 
     #[test]
     fn malformed_public_keys_are_refused() {
-        for text in ["", "00", &"zz".repeat(32), &"é".repeat(32)] {
+        for text in [
+            "",
+            "00",
+            &"zz".repeat(32),
+            &"+f".repeat(32),
+            &"é".repeat(32),
+        ] {
             assert_eq!(decode_public_key(text), None, "{text}");
         }
     }

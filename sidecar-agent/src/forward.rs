@@ -154,7 +154,7 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
 async fn serve(socket: TcpStream, source: SocketAddr, listener: u16, route: Option<Arc<Route>>) {
     let Some(destination) = original::destination(&socket, listener) else {
         debug!("Reset: it came to the agent's own port");
-        abort(&socket);
+        relay::abort_on_close(&socket, true);
         return;
     };
     if let Err(error) = socket.set_nodelay(true) {
@@ -247,26 +247,22 @@ async fn peek_probe(socket: &TcpStream) -> bool {
 }
 
 /// Connects the client with the app, which listens where the client meant to
-/// connect to.
+/// connect to. What does not end in order ends with RST on both sides.
 async fn to_app(mut socket: TcpStream, destination: SocketAddr) {
+    relay::abort_on_close(&socket, true);
     let mut app = match relay::dial_tcp(destination, APP_DEADLINE).await {
         Ok(app) => app,
         Err(error) => {
             debug!(%destination, %error, "The app does not answer");
-            abort(&socket);
             return;
         }
     };
-    if let Err(error) = tokio::io::copy_bidirectional(&mut socket, &mut app).await {
-        debug!(%destination, %error, "Cut off from the app");
-        abort(&socket);
-        abort(&app);
-    }
-}
-
-/// Has the socket say RST when it is dropped.
-fn abort(socket: &TcpStream) {
-    if let Err(error) = socket.set_zero_linger() {
-        debug!(%error, "Cannot abort the connection");
+    relay::abort_on_close(&app, true);
+    match tokio::io::copy_bidirectional(&mut socket, &mut app).await {
+        Ok(_) => {
+            relay::abort_on_close(&socket, false);
+            relay::abort_on_close(&app, false);
+        }
+        Err(error) => debug!(%destination, %error, "Cut off from the app"),
     }
 }

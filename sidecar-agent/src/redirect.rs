@@ -54,11 +54,17 @@ impl Redirect {
         listener: u16,
     ) -> Result<(), RedirectError> {
         let change = match self.table {
-            Table::Absent if ports.is_empty() => return Ok(()),
+            Table::Absent | Table::Empty if ports.is_empty() => return Ok(()),
             Table::Absent => Change::Install { ports, listener },
             Table::Empty | Table::Active => Change::Replace { ports, listener },
         };
-        self.batch.send(rules::messages(&change))?;
+        let sent = self.batch.send(rules::messages(&change));
+        if sent.is_err() && self.table == Table::Absent {
+            // Should the kernel have installed it all the same, it goes with
+            // its socket.
+            self.batch = Batch::open()?;
+        }
+        sent?;
         self.table = if ports.is_empty() {
             Table::Empty
         } else {

@@ -33,7 +33,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long the traffic manager may take to take the call.
+/// How long the traffic manager may take to take the call, or a report.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long open connections may go on once the agent has been told to stop.
@@ -128,8 +128,10 @@ impl Agent {
                 .context("the traffic manager hung up")?;
             *pause = FIRST_PAUSE;
             let event = self.put_in_force(response, &hub);
-            let reported = events.send(request(event)).await;
-            reported.context("report to the traffic manager")?;
+            timeout(CALL_DEADLINE, events.send(request(event)))
+                .await
+                .context("the traffic manager takes no reports")?
+                .context("report to the traffic manager")?;
         }
         Ok(())
     }

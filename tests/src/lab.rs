@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -98,8 +99,10 @@ impl Lab {
     }
 
     /// The lab with everything that tests need; brings up what is missing.
+    /// Waits for other processes that use it, as tests would disturb each other.
     pub fn attach() -> Result<Self> {
         let layout = Layout::new();
+        Self::reserve()?;
         match State::load(&layout)? {
             Some(state)
                 if state.cluster && state.sample && state.kvpn && state.missing().is_empty() =>
@@ -108,6 +111,18 @@ impl Lab {
             }
             Some(_) | None => Self::up(Options::ALL),
         }
+    }
+
+    /// Waits until no other process uses the lab, and keeps it until this one
+    /// ends.
+    pub fn reserve() -> Result<()> {
+        static RESERVED: Mutex<Option<Flock<File>>> = Mutex::new(None);
+        let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
+        if reserved.is_none() {
+            let waiting = "Waiting for another test run";
+            *reserved = Some(lock_file(&Layout::new(), "in-use.lock", waiting)?);
+        }
+        Ok(())
     }
 
     /// The lab as it is; an error when there is none.
@@ -304,6 +319,7 @@ fn create(layout: &Layout, state: &mut State) -> Result<()> {
         fs::create_dir_all(&directory)?;
     }
     let (pause, coredns) = (PAUSE.build(layout)?, COREDNS.build(layout)?);
+    host::load_modules();
     // From here on there is something to take down.
     state.save(layout)?;
     pki::create(layout)?;
@@ -328,15 +344,23 @@ fn create(layout: &Layout, state: &mut State) -> Result<()> {
     state.save(layout)
 }
 
-/// Keeps two invocations from working on the lab at once.
+/// Keeps two invocations from changing the lab at once.
 fn lock(layout: &Layout) -> Result<Flock<File>> {
+    lock_file(
+        layout,
+        "lock",
+        "Waiting for another command that works on the lab",
+    )
+}
+
+fn lock_file(layout: &Layout, name: &str, waiting: &str) -> Result<Flock<File>> {
     fs::create_dir_all(layout.lab())?;
-    let file = File::create(layout.lab().join("lock")).context("create the lab's lock")?;
+    let file = File::create(layout.lab().join(name)).context("create the lab's lock")?;
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => return Ok(lock),
         Err((file, _)) => file,
     };
-    step("Waiting for another command that works on the lab");
+    step(waiting);
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .context("lock the lab")

@@ -13,9 +13,18 @@ const DIAL: Duration = Duration::from_secs(10);
 /// After which silence a UDP flow is over.
 const UDP_IDLE: Duration = Duration::from_secs(60);
 
-/// Where clouds serve their metadata over IPv6: Amazon's and Google's.
-const METADATA: [Ipv6Addr; 2] = [
+/// Where clouds serve metadata and credentials of the node outside the
+/// link-local subnet: Alibaba's, Azure's and Oracle's.
+const METADATA_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+
+/// The same over IPv6: Amazon's, its credentials for pods, and Google's.
+const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
 ];
 
@@ -104,6 +113,7 @@ fn reserved_v4(ip: Ipv4Addr) -> Option<&'static str> {
         _ if ip.is_link_local() => Some("a link-local"),
         _ if ip.is_multicast() => Some("a multicast"),
         _ if ip.is_broadcast() => Some("a broadcast"),
+        _ if METADATA_V4.contains(&ip) => Some("a cloud metadata"),
         _ => None,
     }
 }
@@ -114,7 +124,7 @@ fn reserved_v6(ip: Ipv6Addr) -> Option<&'static str> {
         _ if ip.is_loopback() => Some("a loopback"),
         _ if ip.is_unicast_link_local() => Some("a link-local"),
         _ if ip.is_multicast() => Some("a multicast"),
-        _ if METADATA.contains(&ip) => Some("a cloud metadata"),
+        _ if METADATA_V6.contains(&ip) => Some("a cloud metadata"),
         _ => None,
     }
 }
@@ -152,6 +162,9 @@ mod tests {
             "127.0.0.1",
             "127.8.0.1",
             "169.254.169.254",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
             "224.0.0.1",
             "255.255.255.255",
             "10.1.0.5",
@@ -161,6 +174,7 @@ mod tests {
             "ff02::1",
             "fd00::5",
             "fd00:ec2::254",
+            "fd00:ec2::23",
             "fd20:ce::254",
             "::ffff:127.0.0.1",
             "::ffff:169.254.169.254",

@@ -126,8 +126,15 @@ impl Hub {
     }
 
     /// Remembers which session a connection is of, so that it ends with it.
-    pub(crate) fn register(&self, connection: &Arc<Connection>, session_uid: &str) {
-        self.lock().lines.register(connection, session_uid);
+    /// Returns whether the session still exists.
+    pub(crate) fn register(&self, connection: &Arc<Connection>, identity: &Identity) -> bool {
+        let mut inner = self.lock();
+        let session = inner.world.session(&identity.session);
+        let exists = session.is_some_and(|session| session.uid == identity.uid);
+        if exists {
+            inner.lines.register(connection, &identity.uid);
+        }
+        exists
     }
 
     /// Makes a session present until the stream is closed. The dials for it
@@ -176,6 +183,11 @@ impl Hub {
             link,
         };
         Ok((receiver, open))
+    }
+
+    /// Whether an agent may call from an address.
+    pub(crate) fn expects_agent(&self, ip: IpAddr) -> bool {
+        self.lock().world.expects_agent(ip)
     }
 
     /// Where a connection goes that an agent has intercepted.

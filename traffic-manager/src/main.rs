@@ -2,6 +2,7 @@
 //! laptops in, dials for them, and brings agents into the pods that they
 //! engage.
 
+mod admission;
 mod api;
 mod cluster;
 mod config;

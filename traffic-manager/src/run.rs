@@ -10,6 +10,7 @@ use kube::{Api, Client, Resource};
 use kvpn_proto::{names, version};
 use kvpn_tunnel::dns::{Forwarder, ResolvConf, parse_resolv_conf};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     // Another part of the process may have installed it; it is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::try_default().await.context("find the API server")?;
-    let service = own_service(client.clone(), &config.namespace).await;
+    let service = own_service(client.clone(), &config.namespace).await?;
     let manager = addresses(service.as_ref(), &config);
     let owner = service.and_then(|service| service.owner_ref(&()));
     let authority = Authority::load_or_create(client.clone(), &config.namespace, owner).await?;
@@ -110,16 +111,16 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
             linger: config.agent_linger.clone(),
         },
     );
-    tokio::spawn(executor.run(effects));
-    let clock = Arc::clone(&hub);
-    tokio::spawn(async move { clock.keep_time().await });
-    spawn_watches(&Watches {
+    let mut tasks = spawn_watches(&Watches {
         client: client.clone(),
         namespace: config.namespace.clone(),
         managed: config.managed_namespaces.0.clone(),
         hub: Arc::clone(&hub),
         cluster: Arc::clone(&cluster),
     });
+    tasks.spawn(executor.run(effects));
+    let clock = Arc::clone(&hub);
+    tasks.spawn(async move { clock.keep_time().await });
 
     let sessions = SessionApi {
         hub: Arc::clone(&hub),
@@ -138,11 +139,27 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         agents = names::MANAGER_AGENT_PORT,
         "traffic manager listens"
     );
-    tokio::try_join!(
-        serve_sessions(session_port, session_tls, sessions, shutdown.clone()),
-        serve_agents(agent_port, agent_tls, AgentApi { hub }, shutdown),
-    )?;
-    Ok(())
+    let serving = async {
+        tokio::try_join!(
+            serve_sessions(session_port, session_tls, sessions, shutdown.clone()),
+            serve_agents(agent_port, agent_tls, AgentApi { hub }, shutdown),
+        )
+    };
+    tokio::select! {
+        served = serving => served.map(|_| ()),
+        error = panicked(tasks) => Err(error),
+    }
+}
+
+/// Waits until one of the tasks has panicked. Without it the others would go on
+/// blindly; a new process learns everything from the API server again.
+async fn panicked(mut tasks: JoinSet<()>) -> anyhow::Error {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return anyhow::Error::new(error).context("a part of the traffic manager has failed");
+        }
+    }
+    std::future::pending().await
 }
 
 fn name_servers(resolv_conf: &ResolvConf) -> Vec<SocketAddr> {
@@ -150,19 +167,15 @@ fn name_servers(resolv_conf: &ResolvConf) -> Vec<SocketAddr> {
     servers.map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect()
 }
 
-async fn own_service(client: Client, namespace: &str) -> Option<Service> {
+/// The Service before this pod. An API server that does not answer is an error,
+/// since agents would have to live with a worse address for long.
+async fn own_service(client: Client, namespace: &str) -> anyhow::Result<Option<Service>> {
+    let name = names::MANAGER_SERVICE;
     let services: Api<Service> = Api::namespaced(client, namespace);
-    match timeout(REQUEST, services.get(names::MANAGER_SERVICE)).await {
-        Ok(Ok(service)) => Some(service),
-        Ok(Err(error)) => {
-            warn!(%error, "the Service cannot be read");
-            None
-        }
-        Err(_) => {
-            warn!("the API server did not show the Service in time");
-            None
-        }
-    }
+    timeout(REQUEST, services.get_opt(name))
+        .await
+        .with_context(|| format!("read Service {namespace}/{name}"))?
+        .with_context(|| format!("read Service {namespace}/{name}"))
 }
 
 /// The Service's addresses, which outlive this pod; its own when there is no

@@ -10,7 +10,9 @@ use kvpn_proto::flow::{DialError, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::netstack::{Netstack, TcpFlow, UdpFlow};
-use crate::relay::{self, FrameStream, RelayError, StreamLost, Transferred};
+use crate::relay::{
+    self, FrameReceiver, FrameSender, FrameStream, RelayError, StreamLost, Transferred,
+};
 
 /// A TCP flow as a byte stream of tokio.
 #[derive(Debug)]
@@ -85,42 +87,57 @@ pub async fn splice_udp(flow: UdpFlow, frames: FrameStream) -> Result<Transferre
     outcome
 }
 
+/// Neither direction waits for the other: while the far end takes nothing, the
+/// flow's queue loses the oldest datagrams, and answers still arrive.
 async fn copy_datagrams(flow: &UdpFlow, frames: FrameStream) -> Result<Transferred, RelayError> {
     let FrameStream {
         sender,
         mut receiver,
     } = frames;
     let mut moved = Transferred::default();
-    loop {
-        tokio::select! {
-            datagram = poll_fn(|cx| flow.poll_recv(cx)) => {
-                let Some(datagram) = datagram else {
-                    sender.send(Frame::Fin).await?;
-                    break;
-                };
-                moved.sent += datagram.len() as u64;
-                sender.send(Frame::Data(datagram)).await?;
-            }
-            frame = receiver.recv() => {
-                let frame = frame
-                    .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?;
-                match frame {
-                    Frame::Data(datagram) => {
-                        moved.received += datagram.len() as u64;
-                        flow.send(&datagram, Instant::now());
-                    }
-                    Frame::Fin => break,
-                    Frame::Reset => return Err(RelayError::Reset),
-                    Frame::Open(_) => return Err(RelayError::Unexpected("open")),
-                    Frame::Opened => return Err(RelayError::Unexpected("opened")),
-                    Frame::Failed(_) => return Err(RelayError::Unexpected("failed")),
-                }
-            }
-        }
+    tokio::select! {
+        ended = send_datagrams(flow, &sender, &mut moved.sent) => ended?,
+        ended = receive_datagrams(flow, &mut receiver, &mut moved.received) => ended?,
     }
     let frames = FrameStream { sender, receiver };
     frames.finish().await;
     Ok(moved)
+}
+
+async fn send_datagrams(
+    flow: &UdpFlow,
+    sender: &FrameSender,
+    sent: &mut u64,
+) -> Result<(), RelayError> {
+    while let Some(datagram) = poll_fn(|cx| flow.poll_recv(cx)).await {
+        *sent += datagram.len() as u64;
+        sender.send(Frame::Data(datagram)).await?;
+    }
+    Ok(sender.send(Frame::Fin).await?)
+}
+
+async fn receive_datagrams(
+    flow: &UdpFlow,
+    receiver: &mut FrameReceiver,
+    received: &mut u64,
+) -> Result<(), RelayError> {
+    loop {
+        let frame = receiver
+            .recv()
+            .await
+            .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?;
+        match frame {
+            Frame::Data(datagram) => {
+                *received += datagram.len() as u64;
+                flow.send(&datagram, Instant::now());
+            }
+            Frame::Fin => return Ok(()),
+            Frame::Reset => return Err(RelayError::Reset),
+            Frame::Open(_) => return Err(RelayError::Unexpected("open")),
+            Frame::Opened => return Err(RelayError::Unexpected("opened")),
+            Frame::Failed(_) => return Err(RelayError::Unexpected("failed")),
+        }
+    }
 }
 
 /// Calls the netstack whenever a timer is due. Never returns.

@@ -21,7 +21,7 @@ pub use frames::{
     FrameReceiver, FrameSender, FrameStream, Outgoing, OutgoingResponse, StreamLost, incoming,
     outgoing, outgoing_response,
 };
-pub use splice::{splice, splice_tcp};
+pub use splice::{abort_on_close, splice, splice_tcp};
 pub use udp::splice_udp;
 
 /// The most bytes that one `Data` frame carries: with its headers it fits one
@@ -60,4 +60,4 @@ impl From<Malformed> for StreamLost {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,6 +13,7 @@ const PORT: &str = "8080";
 
 /// Runs the demonstration, and takes its lab down in any case.
 pub(crate) fn run() -> Result<()> {
+    Lab::reserve()?;
     let result = show();
     let down = Lab::down();
     result?;
@@ -79,16 +80,10 @@ fn show() -> Result<()> {
         &user,
         &["curl", "-sS", "--max-time", "5", "http://web.shop"],
     )?;
-    ensure!(answer.contains(r#""service":"web""#), "that was not web");
+    answered_by("web", &answer)?;
 
     step("The developer works on web, and has a version of it running on port 8080:")?;
-    let serve = [
-        "kvpn-sample",
-        "--port",
-        PORT,
-        "--service",
-        "web on the laptop",
-    ];
+    let serve = ["kvpn-sample", "--port", PORT, "--service", "laptop"];
     say(&format!("$ {} &", serve.join(" ")))?;
     let mut handler = user.spawn(serve)?;
     handler.wait_for_line("listens", Duration::from_secs(5))?;
@@ -109,20 +104,14 @@ fn show() -> Result<()> {
 
     step("A request from another pod, through the service, arrives at the laptop:")?;
     let answer = from_client(&lab)?;
-    ensure!(
-        answer.contains("web on the laptop"),
-        "the laptop did not answer"
-    );
+    answered_by("laptop", &answer)?;
     let line = handler.wait_for_line("GET /from-a-pod", Duration::from_secs(5))?;
     say(&format!("The laptop's handler printed: {line}"))?;
 
     step("Done; the pod answers again, the same one as before:")?;
     shown(&user, &["kvpn", "leave", "web", "-n", sample::NAMESPACE])?;
     let answer = from_client(&lab)?;
-    ensure!(
-        answer.contains(r#""service":"web","#),
-        "the pod did not answer"
-    );
+    answered_by("web", &answer)?;
     drop(handler);
 
     step("The developer disconnects, and the laptop's network is as it was:")?;
@@ -157,6 +146,13 @@ fn from_client(lab: &Lab) -> Result<String> {
         .stdout;
     say(&answer)?;
     Ok(answer)
+}
+
+fn answered_by(service: &str, answer: &str) -> Result<()> {
+    let answer: serde_json::Value = serde_json::from_str(answer).context("read the answer")?;
+    let who = &answer["service"];
+    ensure!(who == service, "{who} answered instead of {service}");
+    Ok(())
 }
 
 fn unchanged(laptop: &Laptop, before: &kvpn_tests::lab::HostState) -> Result<()> {

@@ -59,17 +59,12 @@ pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, E
 
 async fn connect(flags: &Flags, interrupts: &mut Interrupts) -> Result<Connection, Ended> {
     let progress = Progress::start("connecting");
-    if let Some(session) = Session::find().await? {
-        let status = session.status().await?;
-        session::check_selected(flags, &status)?;
-        check_namespaces(flags, &status)?;
-        return Ok(Connection {
-            connected: true,
-            already_connected: true,
-            context: status.context,
-            namespace: status.namespace,
-            server: status.server,
-        });
+    let running = tokio::select! {
+        running = running(flags) => running?,
+        signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
+    };
+    if let Some(connection) = running {
+        return Ok(connection);
     }
     let Connected {
         context,
@@ -83,6 +78,23 @@ async fn connect(flags: &Flags, interrupts: &mut Interrupts) -> Result<Connectio
         namespace,
         server,
     })
+}
+
+/// The connection that there is already, which must be the wanted one.
+async fn running(flags: &Flags) -> Result<Option<Connection>, Failure> {
+    let Some(session) = Session::find().await? else {
+        return Ok(None);
+    };
+    let status = session.status().await?;
+    session::check_selected(flags, &status)?;
+    check_namespaces(flags, &status)?;
+    Ok(Some(Connection {
+        connected: true,
+        already_connected: true,
+        context: status.context,
+        namespace: status.namespace,
+        server: status.server,
+    }))
 }
 
 /// Refuses a session in other namespaces than the flags name.

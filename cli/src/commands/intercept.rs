@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::args::Flags;
 use crate::ended::Ended;
 use crate::interrupts::Interrupts;
-use crate::output::{self, Engagement, Intercepted};
+use crate::output::{self, Engagement, Format, Intercepted};
 use crate::progress::Progress;
 use crate::session::Session;
 
@@ -157,7 +157,10 @@ async fn intercept(flags: &Flags, args: &InterceptArgs) -> Result<Intercepted, F
         match response.map(|response| response.event) {
             Some(Some(Event::Progress(message))) => progress.step(message),
             Some(Some(Event::Warning(message))) => {
-                progress.warning(&message);
+                // A document has them in it.
+                if flags.output == Format::Text {
+                    progress.warning(&message);
+                }
                 warnings.push(message);
             }
             Some(Some(Event::Active(status))) => return Ok(intercepted(status, warnings)),

@@ -95,6 +95,7 @@ async fn intercept_tells_its_warnings_and_its_outcome() {
 
     let json = user.run("intercept web --port 8080 -o json").await;
     let result: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json.stderr, "");
     assert_eq!(result["podsCovered"], 3);
     assert_eq!(result["warnings"][0], "nothing listens on 127.0.0.1:8080");
 }

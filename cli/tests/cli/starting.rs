@@ -118,6 +118,18 @@ async fn unintelligible_session_is_told_and_ended() {
 }
 
 #[tokio::test]
+async fn interrupt_is_heeded_while_a_session_does_not_answer() {
+    let user = User::new();
+    let socket = user.session_socket();
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let kvpn = user.command("connect").spawn().unwrap();
+    let _silent = listener.accept().await.unwrap();
+    send(&kvpn, Signal::SIGINT);
+    assert_eq!(finish(kvpn).await.code, 130);
+}
+
+#[tokio::test]
 async fn interrupt_ends_the_starting_session() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let user = User::new();

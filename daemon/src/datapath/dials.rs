@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget, Protocol, port};
 use kvpn_proto::v1;
-use kvpn_tunnel::relay::{self, FrameReceiver, FrameSender, FrameStream};
+use kvpn_tunnel::relay::{self, FrameSender, FrameStream};
 use tokio::net::TcpStream;
 use tracing::{Instrument, debug, debug_span, warn};
 
@@ -45,12 +45,12 @@ async fn handle(mut client: Client, dial: v1::WatchDialsResponse, engagements: E
         Ok(response) => relay::incoming(response.into_inner()),
         Err(status) => return debug!(error = status.message(), "Dial cannot be answered"),
     };
+    let frames = FrameStream { sender, receiver };
     match answered {
-        Ok(socket) => carry(socket, FrameStream { sender, receiver }).await,
+        Ok(socket) => carry(socket, frames).await,
         Err(failure) => {
             warn!(error = %failure, "Intercepted connection is left to the pod");
-            drop(sender);
-            drain(receiver).await;
+            finish(frames).await;
         }
     }
 }
@@ -97,11 +97,10 @@ async fn carry(socket: TcpStream, frames: FrameStream) {
     }
 }
 
-/// Keeps the stream until the refusal has arrived: dropping it would cancel
-/// what is under way.
-async fn drain(mut receiver: FrameReceiver) {
-    let rest = async { while let Some(Ok(_)) = receiver.recv().await {} };
-    if tokio::time::timeout(REFUSAL_DEADLINE, rest).await.is_err() {
+/// Keeps the stream until the refusal has arrived.
+async fn finish(frames: FrameStream) {
+    let finished = tokio::time::timeout(REFUSAL_DEADLINE, frames.finish()).await;
+    if finished.is_err() {
         debug!("The refused dial's stream stays open");
     }
 }

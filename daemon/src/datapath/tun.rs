@@ -1,5 +1,6 @@
 //! The TUN device's descriptor: batches of packets in, single packets out.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -64,7 +65,11 @@ impl PacketSink for Sink {
 
 /// Gives packets to the netstack and new flows to the carrier, until the device
 /// is gone.
-pub(super) async fn read(tun: &Tun, netstack: &Netstack, mut carrier: Carrier) -> io::Result<()> {
+pub(super) async fn read(
+    tun: &Tun,
+    netstack: &Netstack,
+    mut carrier: Carrier,
+) -> io::Result<Infallible> {
     let mut packet = vec![0; MAX_PACKET];
     loop {
         let mut ready = tun.device.readable().await?;

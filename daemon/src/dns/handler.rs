@@ -1,56 +1,81 @@
 //! From a question to its answer.
 
 use hickory_proto::op::{
-    Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, ResponseCode,
+    Edns, Header, HeaderCounts, LowerQuery, Message, MessageType, Metadata, OpCode, ResponseCode,
 };
 use hickory_proto::rr::Name;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use kvpn_tunnel::dns::Forwarder;
+use kvpn_tunnel::dns::ForwardError;
+use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::names::{Route, classify};
 use super::rewrite;
+use super::upstream::{Question, Upstream};
 use crate::session::manager::Manager;
 
 /// The smallest payload that a client without EDNS takes (RFC 1035).
 const SMALLEST_PAYLOAD: u16 = 512;
 
+/// How many questions are worked on at a time. Each that goes upstream takes a
+/// socket, of which a process commonly may have a thousand.
+const QUESTIONS: usize = 256;
+
 /// Answers every question on the host.
 pub(super) struct Handler {
     manager: Manager,
-    upstreams: Forwarder,
+    upstream: Upstream,
+    room: Semaphore,
 }
 
 impl Handler {
-    pub(super) fn new(manager: Manager, upstreams: Forwarder) -> Self {
-        Self { manager, upstreams }
+    pub(super) fn new(manager: Manager, upstream: Upstream) -> Self {
+        Self {
+            manager,
+            upstream,
+            room: Semaphore::new(QUESTIONS),
+        }
     }
 
     /// The answer; `None` when there is none to be had.
-    async fn answer(&self, name: &Name, query: &[u8]) -> Option<Message> {
+    async fn answer(&self, question: &LowerQuery, request: &Request) -> Option<Message> {
+        let Ok(_room) = self.room.try_acquire() else {
+            debug!("Too many questions at once");
+            return None;
+        };
+        let name = question.original().name();
         let route = classify(name, &self.manager.cluster().borrow());
         match route {
-            Route::Cluster => self.ask_cluster(query.to_vec()).await,
-            Route::Upstream => self.ask_upstream(query).await,
-            Route::Completed(full) => self.ask_completed(name, &full, query).await,
+            Route::Cluster => self.ask_cluster(request.as_slice().to_vec()).await,
+            Route::Upstream => self.ask_upstream(question, request).await.ok(),
+            Route::Completed(full) => self.ask_completed(question, &full, request).await,
         }
     }
 
     /// A namespace may be called like a top-level domain, so a name that the
     /// cluster does not know may still be one of the world's.
-    async fn ask_completed(&self, asked: &Name, full: &Name, query: &[u8]) -> Option<Message> {
-        let question = rewrite::question(query, full)
+    async fn ask_completed(
+        &self,
+        question: &LowerQuery,
+        full: &Name,
+        request: &Request,
+    ) -> Option<Message> {
+        let query = rewrite::question(request.as_slice(), full)
             .inspect_err(|error| debug!(%error, "Question cannot be rewritten"))
             .ok()?;
-        let mut answer = self.ask_cluster(question).await?;
-        rewrite::answer(&mut answer, full, asked);
+        let mut answer = self.ask_cluster(query).await?;
+        rewrite::answer(&mut answer, full, question.original().name());
         if answer.metadata.response_code != ResponseCode::NXDomain {
             return Some(answer);
         }
-        let elsewhere = self.ask_upstream(query).await;
-        Some(elsewhere.filter(is_success).unwrap_or(answer))
+        match self.ask_upstream(question, request).await {
+            Ok(elsewhere) => Some(elsewhere),
+            Err(NoAnswer::NobodyToAsk) => Some(answer),
+            // "No such name" would be remembered, though it is not known.
+            Err(NoAnswer::Failed) => None,
+        }
     }
 
     async fn ask_cluster(&self, query: Vec<u8>) -> Option<Message> {
@@ -63,19 +88,39 @@ impl Handler {
         }
     }
 
-    async fn ask_upstream(&self, query: &[u8]) -> Option<Message> {
-        match self.upstreams.forward(query).await {
-            Ok(answer) => read(&answer),
+    async fn ask_upstream(
+        &self,
+        question: &LowerQuery,
+        request: &Request,
+    ) -> Result<Message, NoAnswer> {
+        let flags = request.edns.as_ref().map(Edns::flags);
+        let key = Question {
+            name: question.name().clone(),
+            record_type: question.query_type(),
+            class: question.query_class(),
+            dnssec_ok: flags.is_some_and(|flags| flags.dnssec_ok),
+            checking_disabled: request.metadata.checking_disabled,
+        };
+        match self.upstream.ask(key, request.as_slice()).await {
+            Ok(answer) => read(&answer).ok_or(NoAnswer::Failed),
             Err(error) => {
                 debug!(%error, "The host's name servers did not answer");
-                None
+                Err(match *error {
+                    ForwardError::NoServers => NoAnswer::NobodyToAsk,
+                    ForwardError::NotAQuery | ForwardError::TimedOut | ForwardError::Failed(_) => {
+                        NoAnswer::Failed
+                    }
+                })
             }
         }
     }
 }
 
-fn is_success(answer: &Message) -> bool {
-    answer.metadata.response_code == ResponseCode::NoError
+/// Why the host's name servers gave no answer.
+enum NoAnswer {
+    /// The host has none.
+    NobodyToAsk,
+    Failed,
 }
 
 fn read(answer: &[u8]) -> Option<Message> {
@@ -92,9 +137,8 @@ impl RequestHandler for Handler {
         mut responder: R,
     ) -> ResponseInfo {
         let answer = match request.queries.queries() {
-            [query] if request.metadata.op_code == OpCode::Query => {
-                let name = query.original().name().clone();
-                self.answer(&name, request.as_slice()).await
+            [question] if request.metadata.op_code == OpCode::Query => {
+                self.answer(question, request).await
             }
             _ => Some(error(request, ResponseCode::NotImp)),
         };

@@ -14,8 +14,10 @@ pub(super) fn question(query: &[u8], full: &Name) -> Result<Vec<u8>, ProtoError>
 }
 
 /// Gives the records that belong to `full` the name that was asked for. What a
-/// CNAME leads to keeps its name.
+/// CNAME leads to keeps its name. The authorities go: their zone does not hold
+/// the asked name, so a cache could not believe them (RFC 2308 section 5).
 pub(super) fn answer(message: &mut Message, full: &Name, asked: &Name) {
+    message.authorities.clear();
     for record in &mut message.answers {
         if record.name == *full {
             record.name = asked.clone();
@@ -27,7 +29,7 @@ pub(super) fn answer(message: &mut Message, full: &Name, asked: &Name) {
 mod tests {
     use super::*;
     use hickory_proto::op::{Edns, MessageType, OpCode, Query};
-    use hickory_proto::rr::rdata::{A, CNAME};
+    use hickory_proto::rr::rdata::{A, CNAME, NS};
     use hickory_proto::rr::{RData, Record, RecordType};
 
     fn name(text: &str) -> Name {
@@ -66,7 +68,13 @@ mod tests {
             5,
             RData::A(A::new(192, 0, 2, 1)),
         ));
+        message.add_authority(Record::from_rdata(
+            name("cluster.local."),
+            5,
+            RData::NS(NS(name("ns.dns.cluster.local."))),
+        ));
         answer(&mut message, &full, &name("ext.shop."));
+        assert!(message.authorities.is_empty());
         assert_eq!(message.answers[0].name, name("ext.shop."));
         assert_eq!(message.answers[1].name, target);
     }

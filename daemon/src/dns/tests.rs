@@ -43,10 +43,14 @@ async fn upstream() -> SocketAddr {
 struct Served {
     udp: SocketAddr,
     tcp: SocketAddr,
-    _server: NameServer,
+    server: NameServer,
 }
 
 async fn served() -> Served {
+    served_before(upstream().await)
+}
+
+fn served_before(upstream: SocketAddr) -> Served {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
@@ -56,12 +60,12 @@ async fn served() -> Served {
         ..ClusterInfo::default()
     };
     // Our own address stands first, as it would after a crash.
-    let upstreams = vec![udp_address, upstream().await];
+    let upstreams = vec![udp_address, upstream];
     let server = serve(vec![udp], vec![tcp], upstreams, Manager::down(cluster)).unwrap();
     Served {
         udp: udp_address,
         tcp: tcp_address,
-        _server: server,
+        server,
     }
 }
 
@@ -142,4 +146,48 @@ async fn names_of_the_cluster_fail_while_the_tunnel_is_down() {
         );
         assert!(answer.answers.is_empty());
     }
+}
+
+#[tokio::test]
+async fn question_that_comes_back_from_upstream_is_not_sent_again() {
+    let resolver = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let served = served_before(resolver.local_addr().unwrap());
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let asked = question("loop.example.", None).to_vec().unwrap();
+    client.send_to(&asked, served.udp).await.unwrap();
+
+    // The resolver asks us in its turn, with an id and a spelling of its own.
+    let mut buffer = [0; 4096];
+    let (length, forwarder) = resolver.recv_from(&mut buffer).await.unwrap();
+    let query = Message::from_vec(&buffer[..length]).unwrap();
+    let mut again = question("LOOP.example.", None);
+    again.metadata.id = 4712;
+    let again = again.to_vec().unwrap();
+    resolver.send_to(&again, served.udp).await.unwrap();
+    // Answered after the question that came back, so that is waiting by now.
+    let other = question("web.shop.svc.cluster.local.", None);
+    ask_udp(served.udp, &other).await;
+
+    let mut answer = Message::error_msg(query.metadata.id, OpCode::Query, ResponseCode::NXDomain);
+    answer.add_queries(query.queries);
+    let answer = answer.to_vec().unwrap();
+    resolver.send_to(&answer, forwarder).await.unwrap();
+
+    // The next that the resolver gets is that answer, not its own question.
+    let length = resolver.recv(&mut buffer).await.unwrap();
+    let back = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(back.metadata.message_type, MessageType::Response);
+    assert_eq!(back.metadata.id, 4712);
+    let length = client.recv(&mut buffer).await.unwrap();
+    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(answer.metadata.id, 4711);
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn a_server_that_was_stopped_has_let_go_of_its_sockets() {
+    let served = served().await;
+    served.server.stop().await;
+    UdpSocket::bind(served.udp).unwrap();
+    TcpListener::bind(served.tcp).unwrap();
 }

@@ -21,6 +21,7 @@ const MAX_DESCRIPTORS: usize = 16;
 pub(crate) struct Connection {
     stream: UnixStream,
     incoming: BytesMut,
+    takes_descriptors: bool,
     descriptors: Vec<OwnedFd>,
 }
 
@@ -29,7 +30,17 @@ impl Connection {
         Self {
             stream,
             incoming: BytesMut::new(),
+            takes_descriptors: true,
             descriptors: Vec::new(),
+        }
+    }
+
+    /// Leaves file descriptors that the peer sends to the kernel, which closes
+    /// them: a peer that is not trusted must not fill this process's table.
+    pub(crate) fn without_descriptors(stream: UnixStream) -> Self {
+        Self {
+            takes_descriptors: false,
+            ..Self::new(stream)
         }
     }
 
@@ -102,15 +113,20 @@ impl Connection {
     }
 
     fn try_receive(&self, part: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        let mut control = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+        let mut control = self
+            .takes_descriptors
+            .then(|| cmsg_space!([RawFd; MAX_DESCRIPTORS]));
         let mut data = [IoSliceMut::new(part)];
         let message = recvmsg::<UnixAddr>(
             self.stream.as_raw_fd(),
             &mut data,
-            Some(&mut control),
+            control.as_deref_mut(),
             MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
         )?;
         let mut descriptors = Vec::new();
+        if !self.takes_descriptors {
+            return Ok((message.bytes, descriptors));
+        }
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = control {
                 descriptors.extend(raw.into_iter().map(own));
@@ -200,6 +216,29 @@ mod tests {
         }
         sender.await.unwrap();
         assert!(theirs.receive::<LeaseRequest>().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn descriptors_that_are_not_taken_are_closed() {
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        let sender = Connection::new(sender);
+        let mut receiver = Connection::without_descriptors(receiver);
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        // More than fit into the buffer of one who takes them.
+        let copies: Vec<OwnedFd> = (0..2 * MAX_DESCRIPTORS)
+            .map(|_| writer.try_clone().unwrap().into())
+            .collect();
+        sender.send(&request(1), &copies).await.unwrap();
+        drop((writer, copies));
+
+        let (message, descriptors) = receiver.receive::<LeaseRequest>().await.unwrap().unwrap();
+
+        assert_eq!(message, request(1));
+        assert!(descriptors.is_empty());
+        // A copy that is still open would keep this from ending.
+        let end = tokio::task::spawn_blocking(move || reader.read(&mut [0]).unwrap());
+        let end = tokio::time::timeout(std::time::Duration::from_secs(10), end).await;
+        assert_eq!(end.unwrap().unwrap(), 0);
     }
 
     #[tokio::test]

@@ -25,8 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a lease that is just ending may keep the next one waiting.
 const HANDOVER: Duration = Duration::from_millis(500);
 
-/// The longest description that is kept, in characters.
-const MAX_DESCRIPTION: usize = 200;
+/// The longest text of a peer's that is kept or logged, in characters.
+const MAX_TEXT: usize = 200;
 
 /// A connection and what is granted on it.
 pub(super) struct Conversation {
@@ -37,13 +37,13 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    pub(super) fn new(shared: Arc<Shared>, stream: UnixStream) -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(shared: Arc<Shared>, peer: Peer, stream: UnixStream) -> Self {
+        Self {
             shared,
-            peer: Peer::of(&stream)?,
-            connection: Connection::new(stream),
+            peer,
+            connection: Connection::without_descriptors(stream),
             lease: None,
-        })
+        }
     }
 
     /// Answers until the peer is gone or the daemon ends, then undoes the
@@ -79,7 +79,6 @@ impl Conversation {
         } else {
             timeout(DEADLINE, received).await?
         };
-        // Descriptors that came along are closed here.
         match received? {
             None => Ok(None),
             Some((message, _)) => match message.request {
@@ -101,7 +100,9 @@ impl Conversation {
             info!(
                 user = self.peer.user(),
                 reason = %failure.reason,
-                "Refused: {}", failure.message
+                "Refused: {}",
+                // It may quote the peer.
+                printable(&failure.message)
             );
             (refused(failure), Vec::new())
         });
@@ -130,7 +131,7 @@ impl Conversation {
         let holder = v1::Holder {
             uid: self.peer.uid,
             pid: self.peer.pid,
-            description: printable(&wanted.description),
+            description: described(&wanted.description),
             device: grant.message.device.clone(),
             subnets: applied.subnets(),
         };
@@ -196,15 +197,18 @@ fn refused(failure: Failure) -> Reply {
     })
 }
 
-/// A text of a user's that another user's terminal can show.
+/// What the holder of a lease is connected to, for others.
+fn described(description: &str) -> String {
+    match printable(description) {
+        text if text.is_empty() => "a cluster".into(),
+        text => text,
+    }
+}
+
+/// A text of a user's that a log or another user's terminal can show.
 fn printable(text: &str) -> String {
     let visible = text.chars().filter(|c| !c.is_control());
-    let text: String = visible.take(MAX_DESCRIPTION).collect();
-    if text.is_empty() {
-        "a cluster".into()
-    } else {
-        text
-    }
+    visible.take(MAX_TEXT).collect()
 }
 
 #[cfg(test)]
@@ -213,8 +217,8 @@ mod tests {
 
     #[test]
     fn description_cannot_steer_a_terminal() {
-        assert_eq!(printable("kind\x1b[2J-dev\n"), "kind[2J-dev");
-        assert_eq!(printable(""), "a cluster");
-        assert_eq!(printable(&"x".repeat(300)).len(), MAX_DESCRIPTION);
+        assert_eq!(described("kind\x1b[2J-dev\n"), "kind[2J-dev");
+        assert_eq!(described("\n"), "a cluster");
+        assert_eq!(described(&"x".repeat(300)).len(), MAX_TEXT);
     }
 }

@@ -18,6 +18,10 @@ use super::resolv_conf::Change;
 use super::subnets::{self, Taken};
 use super::{address, name_server, route, tun, undo};
 
+/// The most search domains of a lease. Each costs a question for every name
+/// that the host looks up.
+const MAX_DOMAINS: usize = 16;
+
 /// Where the daemon keeps and changes things.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -89,9 +93,10 @@ impl Host {
         applied.guard.end().await;
     }
 
-    async fn take_back(&self) {
+    /// Undoes what the journal names, if anything.
+    pub(super) async fn take_back(&self) {
         if let Err(error) = undo::undo(&self.run_dir).await {
-            error!(%error, "The changes of a lease cannot be undone; the next lease tries again");
+            error!(%error, "The changes of a lease cannot be undone; this is tried again");
         }
     }
 
@@ -101,6 +106,8 @@ impl Host {
         subnets: &BTreeSet<IpNet>,
         search_domains: &[String],
     ) -> Result<(u32, Vec<IpAddr>, Grant), Failure> {
+        // Nothing to journal yet: until the session has a copy of its
+        // descriptor, the device ends with this process.
         let tun = tun::create().map_err(|error| device_failed(&error))?;
         let mut journal = Journal {
             device: Device {
@@ -256,6 +263,16 @@ fn check_domains(domains: &[String]) -> Result<(), Failure> {
         let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         (1..=253).contains(&domain.len()) && domain.chars().all(is_letter)
     };
+    if domains.len() > MAX_DOMAINS {
+        return Err(Failure::new(
+            Reason::Usage,
+            format!(
+                "{} search domains are more than {MAX_DOMAINS}",
+                domains.len()
+            ),
+            "name fewer",
+        ));
+    }
     match domains.iter().find(|domain| !is_domain(domain)) {
         None => Ok(()),
         Some(domain) => Err(Failure::new(
@@ -328,6 +345,14 @@ mod tests {
                 "{domain:?}"
             );
         }
+    }
+
+    #[test]
+    fn search_domains_cannot_be_many() {
+        let domains = |count| vec!["svc.x".to_owned(); count];
+        assert!(check_domains(&domains(MAX_DOMAINS)).is_ok());
+        let failure = check_domains(&domains(MAX_DOMAINS + 1)).unwrap_err();
+        assert_eq!(failure.reason, Reason::Usage);
     }
 
     #[test]

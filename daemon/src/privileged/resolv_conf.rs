@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kvpn_tunnel::dns::parse_resolv_conf;
 use serde::{Deserialize, Serialize};
+use tracing::debug;
 
 mod file;
 mod text;
@@ -37,7 +38,7 @@ pub(super) enum Restored {
     Yes,
     /// It is already as it was.
     NotNeeded,
-    /// The file is neither as it was nor as the lease had it.
+    /// The file is neither as it was nor with our name servers alone.
     ChangedByOthers,
 }
 
@@ -90,8 +91,13 @@ impl Change {
         file::replace(&self.target, &self.written, attributes)
     }
 
-    /// Takes the change back, unless somebody else changed the file since.
+    /// Takes the change back, unless somebody else wrote other name servers
+    /// into the file since.
     pub(super) fn restore(&self) -> io::Result<Restored> {
+        if let Err(error) = file::remove_leftover(&self.target) {
+            // Harmless, unlike a file that is not restored.
+            debug!(%error, "A leftover cannot be removed");
+        }
         let current = file::read(&self.target)?;
         match (&self.original, current) {
             (None, None) => Ok(Restored::NotNeeded),
@@ -107,7 +113,13 @@ impl Change {
                 file::replace(&self.target, &original.content, original.attributes)?;
                 Ok(Restored::Yes)
             }
-            (_, Some(_)) => Ok(Restored::ChangedByOthers),
+            (_, Some(_)) => {
+                if restore_embedded(&self.target, &name_servers(&self.written))? {
+                    Ok(Restored::Yes)
+                } else {
+                    Ok(Restored::ChangedByOthers)
+                }
+            }
         }
     }
 
@@ -120,7 +132,7 @@ impl Change {
 
 /// Restores a file written by kvpn from what is embedded in it, unless somebody
 /// added name servers to ours; tells whether it did. This is for when there is
-/// no journal.
+/// no journal, or the file was edited since.
 pub(super) fn restore_embedded(path: &Path, ours: &[IpAddr]) -> io::Result<bool> {
     let target = file::resolve(path)?;
     let Some((current, attributes)) = file::read(&target)? else {
@@ -250,6 +262,29 @@ mod tests {
         assert_eq!(change.restore().unwrap(), Restored::ChangedByOthers);
         let after = fs::read_to_string(etc.path()).unwrap();
         assert_eq!(after, "nameserver 9.9.9.9\n");
+    }
+
+    #[test]
+    fn file_that_still_names_our_servers_alone_is_restored() {
+        let etc = Etc::new();
+        fs::write(etc.path(), "nameserver 10.0.0.1\n").unwrap();
+        let change = etc.plan();
+        change.apply().unwrap();
+        let edited = fs::read_to_string(etc.path()).unwrap() + "options timeout:1\n";
+        fs::write(etc.path(), edited).unwrap();
+        assert_eq!(change.restore().unwrap(), Restored::Yes);
+        let after = fs::read_to_string(etc.path()).unwrap();
+        assert_eq!(after, "nameserver 10.0.0.1\n");
+    }
+
+    #[test]
+    fn crash_before_the_file_was_replaced_leaves_nothing() {
+        let etc = Etc::new();
+        fs::write(etc.path(), "nameserver 10.0.0.1\n").unwrap();
+        let change = etc.plan();
+        fs::write(etc.0.path().join(".resolv.conf.kvpn"), &change.written[..9]).unwrap();
+        assert_eq!(change.restore().unwrap(), Restored::NotNeeded);
+        assert_eq!(etc.names(), ["resolv.conf"]);
     }
 
     #[test]

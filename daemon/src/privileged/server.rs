@@ -11,13 +11,13 @@ use std::time::Duration;
 use kvpn_proto::{Failure, Reason, v1, version};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::access::Access;
+use super::access::{Access, Peer};
 use super::conversation::Conversation;
 use super::host::Host;
 use super::run_dir;
@@ -27,12 +27,22 @@ use crate::config::ServeArgs;
 /// how long another daemon's guard may take before this one starts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often that is tried again which could not be undone, as on a full disk.
+const UNDO_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The most connections at once: of those who may use the daemon, and of all
+/// others. Nobody shall take the file descriptors that undoing needs.
+const MAX_CONNECTIONS: usize = 64;
+const MAX_STRANGERS: usize = 16;
+
 /// What all conversations share.
 pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) host: Host,
     /// Whoever has the permit may hold a lease.
     pub(super) slot: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
     holder: Mutex<Option<v1::Holder>>,
 }
 
@@ -48,6 +58,24 @@ impl Shared {
     pub(super) fn set_holder(&self, holder: Option<v1::Holder>) {
         *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = holder;
     }
+
+    /// Takes one of the connections that the peer may have.
+    fn admit(&self, peer: &Peer) -> Option<OwnedSemaphorePermit> {
+        let seats = if self.access.check(peer).is_ok() {
+            &self.connections
+        } else {
+            &self.strangers
+        };
+        seats.clone().try_acquire_owned().ok()
+    }
+
+    /// Undoes what could not be undone when its lease ended.
+    async fn undo_leftover(&self) {
+        // Otherwise the journal is of a lease that is held.
+        if let Ok(_permit) = self.slot.try_acquire() {
+            self.host.take_back().await;
+        }
+    }
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP, then undoes everything.
@@ -59,6 +87,8 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
             resolv_conf: path(&args.resolv_conf)?,
         },
         slot: Arc::new(Semaphore::new(1)),
+        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
         holder: Mutex::new(None),
     });
     let socket = path(&args.socket())?;
@@ -82,15 +112,17 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 
     let tracker = TaskTracker::new();
     let end = CancellationToken::new();
+    let mut undo = interval(UNDO_INTERVAL);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => start(&shared, &tracker, &end, stream),
                 Err(error) => {
                     warn!(%error, "A connection cannot be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             },
+            _ = undo.tick() => shared.undo_leftover().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => break,
@@ -103,6 +135,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if timeout(PATIENCE, tracker.wait()).await.is_err() {
         warn!("A lease takes too long to be undone; its guard goes on");
     }
+    shared.undo_leftover().await;
     if let Err(error) = fs::remove_file(&socket) {
         debug!(%error, "The socket cannot be removed");
     }
@@ -110,13 +143,23 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 fn start(shared: &Arc<Shared>, tracker: &TaskTracker, end: &CancellationToken, stream: UnixStream) {
-    match Conversation::new(shared.clone(), stream) {
-        Ok(conversation) => {
-            let end = end.clone();
-            tracker.spawn(async move { conversation.run(&end).await });
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            warn!(%error, "The peer's credentials cannot be read");
+            return;
         }
-        Err(error) => warn!(%error, "The peer's credentials cannot be read"),
-    }
+    };
+    let Some(seat) = shared.admit(&peer) else {
+        debug!(user = peer.user(), "Too many connections; closed this one");
+        return;
+    };
+    let conversation = Conversation::new(shared.clone(), peer, stream);
+    let end = end.clone();
+    tracker.spawn(async move {
+        conversation.run(&end).await;
+        drop(seat);
+    });
 }
 
 /// Opens the socket to everybody; who may do what is decided by credentials,

@@ -1,4 +1,6 @@
-//! The way to the API server, and what its errors mean to a user.
+//! The way to the API server.
+
+mod explain;
 
 use std::time::Duration;
 
@@ -6,17 +8,23 @@ use http::Uri;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use kube::client::{AuthError, Body, ConfigExt};
+use kube::client::{Body, ConfigExt};
 use kube::core::Status;
 use kube::{Client, Config};
 use kvpn_proto::{Failure, Reason};
+use tokio::time::timeout;
 use tower::{BoxError, ServiceBuilder};
+
+use explain::{explain, explain_status, unreachable};
 
 /// How long the API server may take to accept a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long the API server may take to answer a request.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a credential plugin may take, which may wait for a person.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A client of the API server that knows how to explain its errors.
 #[derive(Clone)]
@@ -34,8 +42,10 @@ impl Cluster {
         let uri = config.cluster_url.clone();
         let server = uri.to_string().trim_end_matches('/').to_owned();
         // Exec plugins block, and may take as long as a login takes.
-        let client = tokio::task::spawn_blocking(move || build(config))
+        let building = tokio::task::spawn_blocking(move || build(config));
+        let client = timeout(LOGIN_DEADLINE, building)
             .await
+            .map_err(|_| login_too_long())?
             .map_err(Failure::internal)?
             .map_err(|error| explain(&error, &server))?;
         Ok(Self {
@@ -52,7 +62,7 @@ impl Cluster {
         &self,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(REQUEST_DEADLINE, request).await {
+        match timeout(REQUEST_DEADLINE, request).await {
             Ok(answer) => answer.map_err(|error| self.failure(&error)),
             Err(_) => Err(unreachable(&self.server, "no answer in time")),
         }
@@ -110,7 +120,7 @@ impl Cluster {
         let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = self.uri.port_u16().unwrap_or(443);
         let lookup = tokio::net::lookup_host((host, port));
-        match tokio::time::timeout(CONNECT_DEADLINE, lookup).await {
+        match timeout(CONNECT_DEADLINE, lookup).await {
             Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
             Ok(Err(_)) | Err(_) => Vec::new(),
         }
@@ -144,258 +154,13 @@ fn build(mut config: Config) -> kube::Result<Client> {
     Ok(Client::new(service, config.default_namespace))
 }
 
-fn explain(error: &kube::Error, server: &str) -> Failure {
-    if let kube::Error::Api(status) = error {
-        return explain_status(status, server);
-    }
-    if let kube::Error::InferKubeconfig(error) = error {
-        return Failure::new(
-            Reason::NoKubeconfig,
-            format!("the kubeconfig cannot be used: {error}"),
-            "correct the kubeconfig, or name another with --kubeconfig",
-        );
-    }
-    if let kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) = error {
-        return Failure::internal(error);
-    }
-    let mut deepest: &(dyn std::error::Error + 'static) = error;
-    loop {
-        if let Some(auth) = deepest.downcast_ref::<AuthError>() {
-            return credentials(auth);
-        }
-        match deepest.source() {
-            Some(source) => deepest = source,
-            None => break,
-        }
-    }
-    unreachable(server, &deepest.to_string())
-}
-
-fn unreachable(server: &str, detail: &str) -> Failure {
-    let next_step = if detail.contains("certificate") {
-        "check the certificate authority of this cluster in the kubeconfig"
-    } else {
-        "check the network and the server in the kubeconfig with `kubectl cluster-info`"
-    };
-    Failure::new(
-        Reason::ApiServerUnreachable,
-        format!("the API server at {server} cannot be reached: {detail}"),
-        next_step,
-    )
-}
-
-/// The output of a plugin holds its token, so only what it said on standard
-/// error is told.
-fn credentials(error: &AuthError) -> Failure {
-    let message = if let AuthError::AuthExecRun { cmd, out } = error {
-        let program = cmd.split_whitespace().next().unwrap_or_default();
-        let said = String::from_utf8_lossy(&out.stderr);
-        let last = said
-            .lines()
-            .rfind(|line| !line.trim().is_empty())
-            .unwrap_or_default()
-            .trim();
-        format!(
-            "the credential plugin {} failed ({}): {last}",
-            program.trim_matches('"'),
-            out.status
-        )
-    } else {
-        format!("the kubeconfig's credentials cannot be used: {error}")
-    };
+fn login_too_long() -> Failure {
     Failure::new(
         Reason::Unauthenticated,
-        message,
-        "log in again so that `kubectl auth whoami` works, then retry",
+        format!(
+            "the kubeconfig's credential plugin did not end within {} s",
+            LOGIN_DEADLINE.as_secs()
+        ),
+        "log in so that `kubectl auth whoami` works without a question, then retry",
     )
-}
-
-fn explain_status(status: &Status, server: &str) -> Failure {
-    match status.code {
-        401 => Failure::new(
-            Reason::Unauthenticated,
-            format!("the API server at {server} does not accept the kubeconfig's credentials"),
-            "log in again so that `kubectl auth whoami` works, then retry",
-        ),
-        403 => Failure::new(
-            Reason::Forbidden,
-            forbidden(&status.message),
-            "ask an administrator to bind the ClusterRole kvpn-user to you",
-        ),
-        404 => not_found(status),
-        429 | 500..=599 => Failure::new(
-            Reason::ApiServerUnreachable,
-            format!(
-                "the API server at {server} answered {}: {}",
-                status.code, status.message
-            ),
-            "try again; if it stays, the cluster's control plane is in trouble",
-        ),
-        _ => Failure::internal(format!(
-            "the API server answered {}: {}",
-            status.code, status.message
-        )),
-    }
-}
-
-fn not_found(status: &Status) -> Failure {
-    let details = status.details.as_ref();
-    let kind = details
-        .map(|details| details.kind.as_str())
-        .unwrap_or_default();
-    let name = details
-        .map(|details| details.name.as_str())
-        .unwrap_or_default();
-    if name.is_empty() {
-        // The resource type itself is unknown to the API server.
-        return Failure::new(
-            Reason::ChartNotInstalled,
-            "the cluster does not have kvpn's custom resources",
-            "install the chart with `helm install kvpn charts/kvpn -n kvpn --create-namespace`",
-        );
-    }
-    if kind == "namespaces" {
-        return Failure::new(
-            Reason::NoSuchWorkload,
-            format!("there is no namespace {name}"),
-            "choose another with -n; `kubectl get namespaces` lists them",
-        );
-    }
-    Failure::internal(&status.message)
-}
-
-/// Puts RBAC's refusal into few words: `alice may not "create"
-/// sessions.kvpn.dev in namespace kvpn`. Refusals of another form (admission,
-/// quota) stay as they are.
-fn forbidden(message: &str) -> String {
-    let parsed = || {
-        let user = between(message, "User \"", "\"")?;
-        let verb = between(message, "\" cannot ", " resource ")?;
-        let resource = between(message, " resource \"", "\"")?;
-        let group = between(message, " in API group \"", "\"")?;
-        let object = between(message, "\"", "\" is forbidden").map(|name| format!(" {name}"));
-        let place = match between(message, " in the namespace \"", "\"") {
-            Some(namespace) => format!(" in namespace {namespace}"),
-            None => " in the whole cluster".to_owned(),
-        };
-        let dot = if group.is_empty() { "" } else { "." };
-        Some(format!(
-            "{user} may not \"{verb}\" {resource}{dot}{group}{}{place}",
-            object.unwrap_or_default()
-        ))
-    };
-    parsed().unwrap_or_else(|| message.to_owned())
-}
-
-fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
-    let start = text.find(before)? + before.len();
-    let rest = text.get(start..)?;
-    rest.get(..rest.find(after)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kube::core::response::StatusDetails;
-
-    fn status(code: u16, message: &str) -> Status {
-        Status::failure(message, "x").with_code(code)
-    }
-
-    #[test]
-    fn a_refusal_names_verb_and_resource() {
-        let message = "sessions.kvpn.dev is forbidden: User \"alice\" cannot create resource \
-                       \"sessions\" in API group \"kvpn.dev\" in the namespace \"kvpn\"";
-        let failure = explain_status(&status(403, message), "https://s");
-        assert_eq!(failure.reason, Reason::Forbidden);
-        assert_eq!(
-            failure.message,
-            "alice may not \"create\" sessions.kvpn.dev in namespace kvpn"
-        );
-        assert!(failure.next_step.contains("kvpn-user"));
-    }
-
-    #[test]
-    fn a_refusal_of_one_object_names_it() {
-        let message = "services \"https:traffic-manager:443\" is forbidden: User \"bob\" cannot \
-                       get resource \"services/proxy\" in API group \"\" in the namespace \"kvpn\"";
-        assert_eq!(
-            forbidden(message),
-            "bob may not \"get\" services/proxy https:traffic-manager:443 in namespace kvpn"
-        );
-    }
-
-    #[test]
-    fn a_refusal_for_the_whole_cluster_says_so() {
-        let message = "nodes is forbidden: User \"bob\" cannot list resource \"nodes\" in API \
-                       group \"\" at the cluster scope";
-        assert_eq!(
-            forbidden(message),
-            "bob may not \"list\" nodes in the whole cluster"
-        );
-    }
-
-    #[test]
-    fn refusals_of_admission_keep_their_words() {
-        let message = "pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\"";
-        assert_eq!(forbidden(message), message);
-    }
-
-    #[test]
-    fn an_unknown_resource_means_that_the_chart_is_missing() {
-        let failure = explain_status(&status(404, "404 page not found"), "https://s");
-        assert_eq!(failure.reason, Reason::ChartNotInstalled);
-    }
-
-    #[test]
-    fn a_missing_namespace_is_named() {
-        let details: StatusDetails =
-            serde_json::from_str(r#"{"kind": "namespaces", "name": "shop"}"#).unwrap();
-        let status = status(404, "namespaces \"shop\" not found").with_details(details);
-        let failure = explain_status(&status, "https://s");
-        assert_eq!(failure.reason, Reason::NoSuchWorkload);
-        assert_eq!(failure.message, "there is no namespace shop");
-    }
-
-    #[test]
-    fn unauthenticated_is_told_with_the_server() {
-        let failure = explain_status(&status(401, "Unauthorized"), "https://s:6443");
-        assert_eq!(failure.reason, Reason::Unauthenticated);
-        assert!(failure.message.contains("https://s:6443"));
-    }
-
-    #[test]
-    fn a_failed_plugin_tells_its_last_words_but_not_its_output() {
-        use std::os::unix::process::ExitStatusExt;
-        let error = AuthError::AuthExecRun {
-            cmd: "\"aws\" \"eks\"".into(),
-            out: Box::new(std::process::Output {
-                status: std::process::ExitStatus::from_raw(0x100),
-                stdout: b"{\"token\": \"s3cr3t\"}".to_vec(),
-                stderr: b"warning\nsession expired\n\n".to_vec(),
-            }),
-        };
-        let failure = explain(&kube::Error::Auth(error), "https://s");
-        assert_eq!(failure.reason, Reason::Unauthenticated);
-        assert!(
-            failure.message.ends_with("session expired"),
-            "{}",
-            failure.message
-        );
-        assert!(failure.message.contains(" aws "), "{}", failure.message);
-        assert!(!failure.message.contains("s3cr3t"));
-    }
-
-    #[test]
-    fn a_refused_connection_is_an_unreachable_server() {
-        let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let failure = explain(&kube::Error::Service(error.into()), "https://s:6443");
-        assert_eq!(failure.reason, Reason::ApiServerUnreachable);
-        assert!(failure.message.contains("https://s:6443"));
-        assert!(
-            failure.message.contains("connection refused"),
-            "{}",
-            failure.message
-        );
-    }
 }

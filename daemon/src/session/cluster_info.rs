@@ -37,9 +37,13 @@ impl ClusterInfo {
         self.subnets().any(|subnet| subnet.contains(&address))
     }
 
-    /// What completes short names, as in a pod of that namespace.
+    /// What completes short names, as in a pod of that namespace; nothing while
+    /// the cluster's domain is not known.
     pub(crate) fn search_domains(&self, namespace: &str) -> Vec<String> {
         let domain = &self.domain;
+        if domain.is_empty() {
+            return Vec::new();
+        }
         vec![
             format!("{namespace}.svc.{domain}"),
             format!("svc.{domain}"),
@@ -123,6 +127,11 @@ mod tests {
                 "cluster.local"
             ]
         );
+    }
+
+    #[test]
+    fn an_unknown_domain_completes_nothing() {
+        assert!(ClusterInfo::default().search_domains("shop").is_empty());
     }
 
     #[test]

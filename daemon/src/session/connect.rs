@@ -1,8 +1,10 @@
 //! Connecting: from a kubeconfig to a host that is in the cluster.
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use kvpn_proto::Failure;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -27,7 +29,9 @@ pub(crate) struct Connected {
     pub(crate) engagements: Engagements,
     /// Ends only when the session cannot go on, with the reason.
     pub(crate) supervisor: AbortOnDropHandle<Failure>,
-    pub(crate) api_server: Vec<std::net::IpAddr>,
+    pub(crate) api_server: Vec<IpAddr>,
+    /// What the lease routes into the cluster.
+    pub(crate) routes: Vec<IpNet>,
 }
 
 /// What was changed on the host.
@@ -79,9 +83,10 @@ pub(crate) async fn connect(
 
     events::progress("setting up the host's network");
     let info = connection.cluster().clone();
+    let routes = info.routes(&api_server);
     let (lease, granted) = Lease::acquire(
         &args.daemon_socket,
-        &info.routes(&api_server),
+        &routes,
         &info.search_domains(&namespace),
         &context,
     )
@@ -140,5 +145,6 @@ pub(crate) async fn connect(
         engagements,
         supervisor: AbortOnDropHandle::new(tokio::spawn(supervisor)),
         api_server,
+        routes,
     })
 }

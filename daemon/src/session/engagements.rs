@@ -18,7 +18,7 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::runtime::watcher::watch_object;
 use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, Verb};
 use kvpn_proto::flow::Protocol;
-use kvpn_proto::{Failure, v1};
+use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
@@ -104,23 +104,29 @@ impl Engagements {
             return Ok(None);
         };
         entry.stop_watching();
+        if let Err(failure) = self.delete(key).await {
+            warn!(engagement = %key, error = %failure, "Engagement could not be deleted");
+            // So that it can be left once the API server answers.
+            self.table.insert(key.clone(), entry);
+            self.watch(key);
+            return Err(failure);
+        }
+        info!(engagement = %key, workload = %entry.workload, "Engagement ended");
+        Ok(Some(entry.status(key)))
+    }
+
+    /// Deletes the resource, if there is one, and waits until it is gone.
+    async fn delete(&self, key: &Key) -> Result<(), Failure> {
         let api = self.api(&key.namespace);
         let params = DeleteParams::default();
-        let left = match self.cluster.call(deleted(&api, &key.name, &params)).await {
-            Ok(left) => left,
-            Err(failure) => {
-                warn!(engagement = %key, error = %failure, "Engagement could not be deleted");
-                return Err(failure);
-            }
-        };
+        let left = self.cluster.call(deleted(&api, &key.name, &params)).await?;
         if let Some(uid) = left.and_then(|object| object.metadata.uid) {
             let gone = await_condition(api, &key.name, conditions::is_deleted(&uid));
             if tokio::time::timeout(GONE_DEADLINE, gone).await.is_err() {
                 debug!(engagement = %key, "Engagement is still being deleted");
             }
         }
-        info!(engagement = %key, workload = %entry.workload, "Engagement ended");
-        Ok(Some(entry.status(key)))
+        Ok(())
     }
 
     /// Makes the Engagement resource, after its table entry, so that a dial
@@ -158,13 +164,33 @@ impl Engagements {
             .call(api.create(&PostParams::default(), &engagement))
             .await;
         if let Err(failure) = created {
-            self.table.remove(key);
+            if failure.reason == Reason::ApiServerUnreachable {
+                // It may have been made although no answer came.
+                self.give_up(key).await;
+            } else {
+                self.table.remove(key);
+            }
             return Err(failure);
         }
+        if !self.watch(key) {
+            // It was left before it was made, so nothing was there to delete.
+            self.delete(key).await?;
+        }
+        Ok(observed)
+    }
+
+    /// Ends an engagement that did not come about.
+    async fn give_up(&self, key: &Key) {
+        // A failure is in the log, and the user is told another one.
+        let _ = self.end(key).await;
+    }
+
+    /// Follows the resource for as long as its table entry lives. `false` when
+    /// there is no entry.
+    fn watch(&self, key: &Key) -> bool {
         let watcher = tokio::spawn(self.clone().observe(key.clone()));
         self.table
-            .keep_watcher(key, AbortOnDropHandle::new(watcher));
-        Ok(observed)
+            .keep_watcher(key, AbortOnDropHandle::new(watcher))
     }
 
     /// Follows the resource until it is gone, which may be somebody else's

@@ -81,7 +81,7 @@ fn candidates(
 fn read(paths: &[PathBuf], named: bool) -> Result<Kubeconfig, Failure> {
     let mut merged: Option<Kubeconfig> = None;
     for path in paths.iter().filter(|path| named || path.exists()) {
-        let next = Kubeconfig::read_from(path).map_err(|error| {
+        let mut next = Kubeconfig::read_from(path).map_err(|error| {
             Failure::new(
                 Reason::NoKubeconfig,
                 format!(
@@ -92,6 +92,8 @@ fn read(paths: &[PathBuf], named: bool) -> Result<Kubeconfig, Failure> {
                 "correct that file, or name another with --kubeconfig",
             )
         })?;
+        // An empty one must not hide that of a later file.
+        next.current_context = next.current_context.filter(|name| !name.is_empty());
         merged = Some(match merged {
             None => next,
             Some(before) => before.merge(next).map_err(|error| {
@@ -160,9 +162,10 @@ fn choose(
         .context
         .as_ref()
         .and_then(|context| context.namespace.as_deref());
-    let namespace = namespace
-        .or(own)
-        .filter(|name| !name.is_empty())
+    let namespace = [namespace, own]
+        .into_iter()
+        .flatten()
+        .find(|name| !name.is_empty())
         .unwrap_or("default");
     Ok((wanted.to_owned(), namespace.to_owned()))
 }
@@ -275,9 +278,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = dir.path().join("first");
         let second = dir.path().join("second");
-        std::fs::write(&first, "current-context: two").unwrap();
-        std::fs::write(&second, "contexts: [{name: two, context: {cluster: c}}]").unwrap();
-        let merged = read(&[first, dir.path().join("none"), second], false).unwrap();
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "").unwrap();
+        // As `kubectl config unset current-context` leaves it.
+        std::fs::write(
+            &first,
+            "{current-context: '', contexts: [{name: two, context: {cluster: c}}]}",
+        )
+        .unwrap();
+        std::fs::write(&second, "current-context: two").unwrap();
+        let merged = read(&[empty, first, dir.path().join("none"), second], false).unwrap();
         assert_eq!(
             choose(&merged, None, None).unwrap(),
             ("two".to_owned(), "default".to_owned())

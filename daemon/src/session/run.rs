@@ -33,8 +33,8 @@ enum End {
     Signal,
     /// The root daemon is gone.
     LeaseLost,
-    /// The cluster does not want the session any more.
-    Refused(Failure),
+    /// The session cannot go on.
+    Failed(Failure),
 }
 
 /// Connects and stays until the session ends; the host is then as it was.
@@ -63,7 +63,10 @@ async fn live(args: &SessionArgs) -> Result<(), Failure> {
     // Fails only when a provider is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut signals = Signals::new().map_err(Failure::internal)?;
-    let place = Place::take(args.socket()).await?;
+    let place = tokio::select! {
+        place = Place::take(args.socket()) => place?,
+        () = signals.recv() => return Err(interrupted()),
+    };
 
     let registered = Registered::default();
     let (quit_tx, mut quit_rx) = mpsc::channel(1);
@@ -95,8 +98,9 @@ async fn stay(
         mut host,
         manager,
         engagements,
-        supervisor,
+        mut supervisor,
         api_server,
+        mut routes,
     } = connected;
     let about = (
         api.about.context.clone(),
@@ -124,19 +128,19 @@ async fn stay(
     );
 
     let mut changes = manager.cluster();
-    // Handled already by the lease.
-    let mut routes = changes.borrow_and_update().routes(&api_server);
-    let mut supervisor = supervisor;
+    // The lease may be older than the latest change.
+    changes.mark_changed();
     let end = loop {
         tokio::select! {
             request = quit.recv() => match request {
                 Some(answer) => break End::Quit(answer),
-                None => break End::Refused(Failure::internal("the session's socket is not served any more")),
+                None => break End::Failed(Failure::internal("the session's socket is not served any more")),
             },
             () = signals.recv() => break End::Signal,
             () = host.lease.closed() => break End::LeaseLost,
+            failure = host.datapath.ended() => break End::Failed(failure),
             ended = &mut supervisor => {
-                break End::Refused(ended.unwrap_or_else(Failure::internal));
+                break End::Failed(ended.unwrap_or_else(Failure::internal));
             }
             Ok(()) = changes.changed() => {
                 let wanted = changes.borrow_and_update().routes(&api_server);
@@ -154,11 +158,17 @@ async fn stay(
         End::Quit(_) => info!("Session ends as asked"),
         End::Signal => info!("Session ends by a signal"),
         End::LeaseLost => error!("Session ends because the root daemon is gone"),
-        End::Refused(failure) => {
+        End::Failed(failure) => {
             error!(reason = %failure.reason, "Session ends: {}", failure.message);
         }
     }
+    // From here on `kvpn connect` starts another session, which waits for this
+    // one to be gone, instead of finding one that is about to go.
+    server.close();
     let ended = part(host, &engagements, registered).await;
+    while let Ok(answer) = quit.try_recv() {
+        answer_quit(answer, ended.clone());
+    }
     let outcome = match end {
         End::Quit(answer) => {
             answer_quit(answer, ended);
@@ -170,7 +180,7 @@ async fn stay(
             "the root daemon is gone",
             "start it again, then connect again",
         )),
-        End::Refused(failure) => Err(failure),
+        End::Failed(failure) => Err(failure),
     };
     server.finish().await;
     outcome
@@ -197,8 +207,9 @@ async fn part(
         name_server,
     } = host;
     let restore = async {
-        // The device lives on for as long as somebody has it open.
-        drop((datapath, name_server));
+        // The next lease needs the addresses of these sockets.
+        name_server.stop().await;
+        drop(datapath);
         lease.release().await;
     };
     let (ended, ()) = tokio::join!(forget(Some(engagements), registered), restore);
@@ -265,9 +276,14 @@ impl Serving {
         }
     }
 
-    /// Lets answers that are under way arrive.
-    async fn finish(self) {
+    /// Takes no more connections. Answers that are under way still arrive.
+    fn close(&self) {
         self.end.cancel();
+    }
+
+    /// Waits until the last answers have arrived.
+    async fn finish(self) {
+        self.close();
         if tokio::time::timeout(ANSWER_DEADLINE, self.task)
             .await
             .is_err()

@@ -2,7 +2,7 @@
 //! else's hands on it.
 
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,10 +14,18 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Endpoint, Uri};
 
 /// How long another session may take to say who it is.
 const QUESTION_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a session that is starting or ending may take to do so.
+const HANDOVER_DEADLINE: Duration = Duration::from_secs(8);
+
+/// How often to look whether it has; flock(2) cannot be waited for without
+/// blocking a thread.
+const HANDOVER_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The right to be this user's session. Held from the start, so that two that
 /// start at once do not both go on.
@@ -27,8 +35,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Takes the place, unless another session has it.
+    /// Takes the place, unless another session has it. Waits for one that is
+    /// about to leave it.
     pub(crate) async fn take(path: PathBuf) -> Result<Self, Failure> {
+        Self::take_within(path, HANDOVER_DEADLINE).await
+    }
+
+    async fn take_within(path: PathBuf, patience: Duration) -> Result<Self, Failure> {
         let unusable = |error: io::Error| {
             Failure::new(
                 Reason::Usage,
@@ -44,17 +57,31 @@ impl Place {
             .filter(|dir| !dir.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
         make_private(directory).map_err(unusable)?;
-        let lock = fs::OpenOptions::new()
+        let lock_path = path.with_extension("lock");
+        let mut lock = fs::OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(path.with_extension("lock"))
+            .open(&lock_path)
             .map_err(unusable)?;
-        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { path, _lock: lock }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(taken(&path).await),
-            Err((_, error)) => Err(unusable(error.into())),
+        let deadline = Instant::now() + patience;
+        loop {
+            match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => {
+                    note_process(&lock).map_err(unusable)?;
+                    return Ok(Self { path, _lock: lock });
+                }
+                Err((file, Errno::EWOULDBLOCK)) => lock = file,
+                Err((_, error)) => return Err(unusable(error.into())),
+            }
+            if let Ok(Some(status)) = timeout(QUESTION_DEADLINE, ask(&path)).await {
+                return Err(taken(&status));
+            }
+            if Instant::now() >= deadline {
+                return Err(busy(&lock_path));
+            }
+            sleep(HANDOVER_INTERVAL).await;
         }
     }
 
@@ -119,20 +146,35 @@ fn make_private(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes down whose lock it is, for people.
+fn note_process(mut lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.write_all(std::process::id().to_string().as_bytes())
+}
+
 /// Explains that there is a session already, and to what.
-async fn taken(path: &Path) -> Failure {
-    let status = tokio::time::timeout(QUESTION_DEADLINE, ask(path)).await;
-    let message = match status {
-        Ok(Some(status)) => format!(
+fn taken(status: &v1::StatusResponse) -> Failure {
+    Failure::new(
+        Reason::AlreadyConnected,
+        format!(
             "already connected to context {} (namespace {}) at {}",
             status.context, status.namespace, status.server
         ),
-        Ok(None) | Err(_) => "another session of yours is starting or ending".to_owned(),
+        "end that connection first with `kvpn quit`",
+    )
+}
+
+/// Explains that a session takes its time to start or to end.
+fn busy(lock_path: &Path) -> Failure {
+    let noted = fs::read_to_string(lock_path).unwrap_or_default();
+    let next_step = match noted.parse::<u32>() {
+        Ok(process) => format!("try again in a moment, or end that session with `kill {process}`"),
+        Err(_) => "try again in a moment".to_owned(),
     };
     Failure::new(
         Reason::AlreadyConnected,
-        message,
-        "end that connection first with `kvpn quit`",
+        "another session of yours is starting or ending",
+        next_step,
     )
 }
 
@@ -181,13 +223,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_session_is_refused() {
+    async fn a_session_that_does_not_get_on_is_told_by_its_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kvpn/session.sock");
         let _first = Place::take(path.clone()).await.unwrap();
-        let failure = Place::take(path).await.err().unwrap();
+        let failure = Place::take_within(path, Duration::ZERO)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(failure.reason, Reason::AlreadyConnected);
-        assert!(failure.next_step.contains("kvpn quit"));
+        let kill = format!("`kill {}`", std::process::id());
+        assert!(failure.next_step.contains(&kill), "{}", failure.next_step);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvpn/session.sock");
+        let first = Place::take(path.clone()).await.unwrap();
+        let second = Place::take(path);
+        tokio::pin!(second);
+        // It has found the place taken by the time that it waits.
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(first);
+        second.await.unwrap();
     }
 
     #[tokio::test]

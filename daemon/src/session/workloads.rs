@@ -8,7 +8,7 @@ mod target;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodSpec, PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kvpn_proto::crd::{WorkloadKind, WorkloadRef};
 
@@ -53,7 +53,15 @@ impl Workload {
         }
     }
 
-    fn with_template(
+    fn with_template(self, template: Option<&PodTemplateSpec>) -> Self {
+        let labels = template
+            .and_then(|template| template.metadata.as_ref())
+            .and_then(|metadata| metadata.labels.as_ref());
+        self.with_pods(labels, template.and_then(|template| template.spec.as_ref()))
+    }
+
+    /// Takes over what its pods are like.
+    fn with_pods(
         mut self,
         labels: Option<&BTreeMap<String, String>>,
         spec: Option<&PodSpec>,
@@ -87,80 +95,46 @@ impl Workload {
 
 impl From<&Deployment> for Workload {
     fn from(object: &Deployment) -> Self {
-        let workload = Self::new(WorkloadKind::Deployment, &object.metadata);
-        let Some(spec) = &object.spec else {
-            return workload;
-        };
-        workload
-            .with_template(
-                labels(spec.template.metadata.as_ref()),
-                spec.template.spec.as_ref(),
-            )
-            .wants(spec.replicas.or(Some(1)))
+        let spec = object.spec.as_ref();
+        Self::new(WorkloadKind::Deployment, &object.metadata)
+            .with_template(spec.map(|spec| &spec.template))
+            .wants(spec.map(|spec| spec.replicas.unwrap_or(1)))
     }
 }
 
 impl From<&StatefulSet> for Workload {
     fn from(object: &StatefulSet) -> Self {
-        let workload = Self::new(WorkloadKind::StatefulSet, &object.metadata);
-        let Some(spec) = &object.spec else {
-            return workload;
-        };
-        workload
-            .with_template(
-                labels(spec.template.metadata.as_ref()),
-                spec.template.spec.as_ref(),
-            )
-            .wants(spec.replicas.or(Some(1)))
+        let spec = object.spec.as_ref();
+        Self::new(WorkloadKind::StatefulSet, &object.metadata)
+            .with_template(spec.map(|spec| &spec.template))
+            .wants(spec.map(|spec| spec.replicas.unwrap_or(1)))
     }
 }
 
 impl From<&DaemonSet> for Workload {
     fn from(object: &DaemonSet) -> Self {
-        let workload = Self::new(WorkloadKind::DaemonSet, &object.metadata);
-        let Some(spec) = &object.spec else {
-            return workload;
-        };
-        workload
-            .with_template(
-                labels(spec.template.metadata.as_ref()),
-                spec.template.spec.as_ref(),
-            )
-            .wants(
-                object
-                    .status
-                    .as_ref()
-                    .map(|status| status.desired_number_scheduled),
-            )
+        let status = object.status.as_ref();
+        Self::new(WorkloadKind::DaemonSet, &object.metadata)
+            .with_template(object.spec.as_ref().map(|spec| &spec.template))
+            .wants(status.map(|status| status.desired_number_scheduled))
     }
 }
 
 impl From<&ReplicaSet> for Workload {
     fn from(object: &ReplicaSet) -> Self {
-        let workload = Self::new(WorkloadKind::ReplicaSet, &object.metadata);
-        let Some(spec) = &object.spec else {
-            return workload;
-        };
-        let template = spec.template.as_ref();
-        workload
-            .with_template(
-                labels(template.and_then(|template| template.metadata.as_ref())),
-                template.and_then(|template| template.spec.as_ref()),
-            )
-            .wants(spec.replicas.or(Some(1)))
+        let spec = object.spec.as_ref();
+        Self::new(WorkloadKind::ReplicaSet, &object.metadata)
+            .with_template(spec.and_then(|spec| spec.template.as_ref()))
+            .wants(spec.map(|spec| spec.replicas.unwrap_or(1)))
     }
 }
 
 impl From<&Pod> for Workload {
     fn from(object: &Pod) -> Self {
         Self::new(WorkloadKind::Pod, &object.metadata)
-            .with_template(object.metadata.labels.as_ref(), object.spec.as_ref())
+            .with_pods(object.metadata.labels.as_ref(), object.spec.as_ref())
             .wants(Some(1))
     }
-}
-
-fn labels(metadata: Option<&ObjectMeta>) -> Option<&BTreeMap<String, String>> {
-    metadata.and_then(|metadata| metadata.labels.as_ref())
 }
 
 fn owner(metadata: &ObjectMeta) -> Option<WorkloadRef> {

@@ -1,6 +1,7 @@
 //! Who may have a lease, and that there is one at a time.
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use kvpn_proto::version::VERSION;
 
@@ -55,6 +56,20 @@ fn allowed_user_and_member_of_an_allowed_group_get_leases() {
     drop((user, granted));
     let mut member = Client::connect_as(&host.socket(), USER + 5, &[7, GROUP]);
     member.acquire(&["10.96.0.0/16"]).unwrap();
+}
+
+#[test]
+fn strangers_cannot_hold_many_connections() {
+    let host = Host::new();
+    let _daemon = host.daemon();
+    let mut strangers: Vec<Client> = (0..20)
+        .map(|_| Client::connect_as(&host.socket(), USER, &[]))
+        .collect();
+    let last = &mut strangers.last_mut().unwrap().stream;
+    // Shorter than any connection may be silent.
+    last.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(last.read(&mut [0; 16]).unwrap(), 0);
+    host.client().acquire(&["10.96.0.0/16"]).unwrap();
 }
 
 #[test]

@@ -223,6 +223,26 @@ fn resolv_conf_that_others_changed_is_left_alone() {
 }
 
 #[test]
+fn undoing_that_failed_is_tried_again() {
+    let host = Host::new();
+    let before = host.snapshot();
+    let _daemon = host.daemon();
+    let mut client = host.client();
+    let granted = client.acquire(&SUBNETS).unwrap();
+    let file = host.resolv_conf().display().to_string();
+    host.sh(&format!(
+        "mount --bind {file} {file} && mount -o remount,bind,ro {file}"
+    ));
+    drop((client, granted));
+    wait_for("the failure", || {
+        host.log()
+            .contains("The changes of a lease cannot be undone")
+    });
+    host.sh(&format!("umount {file}"));
+    host.wait_until_it_is(&before);
+}
+
+#[test]
 fn host_without_name_servers_gets_ours_alone() {
     let host = Host::new();
     fs::remove_file(host.resolv_conf()).unwrap();

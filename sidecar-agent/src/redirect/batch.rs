@@ -40,6 +40,7 @@ impl Batch {
 
     /// Has the kernel do everything, or nothing and the first error.
     pub(super) fn send(&mut self, requests: Vec<Request>) -> io::Result<()> {
+        self.discard_answers();
         let acknowledged = requests.len();
         self.socket.send(&encode(requests), 0)?;
         // The kernel works on the batch within `send`, so that all answers are
@@ -56,7 +57,6 @@ impl Batch {
                 .map_err(io::Error::other)?;
             if let NetlinkPayload::Error(answer) = reply.payload {
                 if answer.code.is_some() {
-                    self.discard_answers();
                     return Err(answer.to_io());
                 }
                 answers += 1;
@@ -70,7 +70,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Leaves nothing behind that the next batch could take for its own.
+    /// Throws away what an earlier batch that failed has left behind.
     fn discard_answers(&self) {
         let mut reply = [0; REPLY_SIZE];
         while self.socket.recv(&mut &mut reply[..], 0).is_ok() {}

@@ -342,7 +342,7 @@ fn claims_that_cannot_be_served_leave_the_ports_to_the_app() {
 
 #[test]
 fn second_agent_in_a_pod_says_that_there_is_a_first() {
-    let pod = Pod::start();
+    let mut pod = Pod::start();
     pod.claim(1, vec![claim("c1", WEB)]);
     // Another traffic manager would have to listen elsewhere; the same one
     // tells both agents the same.
@@ -355,6 +355,11 @@ fn second_agent_in_a_pod_says_that_there_is_a_first() {
     };
     assert!(failed.detail.contains("another agent"), "{}", failed.detail);
     assert_eq!(pod.ask(addresses(WEB)[0]), format!("laptop c1 {PEER_V4}"));
+
+    pod.agent.signal(Signal::SIGKILL);
+    pod.agent.wait();
+    pod.claim(2, vec![claim("c2", WEB)]);
+    assert_eq!(pod.ask(addresses(WEB)[0]), format!("laptop c2 {PEER_V4}"));
 }
 
 #[test]

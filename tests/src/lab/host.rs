@@ -19,6 +19,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/sbin/ipset", "ipset"),
     ("/usr/bin/ip", "iproute2"),
     ("/usr/bin/ping", "iputils-ping"),
+    ("/usr/sbin/sysctl", "procps"),
     ("/usr/bin/buildah", "buildah"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/dig", "bind9-dnsutils"),
@@ -68,6 +69,17 @@ pub(crate) fn install_packages() -> Result<()> {
     })
     .with_context(|| format!("install the Debian packages {}", missing.join(" ")))?;
     Ok(())
+}
+
+/// Loads what kernels with modules do not load by themselves: overlays, and
+/// packet filters for what crosses a bridge.
+pub(crate) fn load_modules() {
+    // A kernel that has them built in, or lacks modprobe, is as good.
+    drop(
+        Cmd::new("modprobe")
+            .args(["-a", "overlay", "br_netfilter"])
+            .run(),
+    );
 }
 
 fn found(file: &str) -> bool {

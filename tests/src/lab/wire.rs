@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::layout::Layout;
 use super::state::State;
 use super::{net, start};
-use crate::Cmd;
+use crate::{Cmd, wait_for};
 
 /// Process names in the state.
 const DNS: &str = "wire-dns";
@@ -69,7 +69,17 @@ pub(crate) fn create(layout: &Layout, state: &mut State) -> Result<()> {
 pub(crate) fn cut(laptop: u8, cut: bool) -> Result<()> {
     let direction = if cut { "down" } else { "up" };
     let interface = net::wire_interface(laptop);
-    net::ip(&["-n", net::WIRE, "link", "set", &interface, direction]).map(drop)
+    net::ip(&["-n", net::WIRE, "link", "set", &interface, direction])?;
+    if cut {
+        return Ok(());
+    }
+    // The laptop's end notices a little later.
+    let what = format!("laptop {laptop} is joined again");
+    wait_for(&what, Duration::from_secs(5), || {
+        let ping = net::inside(&net::laptop(laptop), "ping");
+        let ping = ping.args(["-c1", "-W1", &net::gateway_v4(laptop)]);
+        ping.ok().map(|_| Some(()))
+    })
 }
 
 /// Loses that share of the packets between laptops and node, both ways.

@@ -79,7 +79,29 @@ fn lifecycle(developer: &Developer) -> Result<()> {
         output.stderr
     );
     ensure!(output.stderr.contains("helm"), "{}", output.stderr);
-    nothing_is_left(lab)?;
+    nothing_is_left(lab)
+}
+
+/// Of the chart, in the whole cluster, once its pods have ended.
+fn nothing_is_left(lab: &Lab) -> Result<()> {
+    for kinds in [
+        "customresourcedefinitions,clusterroles,clusterrolebindings",
+        "validatingadmissionpolicies,validatingadmissionpolicybindings",
+        "all,serviceaccounts,roles,rolebindings,secrets,configmaps",
+    ] {
+        let label = "app.kubernetes.io/instance=kvpn";
+        wait_for(
+            "nothing is left of the chart",
+            Duration::from_secs(30),
+            || {
+                let left = lab
+                    .kubectl(["get", kinds, "-A", "-l", label, "-o", "name"])
+                    .ok()?;
+                ensure!(left.is_empty(), "{left}");
+                Ok(Some(()))
+            },
+        )?;
+    }
     let secret = "secret/traffic-manager-tls";
     lab.kubectl([
         "-n",
@@ -90,27 +112,6 @@ fn lifecycle(developer: &Developer) -> Result<()> {
         "--timeout=30s",
     ])
     .ok()?;
-    Ok(())
-}
-
-/// Of the chart, in the whole cluster.
-fn nothing_is_left(lab: &Lab) -> Result<()> {
-    for kinds in [
-        "customresourcedefinitions,clusterroles,clusterrolebindings",
-        "validatingadmissionpolicies,validatingadmissionpolicybindings",
-        "all,serviceaccounts,roles,rolebindings,secrets,configmaps",
-    ] {
-        let labelled = [
-            "get",
-            kinds,
-            "-A",
-            "-l",
-            "app.kubernetes.io/instance=kvpn",
-            "-o",
-            "name",
-        ];
-        assert_eq!(lab.kubectl(labelled).ok()?, "", "left behind of {kinds}");
-    }
     Ok(())
 }
 

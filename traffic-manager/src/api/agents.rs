@@ -22,9 +22,6 @@ use crate::state::{AgentRejected, ClaimSet};
 /// How long a session may take to answer a dial.
 const SESSION_ANSWER: Duration = Duration::from_secs(10);
 
-/// How long an agent's call waits for a traffic manager that just started.
-const SYNC: Duration = Duration::from_secs(10);
-
 /// Where a call comes from; known from the TCP connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
@@ -46,9 +43,6 @@ impl AgentHub for AgentApi {
         let Peer(ip) = peer(&request)?;
         let mut events = request.into_inner();
         let hello = hello(&mut events).await?;
-        if !self.hub.wait_synced(SYNC).await {
-            return Err(Status::unavailable("the traffic manager is still starting"));
-        }
         let (claims, open) = self
             .hub
             .open_link(ip, &hello.container)

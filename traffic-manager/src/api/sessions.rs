@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::{opening, refuse};
 use crate::cluster::ClusterView;
 use crate::dial::Dialer;
-use crate::hub::{Connection, Hub, Identity, unauthenticated};
+use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
 use crate::state::{Change, Event, SessionView};
 
 /// How long the API server may take to show a Session.
@@ -55,14 +55,19 @@ impl TrafficManager for SessionApi {
     ) -> Result<Response<v1::AuthenticateResponse>, Status> {
         let connection = connection(&request)?;
         connection.try_once()?;
-        match self.verify(&connection, request.into_inner()).await {
+        let identity = self.verify(&connection, request.into_inner()).await;
+        // It may have been deleted while it was verified.
+        let identity = identity.and_then(|identity| {
+            let exists = self.hub.register(&connection, &identity);
+            exists.then_some(identity).ok_or_else(revoked)
+        });
+        match identity {
             Ok(identity) => {
                 info!(
                     session = identity.session,
                     user = identity.user,
                     "session authenticated"
                 );
-                self.hub.register(&connection, &identity.uid);
                 connection.identify(identity);
                 Ok(Response::new(v1::AuthenticateResponse {
                     version: version::VERSION.to_owned(),

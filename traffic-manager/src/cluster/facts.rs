@@ -117,7 +117,9 @@ impl Facts {
         if !self.awaited.is_empty() {
             return None;
         }
-        let mut pod_subnets: Vec<IpNet> = values(&self.node_subnets).copied().collect();
+        let node_subnets: Vec<IpNet> = values(&self.node_subnets).copied().collect();
+        // Few subnets are left of many nodes, which all pods are held against.
+        let mut pod_subnets = IpNet::aggregate(&node_subnets);
         // Networks that do not hand out the nodes' subnets are known by their
         // pods alone.
         let outside = values(&self.pod_ips)

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::agent_container::{AgentTemplate, random_name};
 use super::writer::StatusWriter;
@@ -254,7 +254,10 @@ where
 {
     for _ in 1..TRIES {
         match attempt(request()).await {
-            Err(Trouble::Passing(_)) => tokio::time::sleep(pause).await,
+            Err(Trouble::Passing(message)) => {
+                debug!(message, ?pause, "a request is tried again");
+                tokio::time::sleep(pause).await;
+            }
             settled @ (Ok(_) | Err(Trouble::Refused(_) | Trouble::Gone(_))) => return settled,
         }
         pause *= 2;

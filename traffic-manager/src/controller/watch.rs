@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::join_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -16,6 +17,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use kvpn_proto::crd::{Engagement, Session};
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -25,6 +27,10 @@ use crate::state::{Change, Event, Key, PodView};
 
 /// The first and the longest pause after a watch has failed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long one watch lasts, in seconds. Not much longer than this goes unseen
+/// that the way to the API server has become a dead end.
+const WATCH_SECONDS: u32 = 60;
 
 /// How long the API server may take for one request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -41,8 +47,10 @@ pub(crate) struct Watches {
     pub(crate) cluster: Arc<Cluster>,
 }
 
-/// Starts all watches; they run as long as the process.
-pub(crate) fn spawn_watches(watches: &Watches) {
+/// Starts all watches; they run as long as the process, but for those that it
+/// can do without.
+pub(crate) fn spawn_watches(watches: &Watches) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
     let scopes: Vec<Option<String>> = if watches.managed.is_empty() {
         vec![None]
     } else {
@@ -58,38 +66,48 @@ pub(crate) fn spawn_watches(watches: &Watches) {
             }
         }
     };
-    watches.spawn_sessions(listed(watches));
+    watches.spawn_sessions(&mut tasks, listed(watches));
     for scope in &scopes {
-        watches.spawn_engagements(scope.clone(), listed(watches));
-        watches.spawn_pods(scope.clone(), listed(watches));
+        watches.spawn_engagements(&mut tasks, scope.clone(), listed(watches));
+        watches.spawn_pods(&mut tasks, scope.clone(), listed(watches));
     }
-    watches.spawn_nodes();
-    watches.spawn_namespaces();
-    let services = watches.clone();
-    tokio::spawn(async move { services.watch_service_subnets(scopes).await });
+    watches.spawn_nodes(&mut tasks);
+    watches.spawn_namespaces(&mut tasks);
+    tasks.spawn(watches.clone().watch_service_subnets(scopes));
+    tasks
 }
 
 impl Watches {
-    fn spawn_sessions(&self, listed: impl FnMut() + Send + 'static) {
+    fn spawn_sessions(&self, tasks: &mut JoinSet<()>, listed: impl FnMut() + Send + 'static) {
         let scope = Some(self.namespace.clone());
         let hub = Arc::clone(&self.hub);
         let emit = move |change: Change<Session>| {
             hub.handle(Event::Sessions(change.map(|session| (&session).into())));
         };
-        tokio::spawn(follow(self.api(&scope), scope, emit, listed));
+        tasks.spawn(follow(self.api(&scope), scope, emit, listed));
     }
 
-    fn spawn_engagements(&self, scope: Option<String>, listed: impl FnMut() + Send + 'static) {
+    fn spawn_engagements(
+        &self,
+        tasks: &mut JoinSet<()>,
+        scope: Option<String>,
+        listed: impl FnMut() + Send + 'static,
+    ) {
         let hub = Arc::clone(&self.hub);
         let emit = move |change: Change<Engagement>| {
             hub.handle(Event::Engagements(
                 change.map(|engagement| (&engagement).into()),
             ));
         };
-        tokio::spawn(follow(self.api(&scope), scope, emit, listed));
+        tasks.spawn(follow(self.api(&scope), scope, emit, listed));
     }
 
-    fn spawn_pods(&self, scope: Option<String>, listed: impl FnMut() + Send + 'static) {
+    fn spawn_pods(
+        &self,
+        tasks: &mut JoinSet<()>,
+        scope: Option<String>,
+        listed: impl FnMut() + Send + 'static,
+    ) {
         let (hub, cluster) = (Arc::clone(&self.hub), Arc::clone(&self.cluster));
         let emit = move |change: Change<Pod>| {
             let change = change.map(|pod| PodView::from(&pod));
@@ -101,10 +119,10 @@ impl Watches {
             cluster.handle(FactChange::PodIps(ips));
             hub.handle(Event::Pods(change));
         };
-        tokio::spawn(follow(self.api(&scope), scope, emit, listed));
+        tasks.spawn(follow(self.api(&scope), scope, emit, listed));
     }
 
-    fn spawn_nodes(&self) {
+    fn spawn_nodes(&self, tasks: &mut JoinSet<()>) {
         let subnets = |node: Node| {
             let spec = node.spec.clone().unwrap_or_default();
             let cidrs = spec.pod_cidrs.or(spec.pod_cidr.map(|cidr| vec![cidr]));
@@ -113,15 +131,17 @@ impl Watches {
         let emit = move |cluster: &Cluster, change: Change<Node>| {
             cluster.handle(FactChange::NodeSubnets(change.map(subnets)));
         };
-        self.spawn_optional(Source::Nodes, Api::all(self.client.clone()), emit);
+        let api = Api::all(self.client.clone());
+        tasks.spawn(self.clone().follow_optional(Source::Nodes, api, emit));
     }
 
-    fn spawn_namespaces(&self) {
+    fn spawn_namespaces(&self, tasks: &mut JoinSet<()>) {
         let emit = |cluster: &Cluster, change: Change<Namespace>| {
             let change = change.map(|namespace| fact(&namespace, ()));
             cluster.handle(FactChange::Namespaces(change));
         };
-        self.spawn_optional(Source::Namespaces, Api::all(self.client.clone()), emit);
+        let api = Api::all(self.client.clone());
+        tasks.spawn(self.clone().follow_optional(Source::Namespaces, api, emit));
     }
 
     /// Watches what the cluster says of its service subnets; where it says
@@ -136,10 +156,9 @@ impl Watches {
                 });
                 cluster.handle(FactChange::ServiceSubnets(change));
             };
-            self.spawn_optional(Source::Services, api, emit);
-            return;
+            return self.follow_optional(Source::Services, api, emit).await;
         }
-        for scope in scopes {
+        let follows = scopes.into_iter().map(|scope| {
             let cluster = Arc::clone(&self.cluster);
             let emit = move |change: Change<Service>| {
                 let change = change.map(|service| {
@@ -151,13 +170,14 @@ impl Watches {
                 });
                 cluster.handle(FactChange::ServiceIps(change));
             };
-            tokio::spawn(follow(self.api(&scope), scope, emit, || {}));
-        }
+            follow(self.api(&scope), scope, emit, || {})
+        });
+        join_all(follows).await;
     }
 
     /// Watches a kind that the traffic manager can do without.
-    fn spawn_optional<K>(
-        &self,
+    async fn follow_optional<K>(
+        self,
         source: Source,
         api: Api<K>,
         emit: impl Fn(&Cluster, Change<K>) + Send + 'static,
@@ -165,14 +185,12 @@ impl Watches {
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
         K::DynamicType: Default,
     {
-        let cluster = Arc::clone(&self.cluster);
-        tokio::spawn(async move {
-            if !is_readable(&api).await {
-                cluster.give_up(source);
-                return;
-            }
-            follow(api, None, move |change| emit(&cluster, change), || {}).await;
-        });
+        let cluster = self.cluster;
+        if !is_readable(&api).await {
+            cluster.give_up(source);
+            return;
+        }
+        follow(api, None, move |change| emit(&cluster, change), || {}).await;
     }
 
     fn api<K>(&self, scope: &Option<String>) -> Api<K>
@@ -199,7 +217,8 @@ async fn follow<K>(
     K::DynamicType: Default,
 {
     let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let mut events = pin!(watcher(api, watcher::Config::default()).backoff(Pauses::default()));
+    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
     let mut items = Vec::new();
     let mut first = true;
     let mut last_error = String::new();

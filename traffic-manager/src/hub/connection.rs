@@ -1,6 +1,6 @@
 //! One connection of a session: its nonce, and who it turned out to be.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kvpn_proto::identity::{NONCE_LENGTH, signed_message};
@@ -8,6 +8,8 @@ use kvpn_proto::{Failure, Reason};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::sync::watch;
+
+use crate::admission::Admitted;
 
 /// How long a connection that was closed may take to tell its streams why.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -18,6 +20,8 @@ pub(crate) struct Connection {
     nonce: [u8; NONCE_LENGTH],
     standing: Mutex<Standing>,
     closed: watch::Sender<Option<Failure>>,
+    /// Its place among those that are not known yet.
+    place: Mutex<Option<Arc<Admitted>>>,
 }
 
 /// The session that a connection is of.
@@ -38,13 +42,14 @@ enum Standing {
 
 impl Connection {
     /// Fails when the system has no randomness.
-    pub(crate) fn new() -> Result<Self, ring::error::Unspecified> {
+    pub(crate) fn new(place: Arc<Admitted>) -> Result<Self, ring::error::Unspecified> {
         let mut nonce = [0; NONCE_LENGTH];
         SystemRandom::new().fill(&mut nonce)?;
         Ok(Self {
             nonce,
             standing: Mutex::new(Standing::Unknown),
             closed: watch::Sender::new(None),
+            place: Mutex::new(Some(place)),
         })
     }
 
@@ -77,6 +82,14 @@ impl Connection {
 
     pub(crate) fn identify(&self, identity: Identity) {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = Standing::Known(identity);
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = None;
+    }
+
+    /// Whether it has shown who it is.
+    pub(crate) fn is_known(&self) -> bool {
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*standing, Standing::Known(_))
     }
 
     /// Who the connection is of, for the calls that need to know.
@@ -130,7 +143,9 @@ impl Connection {
 
     #[cfg(test)]
     pub(crate) fn for_test() -> Self {
-        Self::new().unwrap()
+        let admission = crate::admission::Admission::new(1, 1);
+        let place = admission.admit([127, 0, 0, 1].into()).unwrap();
+        Self::new(Arc::new(place)).unwrap()
     }
 }
 

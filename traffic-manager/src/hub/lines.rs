@@ -118,8 +118,10 @@ impl Lines {
     }
 
     pub(crate) fn register(&mut self, connection: &Arc<Connection>, session_uid: &str) {
-        self.connections
-            .retain(|_, connections| connections.iter().any(|weak| weak.strong_count() > 0));
+        self.connections.retain(|_, connections| {
+            connections.retain(|weak| weak.strong_count() > 0);
+            !connections.is_empty()
+        });
         self.connections
             .entry(session_uid.to_owned())
             .or_default()

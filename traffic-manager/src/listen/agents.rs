@@ -1,5 +1,8 @@
 //! The port of the agents: gRPC over TLS.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use anyhow::Context;
 use kvpn_proto::v1::agent_hub_server::AgentHubServer;
 use kvpn_tunnel::grpc;
@@ -8,10 +11,27 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
-use super::io::Tagged;
+use super::io::{Tag, Tagged};
 use super::{QUEUED_CONNECTIONS, accept, handshake};
+use crate::admission::Admission;
 use crate::api::{AgentApi, Peer};
+
+/// How many connections may be open at once, in all and from one pod. An agent
+/// has one; a pod may have an agent that is on its way out.
+const OPEN: (usize, usize) = (16_384, 8);
+
+/// How long a connection waits for a traffic manager that just started to know
+/// which pods have agents.
+const SYNC: Duration = Duration::from_secs(10);
+
+impl Tag for Peer {
+    /// Its address was looked up before the first byte was read.
+    fn is_known(&self) -> bool {
+        true
+    }
+}
 
 /// Serves agents until the shutdown.
 pub(crate) async fn serve_agents(
@@ -21,12 +41,34 @@ pub(crate) async fn serve_agents(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (connections, incoming) = mpsc::channel(QUEUED_CONNECTIONS);
+    let admission = Admission::new(OPEN.0, OPEN.1);
+    let hub = Arc::clone(&api.hub);
     let accepting = accept(listener, shutdown.clone(), move |socket, peer| {
-        let (tls, connections) = (tls.clone(), connections.clone());
+        let ip = peer.ip().to_canonical();
+        let Some(place) = admission.admit(ip) else {
+            debug!(%peer, "too many connections from this pod, or in all");
+            return;
+        };
+        let (tls, connections, hub) = (tls.clone(), connections.clone(), Arc::clone(&hub));
         tokio::spawn(async move {
+            if !hub.wait_synced(SYNC).await {
+                debug!(%peer, "not known yet which pods have agents");
+                return;
+            }
+            if !hub.expects_agent(ip) {
+                warn!(
+                    %ip,
+                    "no agent was brought to this address; agents must reach the traffic manager \
+                     from their pod's own, without NAT"
+                );
+                return;
+            }
             if let Some(stream) = handshake(&tls, socket, peer).await {
-                let tag = Peer(peer.ip().to_canonical());
-                let tagged = Tagged::new(stream, tag, std::future::pending());
+                let held = async move {
+                    let _place = place;
+                    std::future::pending().await
+                };
+                let tagged = Tagged::new(stream, Peer(ip), held);
                 // Fails only in a shutdown.
                 let _ = connections.send(std::io::Result::Ok(tagged)).await;
             }

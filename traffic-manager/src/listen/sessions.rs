@@ -24,19 +24,33 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::io::Tagged;
+use super::io::{Tag, Tagged};
 use super::{QUEUED_CONNECTIONS, accept, handshake};
+use crate::admission::{Admission, Admitted};
 use crate::api::SessionApi;
 use crate::hub::{Connection, unauthenticated};
 
 /// How long a request's head may take, and how long a connection may idle.
 const REQUEST_HEAD: Duration = Duration::from_secs(30);
 
+/// The longest head of a request, in bytes.
+const MAX_HEAD: usize = 64 << 10;
+
+/// How many connections may be open at once that are not authenticated, in all
+/// and from one address. The API server passes many sessions on from its own.
+const UNKNOWN: (usize, usize) = (512, 128);
+
 /// How long a tunnel may take to authenticate.
 const AUTHENTICATE: Duration = Duration::from_secs(30);
 
 type Tunnel = Tagged<TokioIo<Upgraded>, Arc<Connection>>;
 type Tunnels = mpsc::Sender<io::Result<Tunnel>>;
+
+impl Tag for Arc<Connection> {
+    fn is_known(&self) -> bool {
+        Connection::is_known(self)
+    }
+}
 
 /// Serves sessions until the shutdown.
 pub(crate) async fn serve_sessions(
@@ -46,19 +60,25 @@ pub(crate) async fn serve_sessions(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (tunnels, incoming) = mpsc::channel(QUEUED_CONNECTIONS);
+    let admission = Admission::new(UNKNOWN.0, UNKNOWN.1);
     let accepting = accept(listener, shutdown.clone(), move |socket, peer| {
+        let Some(place) = admission.admit(peer.ip()).map(Arc::new) else {
+            debug!(%peer, "too many connections that are not authenticated");
+            return;
+        };
         let (tls, tunnels) = (tls.clone(), tunnels.clone());
         tokio::spawn(async move {
             let Some(stream) = handshake(&tls, socket, peer).await else {
                 return;
             };
             let service = service_fn(|request| {
-                let tunnels = tunnels.clone();
-                async move { Ok::<_, Infallible>(answer(request, tunnels)) }
+                let (tunnels, place) = (tunnels.clone(), Arc::clone(&place));
+                async move { Ok::<_, Infallible>(answer(request, tunnels, place)) }
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(REQUEST_HEAD)
+                .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades()
                 .await;
@@ -78,13 +98,17 @@ pub(crate) async fn serve_sessions(
 }
 
 /// Answers a request of HTTP/1.1.
-fn answer(request: Request<Incoming>, tunnels: Tunnels) -> Response<Full<Bytes>> {
+fn answer(
+    request: Request<Incoming>,
+    tunnels: Tunnels,
+    place: Arc<Admitted>,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
     }
     match request.uri().path() {
         names::HEALTH_PATH => text(StatusCode::OK, "ok"),
-        names::TUNNEL_PATH if wants_upgrade(request.headers()) => upgrade(request, tunnels),
+        names::TUNNEL_PATH if wants_upgrade(request.headers()) => upgrade(request, tunnels, place),
         names::TUNNEL_PATH => {
             let mut response = text(
                 StatusCode::UPGRADE_REQUIRED,
@@ -110,8 +134,12 @@ fn wants_upgrade(headers: &HeaderMap) -> bool {
         })
 }
 
-fn upgrade(request: Request<Incoming>, tunnels: Tunnels) -> Response<Full<Bytes>> {
-    let connection = match Connection::new() {
+fn upgrade(
+    request: Request<Incoming>,
+    tunnels: Tunnels,
+    place: Arc<Admitted>,
+) -> Response<Full<Bytes>> {
+    let connection = match Connection::new(place) {
         Ok(connection) => Arc::new(connection),
         Err(failure) => {
             error!(%failure, "no randomness for a nonce");
@@ -130,7 +158,7 @@ fn upgrade(request: Request<Incoming>, tunnels: Tunnels) -> Response<Full<Bytes>
                 let _ = tunnels.send(Ok(tunnel)).await;
                 tokio::time::sleep(AUTHENTICATE).await;
                 if let Some(connection) = watched.upgrade()
-                    && connection.identity().is_err()
+                    && !connection.is_known()
                 {
                     connection.close(unauthenticated(
                         "the connection did not authenticate in time",

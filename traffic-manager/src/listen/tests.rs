@@ -326,6 +326,18 @@ async fn a_container_that_is_no_agent_of_ours_is_turned_away() {
 }
 
 #[tokio::test]
+async fn a_stranger_gets_no_handshake_at_the_agents_port() {
+    let lab = Lab::start().await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let socket = socket.connect(lab.agents).await.unwrap();
+    let connector = TlsConnector::from(lab.authority.client_config(&[b"h2"]));
+    let name = ServerName::try_from(names::MANAGER_TLS_NAME).unwrap();
+    let handshake = timeout(LIMIT, connector.connect(name, socket)).await;
+    assert!(handshake.unwrap().is_err());
+}
+
+#[tokio::test]
 async fn an_intercepted_connection_travels_to_the_laptop_and_back() {
     let mut lab = Lab::start().await;
     let mut client = lab.session().await;

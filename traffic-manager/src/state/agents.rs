@@ -20,12 +20,17 @@ const RETRY: Duration = Duration::from_secs(60);
 /// cannot be taken out of a pod again.
 const MAX_TRIES: u32 = 5;
 
+/// How long after an agent was added its successor counts as a first try.
+const STEADY: Duration = Duration::from_secs(300);
+
 /// The agent of one pod.
 #[derive(Debug)]
 pub(crate) struct AgentSlot {
     link: Option<Link>,
     launch: Launch,
     tries: u32,
+    /// When a container was last asked for.
+    tried_at: Option<Instant>,
     /// Containers that came up but did not call.
     given_up: BTreeSet<String>,
     /// UIDs of the engagements that need an agent.
@@ -86,6 +91,7 @@ impl Default for AgentSlot {
             link: None,
             launch: Launch::Idle,
             tries: 0,
+            tried_at: None,
             given_up: BTreeSet::new(),
             wanted_by: BTreeSet::new(),
             set: ClaimSet {
@@ -102,6 +108,7 @@ impl AgentSlot {
     /// Puts other claims on the pod. Returns whether they differ.
     pub(crate) fn set_claims(&mut self, mut claims: Vec<Claim>) -> bool {
         claims.sort();
+        claims.dedup();
         if claims == self.set.claims {
             return false;
         }
@@ -140,6 +147,12 @@ impl AgentSlot {
             .is_some_and(|link| link.container != container)
     }
 
+    /// Whether an agent is connected, or on its way.
+    pub(crate) fn expects_agent(&self) -> bool {
+        let on_its_way = matches!(self.launch, Launch::Adding | Launch::Starting { .. });
+        self.link.is_some() || on_its_way
+    }
+
     /// Whether that container was added here, though no watch may have shown
     /// it yet.
     pub(crate) fn has_added(&self, name: &str) -> bool {
@@ -150,7 +163,6 @@ impl AgentSlot {
     pub(crate) fn handle_linked(&mut self, id: LinkId, container: String) -> Option<LinkId> {
         self.given_up.remove(&container);
         self.launch = Launch::Idle;
-        self.tries = 0;
         self.in_force.clear();
         self.apply_failure = None;
         self.link
@@ -239,6 +251,7 @@ impl AgentSlot {
                 Step::Add => {
                     self.launch = Launch::Adding;
                     self.tries += 1;
+                    self.tried_at = Some(now);
                     return true;
                 }
             }
@@ -292,7 +305,8 @@ impl AgentSlot {
         }
     }
 
-    /// Waits for a container that is already there, else asks for one.
+    /// Waits for a container that is already there, else asks for one, unless
+    /// those before did not last.
     fn begin(&mut self, pod: &PodView, image: &str, now: Instant) -> Step {
         let there = pod.agents.iter().find(|agent| {
             let alive = !matches!(agent.state, AgentState::Terminated(_));
@@ -307,7 +321,19 @@ impl AgentSlot {
                 };
                 Step::Again
             }
-            None => Step::Add,
+            None => {
+                if self.tried_at.is_some_and(|at| now >= at + STEADY) {
+                    self.tries = 0;
+                }
+                if self.tries < MAX_TRIES {
+                    return Step::Add;
+                }
+                self.launch = Launch::Failed {
+                    message: format!("{MAX_TRIES} agents have ended one soon after the other"),
+                    at: now,
+                };
+                Step::Wait
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use kvpn_proto::crd::{Engagement, EngagementSpec, EngagementStatus, WorkloadKind
 use kvpn_proto::flow::Protocol;
 
 use super::pods::Pods;
-use super::sessions::SessionRecord;
+use super::sessions::{DELETE_AGAIN, SessionRecord};
 use super::{Identified, Key, Now, PodView};
 
 /// How long a workload that selects no pod is taken for what it was.
@@ -82,8 +82,8 @@ pub(crate) struct EngagementRecord {
     pub(crate) written: EngagementStatus,
     /// Since when its session does not exist.
     orphan_since: Option<Instant>,
-    /// Set when the resource's deletion was asked for.
-    expired: bool,
+    /// When the resource's deletion was last asked for.
+    delete_asked: Option<Instant>,
 }
 
 impl Identified for EngagementRecord {
@@ -105,7 +105,7 @@ impl EngagementRecord {
             workload: None,
             resolve_at: Some(now.instant),
             orphan_since: None,
-            expired: false,
+            delete_asked: None,
         }
     }
 
@@ -157,28 +157,34 @@ impl EngagementRecord {
         named.into_iter().chain(selected)
     }
 
-    /// Follows the existence of the session. Returns whether the engagement
-    /// has outlived it by the grace. True once.
+    /// Follows the existence of the session. Returns whether the resource
+    /// should be deleted now, since it has outlived the session by the grace.
+    /// True once, and again when that had no effect.
     pub(crate) fn expires(&mut self, session_exists: bool, grace: Duration, now: &Now) -> bool {
         if session_exists {
             self.orphan_since = None;
             return false;
         }
-        let since = *self.orphan_since.get_or_insert(now.instant);
-        now.instant >= since + grace && !std::mem::replace(&mut self.expired, true)
+        self.orphan_since.get_or_insert(now.instant);
+        let due = self.delete_at(grace).is_some_and(|at| now.instant >= at);
+        if due {
+            self.delete_asked = Some(now.instant);
+        }
+        due
+    }
+
+    fn delete_at(&self, grace: Duration) -> Option<Instant> {
+        let over = self.orphan_since? + grace;
+        let again = self.delete_asked.map(|at| at + DELETE_AGAIN);
+        Some(again.map_or(over, |again| over.max(again)))
     }
 
     /// When time alone changes something.
     pub(crate) fn deadline(&self, grace: Duration, pods: &Pods) -> Option<Instant> {
-        let orphan = self.orphan_since.filter(|_| !self.expired);
         let unsettled =
             self.view.spec.workload.kind != WorkloadKind::Pod && self.select(pods).next().is_none();
         let resolve = self.resolve_at.filter(|_| unsettled);
-        orphan
-            .map(|since| since + grace)
-            .into_iter()
-            .chain(resolve)
-            .min()
+        self.delete_at(grace).into_iter().chain(resolve).min()
     }
 }
 

@@ -245,8 +245,11 @@ impl Pods {
             if let Some(old) = self.by_key.remove(&pod.key) {
                 self.forget_ips(&old);
             }
-            let ips = pod.own_ips().iter().map(|ip| (*ip, pod.key.clone()));
-            self.by_ip.extend(ips);
+            for ip in pod.own_ips() {
+                if !(pod.terminating && self.is_taken(ip)) {
+                    self.by_ip.insert(*ip, pod.key.clone());
+                }
+            }
             namespaces.insert(pod.key.namespace.clone());
             self.by_key.insert(pod.key.clone(), pod);
         }
@@ -270,6 +273,13 @@ impl Pods {
             .range(Key::new(namespace, "")..)
             .take_while(move |(key, _)| key.namespace == namespace)
             .map(|(_, pod)| pod)
+    }
+
+    /// Whether a pod that stays has the address. One that is going still tells
+    /// of an address which may have been given away already.
+    fn is_taken(&self, ip: &IpAddr) -> bool {
+        let holder = self.by_ip.get(ip).and_then(|key| self.by_key.get(key));
+        holder.is_some_and(|holder| !holder.terminating)
     }
 
     fn forget_ips(&mut self, pod: &PodView) {
@@ -373,6 +383,24 @@ mod tests {
 
         let new = pod("shop", "web", "10.1.0.7");
         pods.apply(Change::Applied(new.clone()));
+        pods.apply(Change::Deleted(old));
+        assert_eq!(pods.by_ip(ip), Some(&new));
+    }
+
+    #[test]
+    fn a_pod_that_is_going_does_not_take_its_address_back() {
+        let mut pods = Pods::default();
+        let ip: IpAddr = "10.1.0.7".parse().unwrap();
+        let mut old = pod("shop", "web-1", "10.1.0.7");
+        pods.apply(Change::Applied(old.clone()));
+        old.terminating = true;
+        pods.apply(Change::Applied(old.clone()));
+        assert_eq!(pods.by_ip(ip), Some(&old), "its connections go on");
+        let new = pod("shop", "web-2", "10.1.0.7");
+        pods.apply(Change::Applied(new.clone()));
+        old.labels.clear();
+        pods.apply(Change::Applied(old.clone()));
+        assert_eq!(pods.by_ip(ip), Some(&new));
         pods.apply(Change::Deleted(old));
         assert_eq!(pods.by_ip(ip), Some(&new));
     }

@@ -11,6 +11,10 @@ use super::{Identified, Key, Now, StreamId};
 /// How often the status of a present session is renewed.
 const RENEW_INTERVAL: Duration = Duration::from_secs(10);
 
+/// After how long a deletion is asked for again that did not come about, as
+/// when the API server was away.
+pub(super) const DELETE_AGAIN: Duration = Duration::from_secs(30);
+
 /// What is needed of a Session resource.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SessionView {
@@ -57,8 +61,8 @@ pub(crate) struct SessionRecord {
     /// What the resource's status says.
     written: SessionStatus,
     renew_at: Instant,
-    /// Set when the resource's deletion was asked for.
-    expired: bool,
+    /// When the resource's deletion was last asked for.
+    delete_asked: Option<Instant>,
 }
 
 impl Identified for SessionRecord {
@@ -80,7 +84,7 @@ impl SessionRecord {
             streams: BTreeSet::new(),
             absent_since: now.instant,
             renew_at: now.instant,
-            expired: false,
+            delete_asked: None,
         }
     }
 
@@ -119,18 +123,28 @@ impl SessionRecord {
         Some(self.written.clone())
     }
 
-    /// Whether the grace is over. True once.
+    /// Whether the resource should be deleted now, since the grace is over.
+    /// True once, and again when that had no effect.
     pub(crate) fn expires(&mut self, grace: Duration, now: &Now) -> bool {
-        let over = !self.is_present() && now.instant >= self.absent_since + grace;
-        over && !std::mem::replace(&mut self.expired, true)
+        if self.is_present() || now.instant < self.delete_at(grace) {
+            return false;
+        }
+        self.delete_asked = Some(now.instant);
+        true
+    }
+
+    fn delete_at(&self, grace: Duration) -> Instant {
+        let over = self.absent_since + grace;
+        self.delete_asked
+            .map_or(over, |at| over.max(at + DELETE_AGAIN))
     }
 
     /// When time alone changes something.
-    pub(crate) fn deadline(&self, grace: Duration) -> Option<Instant> {
-        match (self.is_present(), self.expired) {
-            (true, _) => Some(self.renew_at),
-            (false, false) => Some(self.absent_since + grace),
-            (false, true) => None,
+    pub(crate) fn deadline(&self, grace: Duration) -> Instant {
+        if self.is_present() {
+            self.renew_at
+        } else {
+            self.delete_at(grace)
         }
     }
 }
@@ -161,10 +175,14 @@ mod tests {
         let clock = Clock::start();
         let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(5));
         assert!(!record.expires(GRACE, &clock.at(34)));
-        assert_eq!(record.deadline(GRACE), Some(clock.at(35).instant));
+        assert_eq!(record.deadline(GRACE), clock.at(35).instant);
         assert!(record.expires(GRACE, &clock.at(35)));
-        assert!(!record.expires(GRACE, &clock.at(36)), "asked for once");
-        assert_eq!(record.deadline(GRACE), None);
+        assert!(!record.expires(GRACE, &clock.at(64)), "it was asked for");
+        assert_eq!(record.deadline(GRACE), clock.at(65).instant);
+        assert!(
+            record.expires(GRACE, &clock.at(65)),
+            "it did not come about"
+        );
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl World {
         let sessions = self
             .sessions
             .values()
-            .filter_map(|session| session.deadline(grace));
+            .map(|session| session.deadline(grace));
         let engagements = self
             .engagements
             .values()
@@ -195,6 +195,15 @@ impl World {
             return Err(AgentRejected::Taken(pod.key.clone()));
         }
         Ok((pod.uid.clone(), pod.key.clone()))
+    }
+
+    /// Whether an agent may call from an address: one was brought into the pod
+    /// there, or is on its way.
+    pub(crate) fn expects_agent(&self, ip: IpAddr) -> bool {
+        self.pods.by_ip(ip).is_some_and(|pod| {
+            let slot = self.slots.get(&pod.uid);
+            !pod.agents.is_empty() || slot.is_some_and(AgentSlot::expects_agent)
+        })
     }
 
     /// Where a connection goes that the agent at an address has intercepted:

@@ -11,6 +11,11 @@ const HEADER: usize = 12;
 
 const MAX_MESSAGE: usize = 65_535;
 
+/// Bits of the header's third octet; the opcode of a query is 0.
+const RESPONSE: u8 = 0x80;
+const OPCODE: u8 = 0x78;
+const TRUNCATED: u8 = 0x02;
+
 /// Why a server has not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
@@ -32,9 +37,10 @@ pub(super) struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// `None` when it is not a query with one well-formed question.
+    /// `None` when it is not a query with one well-formed question. Updates and
+    /// notifications (RFC 2136, RFC 1996) are none.
     pub(super) fn parse(message: &'a [u8]) -> Option<Self> {
-        if message.len() > MAX_MESSAGE || message.get(2)? & 0x80 != 0 {
+        if message.len() > MAX_MESSAGE || message.get(2)? & (RESPONSE | OPCODE) != 0 {
             return None;
         }
         let question = question(message)?;
@@ -52,7 +58,7 @@ impl Answer {
     fn parse(message: &[u8], query: &Query<'_>) -> Option<Self> {
         let fits = message.len() >= HEADER
             && message[..2] == query.message[..2]
-            && message[2] & 0x80 != 0
+            && message[2] & RESPONSE != 0
             // Some servers leave the question out of an error.
             && (message[4..6] == [0, 0] && message[3] & 0x0f != 0
                 || question(message)?.eq_ignore_ascii_case(query.question));
@@ -62,7 +68,7 @@ impl Answer {
     }
 
     fn is_truncated(&self) -> bool {
-        self.message[2] & 0x02 != 0
+        self.message[2] & TRUNCATED != 0
     }
 
     /// Tells an answer from SERVFAIL, NOTIMP and REFUSED, after which another

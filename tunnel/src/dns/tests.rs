@@ -164,7 +164,10 @@ async fn what_is_no_query_is_refused() {
     let forwarder = Forwarder::new(vec!["127.0.0.1:53".parse().unwrap()]);
     let mut no_end = query(1);
     no_end.truncate(16);
-    for message in [&b""[..], b"short", &answer(&query(1), 0, 0, 1), &no_end] {
+    let mut update = query(1);
+    update[2] |= 5 << 3;
+    let answered = answer(&query(1), 0, 0, 1);
+    for message in [&b""[..], b"short", &answered, &no_end, &update] {
         let error = forwarder.forward(message).await.unwrap_err();
         assert!(matches!(error, ForwardError::NotAQuery), "{error}");
     }

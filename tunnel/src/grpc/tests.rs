@@ -192,10 +192,12 @@ async fn failed_dial_is_heard_whoever_says_it() {
             (near, far)
         };
         let failure = DialFailure::new(DialError::Prohibited, "not here");
-        let answer = tokio::spawn(failing.fail(failure.clone()));
-        assert_eq!(next(&mut hearing).await, Frame::Failed(failure));
+        let failed = Frame::Failed(failure);
+        failing.sender.send(failed.clone()).await.unwrap();
+        let failing = tokio::spawn(failing.finish());
+        assert_eq!(next(&mut hearing).await, failed);
         hearing.finish().await;
-        timeout(DEADLINE, answer).await.unwrap().unwrap().unwrap();
+        timeout(DEADLINE, failing).await.unwrap().unwrap();
     }
 }
 

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use kvpn_proto::flow::Protocol;
 use smoltcp::socket::tcp::State;
 use tokio::time::timeout;
@@ -10,23 +9,7 @@ use super::*;
 use crate::netstack::tests::lab::{Lab, POD_V4, POD_V6, address, pattern};
 use crate::netstack::tests::packets::{datagram, towards_host};
 use crate::netstack::{NetstackConfig, PendingTcp};
-use crate::relay::{incoming, outgoing, outgoing_response};
-
-/// A frame stream and its far end.
-fn pair() -> (FrameStream, FrameStream) {
-    let (near, to_far) = outgoing();
-    let (far, to_near) = outgoing_response();
-    (
-        FrameStream {
-            sender: near,
-            receiver: incoming(to_near),
-        },
-        FrameStream {
-            sender: far,
-            receiver: incoming(to_far.map(Ok)),
-        },
-    )
-}
+use crate::relay::tests::pair;
 
 /// Lets packets and tasks run until the condition holds.
 async fn until(lab: &mut Lab, mut condition: impl FnMut(&mut Lab) -> bool) {
@@ -127,6 +110,32 @@ async fn datagrams_are_carried_and_a_reset_answered_with_icmp() {
         assert!(towards_host(&packets[0]).1.ends_with(b"answer"));
         assert_eq!(towards_host(&packets[1]).1[0], icmp_type);
     }
+}
+
+#[tokio::test]
+async fn answers_arrive_although_the_far_end_takes_no_datagrams() {
+    let mut lab = Lab::new();
+    lab.inject(&datagram(5_000, address(POD_V4), b"question"));
+    let flow = lab.udp();
+    let (near, far) = pair();
+    let _splice = tokio::spawn(splice_udp(flow, near));
+    for _ in 0..32 {
+        lab.inject(&datagram(5_000, address(POD_V4), b"question"));
+        tokio::task::yield_now().await;
+    }
+
+    let answer = Frame::Data(Bytes::from_static(b"answer"));
+    far.sender.send(answer).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let answers = loop {
+        let packets = lab.wire.take();
+        if !packets.is_empty() {
+            break packets;
+        }
+        assert!(Instant::now() < deadline, "the answer does not arrive");
+        tokio::task::yield_now().await;
+    };
+    assert!(towards_host(&answers[0]).1.ends_with(b"answer"));
 }
 
 #[tokio::test]

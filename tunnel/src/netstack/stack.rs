@@ -11,9 +11,9 @@ use super::device::HostDevice;
 use super::{Shared, clock};
 use crate::flow::FiveTuple;
 
-/// How long a connection that nobody holds any more waits for a host that
-/// acknowledges nothing.
-const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the host may acknowledge nothing: neither our SYN, nor what is left
+/// of a connection that nobody holds any more.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Stack {
     interface: Interface,
@@ -29,6 +29,7 @@ impl Stack {
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
         socket.set_tsval_generator(Some(clock::timestamp));
+        socket.set_timeout(Some(SILENCE_LIMIT.into()));
         let endpoint = IpListenEndpoint::from(five_tuple.cluster);
         if let Err(error) = socket.listen(endpoint) {
             // Only for port 0, which no packet comes through with.
@@ -67,9 +68,14 @@ impl Stack {
 
     /// Takes one packet of the host; what answers at once goes out.
     pub(super) fn ingress(&mut self, shared: &Shared, packet: &[u8], now: SmolInstant) {
+        let is_opening = self.state() == State::SynReceived;
         let mut device = HostDevice::new(shared.config.mtu, Some(packet), &*shared.sink);
         self.interface
             .poll_ingress_single(now, &mut device, &mut self.sockets);
+        if is_opening && self.state() != State::SynReceived {
+            // smoltcp's timeout would end a connection that is merely idle.
+            self.socket().set_timeout(None);
+        }
     }
 
     /// Sends all that may be sent.
@@ -89,6 +95,6 @@ impl Stack {
 
     /// Gives up on a silent host from now on.
     pub(super) fn orphan(&mut self) {
-        self.socket().set_timeout(Some(ORPHAN_TIMEOUT.into()));
+        self.socket().set_timeout(Some(SILENCE_LIMIT.into()));
     }
 }

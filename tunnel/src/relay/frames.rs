@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::{Stream, StreamExt};
-use kvpn_proto::flow::{DialFailure, Frame};
+use kvpn_proto::flow::Frame;
 use kvpn_proto::v1;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -24,8 +24,11 @@ pub struct FrameStream {
 impl FrameStream {
     /// Ends a flow whose last frame has been sent, and waits until the other
     /// end has done so too. A caller that lets go earlier cancels the call, and
-    /// what is still on its way is thrown away. The wait ends at the latest
-    /// when the keep-alive finds the connection dead.
+    /// what is still on its way is thrown away.
+    ///
+    /// Has no deadline: the other end may have to wait for a reader that is
+    /// slow, but alive. When the other end is dead, the connection's keep-alive
+    /// ends the wait.
     pub async fn finish(self) {
         let Self {
             sender,
@@ -33,13 +36,6 @@ impl FrameStream {
         } = self;
         drop(sender);
         while let Some(Ok(_)) = receiver.recv().await {}
-    }
-
-    /// Answers `Open`: the dial has failed. See [`Self::finish`].
-    pub async fn fail(self, failure: DialFailure) -> Result<(), StreamLost> {
-        self.sender.send(Frame::Failed(failure)).await?;
-        self.finish().await;
-        Ok(())
     }
 }
 

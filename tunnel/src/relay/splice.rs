@@ -1,7 +1,10 @@
 //! A byte stream and a frame stream.
 
+use std::time::Duration;
+
 use bytes::{BufMut, BytesMut};
 use kvpn_proto::flow::Frame;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 
@@ -18,6 +21,37 @@ pub async fn splice<S>(io: S, frames: FrameStream) -> Result<Transferred, RelayE
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let (moved, frames) = copy(io, frames).await?;
+    frames.finish().await;
+    Ok(moved)
+}
+
+/// Copies as [`splice`] does, and aborts the connection with RST when the flow
+/// did not end in order, be it that this future or the process was cut short.
+pub async fn splice_tcp(
+    mut socket: TcpStream,
+    frames: FrameStream,
+) -> Result<Transferred, RelayError> {
+    abort_on_close(&socket, true);
+    let (moved, frames) = copy(&mut socket, frames).await?;
+    abort_on_close(&socket, false);
+    frames.finish().await;
+    Ok(moved)
+}
+
+/// Has the socket say RST when it is closed, by whatever it is closed; or no
+/// longer.
+pub fn abort_on_close(socket: &TcpStream, abort: bool) {
+    let linger = abort.then_some(Duration::ZERO);
+    if let Err(error) = SockRef::from(socket).set_linger(linger) {
+        tracing::debug!(%error, abort, "cannot choose how the connection ends");
+    }
+}
+
+async fn copy<S>(io: S, frames: FrameStream) -> Result<(Transferred, FrameStream), RelayError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (reader, writer) = tokio::io::split(io);
     let FrameStream {
         sender,
@@ -29,31 +63,12 @@ where
         receive(writer, &mut receiver, &mut moved.received),
     );
     match outcome {
-        Ok(((), ())) => {
-            let frames = FrameStream { sender, receiver };
-            frames.finish().await;
-            Ok(moved)
-        }
+        Ok(((), ())) => Ok((moved, FrameStream { sender, receiver })),
         Err(error) => {
             sender.reset();
             Err(error)
         }
     }
-}
-
-/// Copies as [`splice`] does, and aborts the connection with RST when the flow
-/// did not end in order.
-pub async fn splice_tcp(
-    mut socket: TcpStream,
-    frames: FrameStream,
-) -> Result<Transferred, RelayError> {
-    let outcome = splice(&mut socket, frames).await;
-    if outcome.is_err()
-        && let Err(error) = socket.set_zero_linger()
-    {
-        tracing::debug!(%error, "cannot abort the connection");
-    }
-    outcome
 }
 
 async fn send<S: AsyncRead>(

@@ -12,7 +12,7 @@ use tonic::Status;
 use super::*;
 
 /// Two ends of one flow, without gRPC between them.
-fn pair() -> (FrameStream, FrameStream) {
+pub(crate) fn pair() -> (FrameStream, FrameStream) {
     let (near, to_far) = outgoing();
     let (far, to_near) = outgoing_response();
     (
@@ -229,6 +229,36 @@ async fn reset_becomes_the_rst_of_a_socket() {
 }
 
 #[tokio::test]
+async fn cancelled_splice_does_not_look_like_an_end() {
+    let (mut app, socket) = sockets().await;
+    let (near, far) = pair();
+    let splice = tokio::spawn(splice_tcp(socket, near));
+    far.sender.send(data("half of")).await.unwrap();
+    app.read_exact(&mut [0; 7]).await.unwrap();
+
+    splice.abort();
+
+    let error = app.read(&mut [0; 8]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn splice_that_has_ended_closes_its_socket_in_order() {
+    let (mut app, socket) = sockets().await;
+    let (near, far) = pair();
+    let splice = tokio::spawn(splice_tcp(socket, near));
+    far.sender.send(data("whole")).await.unwrap();
+    far.sender.send(Frame::Fin).await.unwrap();
+    app.shutdown().await.unwrap();
+    far.finish().await;
+    splice.await.unwrap().unwrap();
+
+    let mut got = Vec::new();
+    app.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"whole");
+}
+
+#[tokio::test]
 async fn refused_dial_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -257,6 +287,24 @@ async fn datagrams_keep_their_bounds() {
     far.finish().await;
     let moved = splice.await.unwrap().unwrap();
     assert_eq!((moved.sent, moved.received), (8, 8));
+}
+
+#[tokio::test]
+async fn datagrams_arrive_although_the_far_end_takes_none() {
+    let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let socket = dial_udp(app.local_addr().unwrap()).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let (near, far) = pair();
+    let _splice = tokio::spawn(splice_udp(socket, near, Duration::from_secs(60)));
+    for _ in 0..32 {
+        app.send_to(b"unheard", address).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+
+    far.sender.send(data("heard")).await.unwrap();
+    let mut buffer = [0; 16];
+    let received = tokio::time::timeout(Duration::from_secs(5), app.recv(&mut buffer)).await;
+    assert_eq!(&buffer[..received.unwrap().unwrap()], b"heard");
 }
 
 #[tokio::test]
@@ -310,11 +358,9 @@ async fn failed_dial_ends_a_forward() {
     let (far, session) = pair();
     let forward = tokio::spawn(forward(near, far));
     let failed = Frame::Failed(DialFailure::new(DialError::Refused, "no"));
-    let failure = DialFailure::new(DialError::Refused, "no");
-    let answer = tokio::spawn(session.fail(failure));
+    session.sender.send(failed.clone()).await.unwrap();
     assert_eq!(next(&mut agent).await, failed);
-    agent.finish().await;
-    answer.await.unwrap().unwrap();
+    tokio::join!(agent.finish(), session.finish());
     forward.await.unwrap().unwrap();
 }
 

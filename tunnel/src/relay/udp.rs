@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use kvpn_proto::flow::Frame;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
@@ -27,6 +27,9 @@ pub async fn splice_udp(
     } = frames;
     let mut moved = Transferred::default();
     let mut buffer = BytesMut::new();
+    // What the other end has not taken yet. Its own datagrams need not wait for
+    // that, and the kernel drops what else comes meanwhile.
+    let mut waiting: Option<Bytes> = None;
     let expiry = sleep_until(Instant::now() + idle);
     tokio::pin!(expiry);
     loop {
@@ -34,15 +37,20 @@ pub async fn splice_udp(
             buffer.reserve(4 * MAX_DATAGRAM);
         }
         let mut room = (&mut buffer).limit(MAX_DATAGRAM);
+        let datagram = Frame::Data(waiting.clone().unwrap_or_default());
         tokio::select! {
             () = &mut expiry => {
                 sender.send(Frame::Fin).await?;
                 break;
             }
-            received = socket.recv_buf(&mut room) => match received {
+            taken = sender.send(datagram), if waiting.is_some() => {
+                taken?;
+                waiting = None;
+            }
+            received = socket.recv_buf(&mut room), if waiting.is_none() => match received {
                 Ok(length) => {
                     moved.sent += length as u64;
-                    sender.send(Frame::Data(buffer.split().freeze())).await?;
+                    waiting = Some(buffer.split().freeze());
                 }
                 Err(error) => {
                     sender.reset();

@@ -88,12 +88,8 @@ pub(super) fn replace(path: &Path, content: &[u8], attributes: Attributes) -> io
 }
 
 fn replace_at_once(path: &Path, content: &[u8], attributes: Attributes) -> io::Result<()> {
-    let new = path.with_file_name(".resolv.conf.kvpn");
-    if let Err(error) = fs::remove_file(&new)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
+    let new = new_path(path);
+    remove_leftover(path)?;
     let file = File::options()
         .write(true)
         .create_new(true)
@@ -105,6 +101,19 @@ fn replace_at_once(path: &Path, content: &[u8], attributes: Attributes) -> io::R
         let _ = fs::remove_file(&new);
     }
     outcome
+}
+
+/// Removes what a crash may have left of a replacement.
+pub(super) fn remove_leftover(path: &Path) -> io::Result<()> {
+    match fs::remove_file(new_path(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Where the new file is written, beside the old one.
+fn new_path(path: &Path) -> PathBuf {
+    path.with_file_name(".resolv.conf.kvpn")
 }
 
 fn fill(mut file: File, content: &[u8], attributes: Attributes) -> io::Result<()> {

@@ -10,7 +10,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::Engagements;
 use super::outcome::{Observed, Progress, holder};
@@ -152,12 +152,6 @@ impl Engagements {
                 other.metadata.name.as_deref().unwrap_or_default()
             ),
             ..failure
-        }
-    }
-
-    async fn give_up(&self, key: &Key) {
-        if let Err(failure) = self.end(key).await {
-            warn!(engagement = %key, error = %failure, "Given up engagement remains in the cluster");
         }
     }
 }

@@ -115,9 +115,14 @@ impl Table {
         self.lock().remove(key)
     }
 
-    pub(super) fn keep_watcher(&self, key: &Key, watcher: AbortOnDropHandle<()>) {
-        if let Some(entry) = self.lock().get_mut(key) {
-            entry.watcher = Some(watcher);
+    /// `false` when there is no such entry.
+    pub(super) fn keep_watcher(&self, key: &Key, watcher: AbortOnDropHandle<()>) -> bool {
+        match self.lock().get_mut(key) {
+            Some(entry) => {
+                entry.watcher = Some(watcher);
+                true
+            }
+            None => false,
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
 use tonic::Status;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::connection::{self, Connection, Credentials, Greeting};
 use super::{Client, Manager};
@@ -39,6 +39,8 @@ pub(crate) fn supervise(
         loop {
             let outcome = follow(&mut connection, &info, &on_dial).await;
             client.send_replace(None);
+            // What is left of it would count as a session that is present.
+            drop(connection);
             if let Err(failure) = outcome {
                 return failure;
             }
@@ -106,6 +108,7 @@ async fn reconnect(
     credentials: &Credentials,
 ) -> Result<Connection, Failure> {
     let mut pause = FIRST_PAUSE;
+    let mut told = None;
     loop {
         let attempt = async {
             Greeting::open(cluster, namespace)
@@ -117,14 +120,22 @@ async fn reconnect(
             Ok(connection) => return Ok(connection),
             Err(failure) => failure,
         };
-        if matches!(
-            failure.reason,
-            Reason::SessionRevoked | Reason::Unauthenticated
-        ) {
+        if is_final(failure.reason) {
             return Err(failure);
         }
-        debug!(error = %failure, ?pause, "Cannot reconnect yet");
+        if told.as_ref() != Some(&failure) {
+            info!(error = %failure, "Cannot reconnect yet");
+            told = Some(failure);
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Tells the failures that trying again does not mend.
+fn is_final(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SessionRevoked | Reason::Unauthenticated | Reason::VersionMismatch
+    )
 }

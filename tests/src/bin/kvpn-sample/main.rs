@@ -65,6 +65,8 @@ async fn serve(options: Options) -> Result<()> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         };
+        // As people expect to see it, not as IPv6.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let options = options.clone();
         tokio::spawn(async move {
             let service = hyper::service::service_fn(|request| {

@@ -172,6 +172,44 @@ fn an_agent_that_was_killed_is_replaced_at_once() {
 }
 
 #[test]
+fn agents_that_end_soon_after_their_call_are_not_replaced_for_ever() {
+    let mut case = Case::wanted();
+    let lose = |case: &mut Case, second: u64| {
+        let (link, name) = (LinkId(second), format!("kvpn-agent-{second}"));
+        let at = case.clock.at(second).instant;
+        case.slot.handle_added(name.clone(), at);
+        case.slot.handle_linked(link, name.clone());
+        case.slot.handle_unlinked(link, at);
+        case.container(&name, AgentState::Terminated("OOMKilled".into()));
+    };
+    for second in 0..u64::from(MAX_TRIES) {
+        assert!(case.advance(second), "{second}");
+        lose(&mut case, second);
+    }
+    assert!(!case.advance(10));
+    assert!(matches!(case.status(), AgentStatus::Failed(_)));
+    assert_eq!(case.slot.deadline(), None);
+    case.slot.want(BTreeSet::from(["e2".to_owned()]));
+    assert!(case.advance(11), "another engagement is worth another try");
+}
+
+#[test]
+fn an_agent_that_lasted_is_always_replaced() {
+    let mut case = Case::wanted();
+    for round in 0..2 * u64::from(MAX_TRIES) {
+        let second = round * 600;
+        assert!(case.advance(second), "{round}");
+        let (link, name) = (LinkId(round), format!("kvpn-agent-{round}"));
+        case.slot
+            .handle_added(name.clone(), case.clock.at(second).instant);
+        case.slot.handle_linked(link, name.clone());
+        let end = case.clock.at(second + 500).instant;
+        case.slot.handle_unlinked(link, end);
+        case.container(&name, AgentState::Terminated("OOMKilled".into()));
+    }
+}
+
+#[test]
 fn a_running_agent_of_an_earlier_manager_is_waited_for_then_replaced() {
     let mut case = Case::wanted();
     case.container("kvpn-agent-a", AgentState::Running);

@@ -283,7 +283,9 @@ fn an_engagement_without_a_session_is_deleted_after_the_grace() {
     assert_eq!(case.world.deadline(), Some(case.clock.at(30).instant));
     case.second = 30;
     assert!(deletes(&case.send(Event::Tick)));
-    assert!(!deletes(&case.send(Event::Tick)), "asked for once");
+    assert!(!deletes(&case.send(Event::Tick)), "it was asked for");
+    case.second = 60;
+    assert!(deletes(&case.send(Event::Tick)), "it did not come about");
 }
 
 #[test]
@@ -406,6 +408,40 @@ fn agents_are_known_by_address_and_container() {
             "kvpn-agent-other".into()
         ))
     );
+}
+
+#[test]
+fn agents_are_expected_only_where_one_was_brought() {
+    let mut case = Case::new(&["web-1", "web-2"]);
+    let mut web = running("web-2", 1);
+    web.agents.push(agent_container(CONTAINER, IMAGE));
+    case.send(Event::Pods(Change::Applied(web)));
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert!(!case.world.expects_agent(ip("10.1.0.1")));
+    assert!(case.world.expects_agent(ip("10.1.0.2")));
+    assert!(!case.world.expects_agent(ip("10.1.0.9")), "no pod is there");
+    case.engage("web-a", "alice", 8080);
+    assert!(
+        case.world.expects_agent(ip("10.1.0.1")),
+        "one is on its way"
+    );
+}
+
+#[test]
+fn a_port_that_is_named_twice_is_claimed_once() {
+    let mut case = Case::new(&["web-1"]);
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.spec.ports.push(view.spec.ports[0].clone());
+    case.send(Event::Engagements(Change::Applied(view)));
+    case.send(Event::WorkloadResolved {
+        engagement: Key::new("shop", "web-a"),
+        uid: "uid-web-a".into(),
+        resolution: selector("app", "web"),
+    });
+    let effects = case.link("web-1", 1);
+    assert_eq!(sent_ports(&effects), [(LinkId(1), vec![8080])]);
+    case.apply("web-1");
+    case.assert_active("web-a", "True", condition::READY);
 }
 
 #[test]

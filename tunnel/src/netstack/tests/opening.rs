@@ -152,15 +152,15 @@ fn fresh_syn_in_time_wait_opens_a_new_flow() {
     assert_eq!(lab.netstack.counters().open_flows, 1, "TIME-WAIT");
     lab.forget(host);
 
-    // The initial sequence numbers of the host's stack are random, the host
-    // repeats them until one is beyond the old connection.
-    let mut ports = 0;
+    // The initial sequence numbers of the host's stack are random, so it tries
+    // until one is beyond the old connection.
+    let mut attempts = 0;
     while lab.new_flows.is_empty() {
         let again = lab.connect_from(POD_V4, 45_000);
         if lab.new_flows.is_empty() {
             lab.forget(again);
-            ports += 1;
-            assert!(ports < 64, "no SYN opened a new flow");
+            attempts += 1;
+            assert!(attempts < 64, "no SYN opened a new flow");
         }
     }
     let again = lab.pending().accept(lab.now);

@@ -220,6 +220,37 @@ fn silent_host_does_not_keep_a_dropped_flow_forever() {
 }
 
 #[test]
+fn accepted_flow_ends_when_the_host_does_not_finish_the_handshake() {
+    let mut lab = Lab::new();
+    let host = lab.connect(POD_V4);
+    let pending = lab.pending();
+    lab.cut();
+    lab.forget(host);
+    let flow = pending.accept(lab.now);
+    let (woken, waker) = Woken::new();
+    let mut cx = Context::from_waker(&waker);
+    assert!(flow.poll_read(&mut cx, &mut [0; 1], lab.now).is_pending());
+
+    lab.pass(Duration::from_secs(50));
+    assert_eq!(lab.netstack.counters().open_flows, 1);
+    lab.pass(Duration::from_secs(20));
+    assert_eq!(lab.netstack.counters().open_flows, 0);
+    assert_eq!(woken.count(), 1);
+    let error = read(&lab, &flow, &mut [0; 1]).unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn silent_connection_stays_open() {
+    for pod in [POD_V4, POD_V6] {
+        let mut lab = Lab::new();
+        let (host, flow) = lab.established(pod);
+        lab.pass(Duration::from_secs(3_000));
+        exchange_bytes(&mut lab, host, &flow, 1_000);
+    }
+}
+
+#[test]
 fn earlier_timeout_wakes_who_waits_for_it() {
     let mut lab = Lab::new();
     let (_host, flow) = lab.established(POD_V4);
