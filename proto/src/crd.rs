@@ -81,7 +81,7 @@ pub struct EngagementSpec {
     pub session: String,
     pub verb: Verb,
     pub workload: WorkloadRef,
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 64))]
     pub ports: Vec<EngagedPort>,
 }
 

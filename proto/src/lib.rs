@@ -3,6 +3,7 @@
 
 pub mod connect;
 pub mod crd;
+pub mod duration;
 mod failure;
 pub mod flow;
 pub mod identity;

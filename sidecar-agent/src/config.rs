@@ -2,8 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
+use kvpn_proto::duration::parse_duration;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
@@ -82,18 +83,6 @@ fn parse_certificate(text: &str) -> anyhow::Result<CertificateDer<'static>> {
     Ok(decoded)
 }
 
-fn parse_duration(text: &str) -> anyhow::Result<Duration> {
-    let (digits, unit) = match text.char_indices().next_back() {
-        Some((at, 's')) => (&text[..at], 1),
-        Some((at, 'm')) => (&text[..at], 60),
-        Some((at, 'h')) => (&text[..at], 3600),
-        Some(_) | None => bail!("expected a whole number and s, m or h"),
-    };
-    let number: u64 = digits.parse().context("expected a whole number")?;
-    let seconds = number.checked_mul(unit).context("too long")?;
-    Ok(Duration::from_secs(seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,15 +103,5 @@ mod tests {
     #[test]
     fn what_is_no_certificate_is_no_authority() {
         assert!(tls(DER.to_vec().into()).is_err());
-    }
-
-    #[test]
-    fn durations_have_a_number_and_a_unit() {
-        assert_eq!(parse_duration("30s").unwrap(), Duration::from_secs(30));
-        assert_eq!(parse_duration("10m").unwrap(), Duration::from_secs(600));
-        assert_eq!(parse_duration("2h").unwrap(), Duration::from_secs(7200));
-        for text in ["", "s", "10", "10d", "-1s", "1.5m", "99999999999999999999h"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use kvpn_proto::duration::parse_duration;
 
 /// Lets laptops into the cluster and brings agents into the pods they engage.
 #[derive(Clone, Debug, Parser)]
@@ -39,8 +40,8 @@ pub(crate) struct Config {
     pub(crate) agent_image_pull_policy: String,
 
     /// How long an agent that has nothing to do stays in its pod
-    #[arg(long, env = "KVPN_AGENT_LINGER", default_value = "10m")]
-    pub(crate) agent_linger: String,
+    #[arg(long, env = "KVPN_AGENT_LINGER", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) agent_linger: Duration,
 
     /// Version of the chart that installed this, told to sessions
     #[arg(long, env = "KVPN_CHART_VERSION", default_value = "")]
@@ -78,23 +79,6 @@ fn parse_names(text: &str) -> Result<Names, std::convert::Infallible> {
     Ok(Names(names.map(str::to_owned).collect()))
 }
 
-/// Reads `45s`, `2m`, `1h` or a number of seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.char_indices().next_back() {
-        Some((at, 's')) => (&text[..at], 1),
-        Some((at, 'm')) => (&text[..at], 60),
-        Some((at, 'h')) => (&text[..at], 3_600),
-        Some(_) | None => (text, 1),
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is no duration such as 30s or 2m"))?;
-    number
-        .checked_mul(unit)
-        .map(Duration::from_secs)
-        .ok_or_else(|| format!("{text:?} is too long"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,17 +94,6 @@ mod tests {
         "--agent-image",
         "agent:1",
     ];
-
-    #[test]
-    fn durations_are_read_with_and_without_a_unit() {
-        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("1h"), Ok(Duration::from_secs(3_600)));
-        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
-        for text in ["", "s", "1d", "-1s", "99999999999999999999h"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn own_addresses_always_hold_the_first() {

@@ -108,7 +108,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
             pull_policy: config.agent_image_pull_policy.clone(),
             authority: authority.certificate_base64(),
             manager,
-            linger: config.agent_linger.clone(),
+            linger: config.agent_linger,
         },
     );
     let mut tasks = spawn_watches(&Watches {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use kvpn_proto::duration::parse_duration;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::{EngagementStatus, InterceptRequest, RequestedPort};
 use kvpn_proto::{Failure, Reason};
@@ -39,7 +40,7 @@ pub(crate) struct InterceptArgs {
     #[arg(long, default_value = "127.0.0.1", value_parser = address)]
     pub(crate) address: IpAddr,
     /// How long to wait until it is active, such as 90s or 2m
-    #[arg(long, default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, default_value = "60s", value_parser = timeout, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }
 
@@ -117,18 +118,12 @@ fn address(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix('m') {
-        Some(minutes) => (minutes, 60),
-        None => (text.strip_suffix('s').unwrap_or(text), 1),
-    };
-    number
-        .parse::<u32>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .filter(|seconds| *seconds > 0)
-        .map(|seconds| Duration::from_secs(seconds.into()))
-        .ok_or_else(|| "give seconds or minutes, such as 90s or 2m".into())
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text)?;
+    if timeout.is_zero() || u32::try_from(timeout.as_secs()).is_err() {
+        return Err("give seconds or minutes, such as 90s or 2m".into());
+    }
+    Ok(timeout)
 }
 
 pub(crate) async fn run(flags: &Flags, args: &InterceptArgs) -> Result<ExitCode, Ended> {
@@ -273,12 +268,10 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_seconds_or_minutes() {
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for text in ["", "0s", "-1", "1h", "4294967295m"] {
-            assert!(duration(text).is_err(), "{text}");
+    fn timeout_is_neither_zero_nor_endless() {
+        assert_eq!(timeout("2m"), Ok(Duration::from_secs(120)));
+        for text in ["0s", "4294967296", "soon"] {
+            assert!(timeout(text).is_err(), "{text}");
         }
     }
 }

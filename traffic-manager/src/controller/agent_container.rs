@@ -1,6 +1,7 @@
 //! The agent's ephemeral container.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
     Capabilities, EphemeralContainer, SeccompProfile, SecurityContext,
@@ -37,8 +38,8 @@ pub(crate) struct AgentTemplate {
     /// The certificate authority, DER in base64.
     pub(crate) authority: String,
     pub(crate) manager: ManagerAddresses,
-    /// How long an agent without claims stays, such as `10m`.
-    pub(crate) linger: String,
+    /// How long an agent without claims stays.
+    pub(crate) linger: Duration,
 }
 
 impl AgentTemplate {
@@ -46,6 +47,7 @@ impl AgentTemplate {
     fn container(&self, name: &str, pod: Option<IpAddr>) -> EphemeralContainer {
         let manager = self.manager.for_pod(pod);
         let manager = manager.map(|ip| SocketAddr::new(ip, MANAGER_AGENT_PORT).to_string());
+        let linger = format!("{}s", self.linger.as_secs());
         let args = [
             "--manager",
             &manager.unwrap_or_default(),
@@ -54,7 +56,7 @@ impl AgentTemplate {
             "--container",
             name,
             "--linger",
-            &self.linger,
+            &linger,
         ];
         EphemeralContainer {
             name: name.to_owned(),
@@ -112,7 +114,7 @@ mod tests {
             pull_policy: "IfNotPresent".into(),
             authority: "QUJD".into(),
             manager: ManagerAddresses(manager.iter().map(|ip| ip.parse().unwrap()).collect()),
-            linger: "10m".into(),
+            linger: Duration::from_secs(600),
         }
     }
 
