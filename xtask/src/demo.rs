@@ -22,10 +22,12 @@ pub(crate) fn run() -> Result<()> {
 }
 
 const CLOSING: &str = "
-That was all. On a cluster of your own:
+That was all. On a cluster of your own (README.md has each step in full):
 
-  1. Install the traffic manager, once:
-       helm install kvpn charts/kvpn --namespace kvpn --create-namespace
+  1. Build the two images, push them to a registry that your cluster can pull
+     from, and install the traffic manager, once:
+       helm install kvpn charts/kvpn --namespace kvpn --create-namespace \\
+         --set image.registry=REGISTRY,agent.image.registry=REGISTRY
   2. Let a developer use it, in the namespaces that matter:
        kubectl create rolebinding kvpn-USER --clusterrole=kvpn-user --user=USER -n kvpn
        kubectl create rolebinding kvpn-USER --clusterrole=kvpn-user --user=USER -n NAMESPACE

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracing::debug;
+use tracing::trace;
 
 use super::flows::Carrier;
 
@@ -58,7 +58,7 @@ fn watch(device: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
 impl PacketSink for Sink {
     fn send(&self, packet: &[u8]) {
         if let Err(error) = nix::unistd::write(&self.0, packet) {
-            debug!(%error, length = packet.len(), "Packet for the host dropped");
+            trace!(%error, length = packet.len(), "Packet for the host dropped");
         }
     }
 }

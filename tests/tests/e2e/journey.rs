@@ -24,7 +24,7 @@ fn journey_ends_with_the_laptop_and_the_pod_as_they_were() -> Result<()> {
     }
 
     let took = developer.connect()?;
-    println!("connect: {} ms", took.as_millis());
+    eprintln!("connect: {} ms", took.as_millis());
 
     // By name, in every form, over both families; then by address.
     for host in [
@@ -48,7 +48,7 @@ fn journey_ends_with_the_laptop_and_the_pod_as_they_were() -> Result<()> {
 
     let mut handler = developer.handler(8080)?;
     let (took, result) = developer.intercept("web", "8080")?;
-    println!("intercept, no agent before: {} ms", took.as_millis());
+    eprintln!("intercept, no agent before: {} ms", took.as_millis());
     assert_eq!(result["podsCovered"], 1);
     let mut urls = vec!["http://web.shop/from-a-pod".to_owned()];
     urls.extend(

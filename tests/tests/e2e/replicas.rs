@@ -1,11 +1,12 @@
 //! Three replicas: every one is covered when an intercept says active, and none
 //! is left behind when it ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use kvpn_tests::{Lab, wait_for};
 
-use crate::support::{Developer, get_from_pod, pods};
+use crate::support::{Developer, SHOP, get_from_pod, pods};
 
 const TOGGLES: usize = 100;
 
@@ -14,7 +15,7 @@ fn thirty_of_thirty_requests_reach_the_laptop() -> Result<()> {
     let developer = Developer::connected(1)?;
     let _handler = developer.handler(8080)?;
     let (took, result) = developer.intercept("api", "8080")?;
-    println!("intercept of three replicas: {} ms", took.as_millis());
+    eprintln!("intercept of three replicas: {} ms", took.as_millis());
     assert_eq!(result["podsCovered"], 3, "{result}");
     let urls = vec!["http://api.shop/".to_owned(); 30];
     let from_laptop = get_from_pod(&developer.lab, &urls)?
@@ -52,11 +53,32 @@ fn every_toggle_is_in_force_on_every_replica_when_it_says_so() -> Result<()> {
         }
     }
     times.sort();
-    println!(
+    eprintln!(
         "{TOGGLES} intercepts with agents present: median {} ms, longest {} ms",
         times[TOGGLES / 2].as_millis(),
         times[TOGGLES - 1].as_millis()
     );
+    Ok(())
+}
+
+/// Waits until the old pods are gone and nothing about the new ones has changed
+/// for a while. The kubelet looks at the containers of a pod that it has just
+/// worked on only once a second, and starts nothing new in it before.
+fn wait_until_at_rest(lab: &Lab) -> Result<()> {
+    const REST: Duration = Duration::from_secs(3);
+    let mut last = String::new();
+    let mut since = Instant::now();
+    wait_for("the pods are at rest", Duration::from_secs(60), || {
+        let versions = "jsonpath={range .items[*]}{.metadata.resourceVersion} {end}";
+        let now = lab
+            .kubectl(["-n", SHOP, "get", "pods", "-o", versions])
+            .ok()?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() >= REST).then_some(()))
+    })?;
+    assert_eq!((pods(lab, "web")?.len(), pods(lab, "api")?.len()), (1, 3));
     Ok(())
 }
 
@@ -68,28 +90,24 @@ fn connect_and_first_intercept_take_less_than_a_second_each() -> Result<()> {
         let target = format!("deployment/{app}");
         developer
             .lab
-            .kubectl(["-n", "shop", "rollout", "restart", &target])
+            .kubectl(["-n", SHOP, "rollout", "restart", &target])
             .run()?
             .success()?;
     }
     for app in ["web", "api"] {
         let target = format!("deployment/{app}");
-        let status = ["-n", "shop", "rollout", "status", &target, "--timeout=60s"];
+        let status = ["-n", SHOP, "rollout", "status", &target, "--timeout=60s"];
         developer.lab.kubectl(status).run()?.success()?;
     }
-    kvpn_tests::wait_for("the old pods are gone", Duration::from_secs(30), || {
-        let api = pods(&developer.lab, "api")?.len();
-        let web = pods(&developer.lab, "web")?.len();
-        Ok((api == 3 && web == 1).then_some(()))
-    })?;
+    wait_until_at_rest(&developer.lab)?;
     let _handler = developer.handler(8080)?;
 
     let connect = developer.connect()?;
     let (one, _) = developer.intercept("web", "8080")?;
     let (three, _) = developer.intercept("api", "8080")?;
-    println!("connect: {} ms", connect.as_millis());
-    println!("first intercept, one replica: {} ms", one.as_millis());
-    println!("first intercept, three replicas: {} ms", three.as_millis());
+    eprintln!("connect: {} ms", connect.as_millis());
+    eprintln!("first intercept, one replica: {} ms", one.as_millis());
+    eprintln!("first intercept, three replicas: {} ms", three.as_millis());
     let limit = Duration::from_secs(1);
     ensure!(connect <= limit, "connect took {} ms", connect.as_millis());
     ensure!(one <= limit, "the intercept took {} ms", one.as_millis());

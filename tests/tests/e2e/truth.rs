@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use kvpn_tests::lab::net;
 
 use crate::support::{Developer, bracketed, cluster_ips, pod};
 
@@ -65,6 +66,22 @@ fn unused_service_address_never_looks_connected() -> Result<()> {
     ])?;
     ensure!(!output.status.success(), "{}", output.stdout);
     ensure!(!output.stderr.contains("Connected to"), "{}", output.stderr);
+    Ok(())
+}
+
+#[test]
+fn clusters_own_name_server_answers_over_udp_and_tcp() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let expected = &cluster_ips(&developer.lab, "web")?[0];
+    for server in [net::CLUSTER_DNS_V4, net::CLUSTER_DNS_V6] {
+        for transport in ["+notcp", "+tcp"] {
+            let at = format!("@{server}");
+            let name = "web.shop.svc.cluster.local";
+            let dig = ["dig", "+short", "+time=3", "+tries=1", transport, &at, name];
+            let output = developer.laptop.user().run(dig)?.success()?;
+            assert_eq!(output.stdout.trim(), expected, "{server} {transport}");
+        }
+    }
     Ok(())
 }
 
