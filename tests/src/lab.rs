@@ -37,6 +37,7 @@ use self::state::State;
 use crate::progress::step;
 use crate::{Cmd, Output};
 
+pub use self::host::install_packages;
 pub use self::host_state::HostState;
 pub use self::process::Process;
 

@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result};
 use clap::Args;
 use kvpn_tests::Lab;
-use kvpn_tests::lab::Options;
 use kvpn_tests::lab::layout::Layout;
+use kvpn_tests::lab::{Options, install_packages};
 use kvpn_tests::progress::step;
 
 use crate::generate;
@@ -36,6 +36,8 @@ struct Tally {
 }
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    // Tests of single crates make network namespaces and look into them, too.
+    install_packages()?;
     let mut tally = Tally::default();
     if !args.e2e && args.filter.is_none() {
         tally.check("format", cargo(&["fmt", "--all", "--check"]));

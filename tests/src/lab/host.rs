@@ -39,8 +39,9 @@ pub(crate) fn require_root() -> Result<()> {
     )
 }
 
-/// Installs the packages that are missing.
-pub(crate) fn install_packages() -> Result<()> {
+/// Installs the Debian packages that the lab and the tests need and that are
+/// missing.
+pub fn install_packages() -> Result<()> {
     let missing = NEEDED
         .iter()
         .filter(|(file, _)| !found(file))
