@@ -10,9 +10,7 @@ use kvpn_proto::flow::{DialError, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::netstack::{Netstack, TcpFlow, UdpFlow};
-use crate::relay::{
-    self, FrameReceiver, FrameSender, FrameStream, RelayError, StreamLost, Transferred,
-};
+use crate::relay::{self, FrameReceiver, FrameSender, FrameStream, RelayError, Transferred};
 
 /// A TCP flow as a byte stream of tokio.
 #[derive(Debug)]
@@ -121,23 +119,11 @@ async fn receive_datagrams(
     receiver: &mut FrameReceiver,
     received: &mut u64,
 ) -> Result<(), RelayError> {
-    loop {
-        let frame = receiver
-            .recv()
-            .await
-            .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?;
-        match frame {
-            Frame::Data(datagram) => {
-                *received += datagram.len() as u64;
-                flow.send(&datagram, Instant::now());
-            }
-            Frame::Fin => return Ok(()),
-            Frame::Reset => return Err(RelayError::Reset),
-            Frame::Open(_) => return Err(RelayError::Unexpected("open")),
-            Frame::Opened => return Err(RelayError::Unexpected("opened")),
-            Frame::Failed(_) => return Err(RelayError::Unexpected("failed")),
-        }
+    while let Some(datagram) = receiver.data().await? {
+        *received += datagram.len() as u64;
+        flow.send(&datagram, Instant::now());
     }
+    Ok(())
 }
 
 /// Calls the netstack whenever a timer is due. Never returns.

@@ -4,11 +4,14 @@ use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use kvpn_proto::flow::Frame;
 use kvpn_proto::v1;
 use tokio::sync::mpsc;
 use tonic::Status;
+
+use super::RelayError;
 
 /// Frames that wait between a splice and the gRPC stream. Few, so that a slow
 /// reader slows its own flow and memory stays bounded.
@@ -99,6 +102,23 @@ impl FrameReceiver {
             ))),
         };
         Some(frame)
+    }
+
+    /// Waits for the next data of a flow that is open. `None` after its `Fin`;
+    /// anything but data and `Fin` is an error.
+    pub(crate) async fn data(&mut self) -> Result<Option<Bytes>, RelayError> {
+        let frame = self
+            .recv()
+            .await
+            .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?;
+        match frame {
+            Frame::Data(data) => Ok(Some(data)),
+            Frame::Fin => Ok(None),
+            Frame::Reset => Err(RelayError::Reset),
+            Frame::Open(_) => Err(RelayError::Unexpected("open")),
+            Frame::Opened => Err(RelayError::Unexpected("opened")),
+            Frame::Failed(_) => Err(RelayError::Unexpected("failed")),
+        }
     }
 }
 

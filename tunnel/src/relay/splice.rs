@@ -101,21 +101,9 @@ async fn receive<S: AsyncWrite>(
     receiver: &mut FrameReceiver,
     received: &mut u64,
 ) -> Result<(), RelayError> {
-    loop {
-        let frame = receiver
-            .recv()
-            .await
-            .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?;
-        match frame {
-            Frame::Data(data) => {
-                writer.write_all(&data).await.map_err(RelayError::Local)?;
-                *received += data.len() as u64;
-            }
-            Frame::Fin => return writer.shutdown().await.map_err(RelayError::Local),
-            Frame::Reset => return Err(RelayError::Reset),
-            Frame::Open(_) => return Err(RelayError::Unexpected("open")),
-            Frame::Opened => return Err(RelayError::Unexpected("opened")),
-            Frame::Failed(_) => return Err(RelayError::Unexpected("failed")),
-        }
+    while let Some(data) = receiver.data().await? {
+        writer.write_all(&data).await.map_err(RelayError::Local)?;
+        *received += data.len() as u64;
     }
+    writer.shutdown().await.map_err(RelayError::Local)
 }

@@ -8,7 +8,7 @@ use kvpn_proto::flow::Frame;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 
-use super::{FrameStream, RelayError, StreamLost, Transferred};
+use super::{FrameStream, RelayError, Transferred};
 
 /// The largest UDP payload: over IPv6 without jumbograms.
 const MAX_DATAGRAM: usize = 65_527;
@@ -57,23 +57,15 @@ pub async fn splice_udp(
                     return Err(RelayError::Local(error));
                 }
             },
-            frame = receiver.recv() => {
-                let frame = frame
-                    .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?;
-                match frame {
-                    Frame::Data(datagram) => match socket.send(&datagram).await {
-                        Ok(length) => moved.received += length as u64,
-                        Err(error) if is_fatal(&error) => {
-                            sender.reset();
-                            return Err(RelayError::Local(error));
-                        }
-                        Err(error) => tracing::debug!(%error, "datagram dropped"),
-                    },
-                    Frame::Fin => break,
-                    Frame::Reset => return Err(RelayError::Reset),
-                    Frame::Open(_) => return Err(RelayError::Unexpected("open")),
-                    Frame::Opened => return Err(RelayError::Unexpected("opened")),
-                    Frame::Failed(_) => return Err(RelayError::Unexpected("failed")),
+            data = receiver.data() => {
+                let Some(datagram) = data? else { break };
+                match socket.send(&datagram).await {
+                    Ok(length) => moved.received += length as u64,
+                    Err(error) if is_fatal(&error) => {
+                        sender.reset();
+                        return Err(RelayError::Local(error));
+                    }
+                    Err(error) => tracing::debug!(%error, "datagram dropped"),
                 }
             }
         }
