@@ -146,6 +146,15 @@ impl Lab {
         Ok(())
     }
 
+    /// Takes down what was brought up from this repository, if anything; a lab of
+    /// another one stays.
+    pub fn end() -> Result<()> {
+        match State::load(&Layout::new())? {
+            Some(_) => Self::down(),
+            None => Ok(()),
+        }
+    }
+
     pub fn layout(&self) -> &Layout {
         &self.layout
     }

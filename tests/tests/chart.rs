@@ -59,6 +59,10 @@ fn chart_renders_as_reviewed() {
         .ok()
         .unwrap();
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        let crds = rendered
+            .matches("\nkind: CustomResourceDefinition\n")
+            .count();
+        assert_eq!(crds, if name == "crds-off" { 0 } else { 2 }, "{name}");
         // The CRDs have a check of their own, against the Rust types.
         let documents = rendered.split("---\n");
         let others = documents.filter(|text| !text.contains("kind: CustomResourceDefinition"));

@@ -15,7 +15,7 @@ const PORT: &str = "8080";
 pub(crate) fn run() -> Result<()> {
     Lab::reserve()?;
     let result = show();
-    let down = Lab::down();
+    let down = Lab::end();
     result?;
     down?;
     say(CLOSING)
@@ -27,11 +27,13 @@ That was all. On a cluster of your own (README.md has each step in full):
   1. Build the two images, push them to a registry that your cluster can pull
      from, and install the traffic manager, once:
        helm install kvpn charts/kvpn --namespace kvpn --create-namespace \\
-         --set image.registry=REGISTRY,agent.image.registry=REGISTRY
+         --set image.registry=REGISTRY,image.repository=traffic-manager \\
+         --set agent.image.registry=REGISTRY,agent.image.repository=sidecar-agent
   2. Let a developer use it, in the namespaces that matter:
        kubectl create rolebinding kvpn-USER --clusterrole=kvpn-user --user=USER -n kvpn
        kubectl create rolebinding kvpn-USER --clusterrole=kvpn-user --user=USER -n NAMESPACE
-  3. On the laptop, start the root daemon (sudo kvpnd), and as yourself:
+  3. On the laptop, start the root daemon, and work as yourself:
+       sudo kvpnd --allow-user $USER
        kvpn connect
        kvpn intercept WORKLOAD --port 8080 -n NAMESPACE
        kvpn quit

@@ -80,7 +80,7 @@ fn end_to_end(tally: &mut Tally, args: &TestArgs) {
         Err(error) => tally.check("bringing the lab up", Err(error)),
     }
     if !args.keep {
-        tally.check("taking the lab down", Lab::down());
+        tally.check("taking the lab down", Lab::end());
     }
 }
 

@@ -45,7 +45,7 @@ pub fn membership() -> Result<PathBuf> {
 }
 
 /// Every process in the group and in its descendants.
-pub(crate) fn members() -> Result<BTreeSet<i32>> {
+pub fn members() -> Result<BTreeSet<i32>> {
     let mut pids = BTreeSet::new();
     for group in groups()? {
         // A group that has just gone has no members.
