@@ -11,7 +11,7 @@ use crate::support::{Developer, SHOP};
 
 /// A failed command: its exit code, one sentence with these words, and one that
 /// says what to do.
-fn assert_fails(output: &Output, reason: Reason, words: &[&str]) -> Result<()> {
+pub(crate) fn assert_fails(output: &Output, reason: Reason, words: &[&str]) -> Result<()> {
     let said = &output.stderr;
     assert_eq!(output.code(), i32::from(reason.exit_code()), "{said}");
     ensure!(
@@ -141,7 +141,7 @@ fn workload_or_port_that_is_not_there() -> Result<()> {
     let output = developer.kvpn(["intercept", "wbe", "--port", "8080"])?;
     assert_fails(&output, Reason::NoSuchWorkload, &["wbe", "web"])?;
     let output = developer.kvpn(["intercept", "web", "--port", "8080:81"])?;
-    assert_fails(&output, Reason::NoSuchPort, &["81", "80"])?;
+    assert_fails(&output, Reason::NoSuchPort, &["81", "80 (http)"])?;
     let output = developer.kvpn(["leave", "web"])?;
     assert_fails(&output, Reason::NoSuchEngagement, &["web"])
 }

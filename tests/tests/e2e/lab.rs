@@ -1,7 +1,10 @@
 //! The lab itself: what it isolates, and that what is inside works. Without
 //! these, the other tests could pass for nothing.
 
+use std::time::Duration;
+
 use kvpn_tests::Lab;
+use kvpn_tests::lab::net;
 use serde_json::Value;
 
 #[test]
@@ -65,29 +68,27 @@ fn laptops_resolve_the_names_of_their_office() {
 }
 
 #[test]
-fn developers_have_no_more_rights_than_documented() {
-    let lab = Lab::attach().unwrap();
-    for (user, verb, resource, namespace, allowed) in [
-        ("alice", "create", "engagements.kvpn.dev", "shop", "yes"),
-        (
-            "alice",
-            "create",
-            "engagements.kvpn.dev",
-            "kube-system",
-            "no",
-        ),
-        ("bob", "create", "sessions.kvpn.dev", "kvpn", "yes"),
-        ("bob", "patch", "pods/ephemeralcontainers", "shop", "no"),
-        ("alice", "get", "secrets", "shop", "no"),
-    ] {
-        let args = ["auth", "can-i", verb, resource, "-n", namespace];
-        let output = lab.kubectl_as(user, args).run().unwrap();
-        assert_eq!(
-            output.stdout.trim(),
-            allowed,
-            "{user} {verb} {resource} in {namespace}"
-        );
+fn wire_delays_and_loses_packets() {
+    struct Mend(Lab);
+    impl Drop for Mend {
+        fn drop(&mut self) {
+            let delay = self.0.delay_packets(Duration::ZERO);
+            self.0.lose_packets(0.0).and(delay).expect("mend the wire");
+        }
     }
+    let mut mend = Mend(Lab::attach().unwrap());
+    let login = mend.0.laptop(1).unwrap().root();
+    let ping = || login.run(["ping", "-c1", "-W2", net::NODE_V4]).unwrap();
+    assert!(ping().status.success());
+
+    mend.0.delay_packets(Duration::from_millis(30)).unwrap();
+    let output = ping().success().unwrap();
+    let time = output.stdout.split("time=").nth(1).unwrap();
+    let time: f64 = time.split_whitespace().next().unwrap().parse().unwrap();
+    assert!((60.0..120.0).contains(&time), "{}", output.stdout);
+
+    mend.0.lose_packets(100.0).unwrap();
+    assert!(!ping().status.success());
 }
 
 /// Addresses and ports of web: of its pod and of its service, both families.

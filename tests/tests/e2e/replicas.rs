@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use kvpn_tests::{Lab, wait_for};
 
-use crate::support::{Developer, SHOP, get_from_pod, pods};
+use crate::support::{Developer, SHOP, get_from_node, get_from_pod, pods};
 
 const TOGGLES: usize = 100;
 
@@ -38,6 +38,14 @@ fn every_toggle_is_in_force_on_every_replica_when_it_says_so() -> Result<()> {
     for toggle in 0..TOGGLES {
         let (took, _) = developer.intercept("api", "8080")?;
         times.push(took);
+        for url in &urls {
+            // At once: an exec into a pod would come too late to notice a gap.
+            let answer = get_from_node(&developer.lab, url)?;
+            ensure!(
+                answer.is_from_laptop(),
+                "toggle {toggle}: {url}: {answer:?}"
+            );
+        }
         for (url, answer) in urls.iter().zip(get_from_pod(&developer.lab, &urls)?) {
             ensure!(
                 answer.is_from_laptop(),

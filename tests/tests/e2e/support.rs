@@ -127,13 +127,16 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn read(output: Output) -> Result<Self> {
-        let value: Value = output.success()?.json()?;
+        Ok(Self::parse(&output.success()?.json()?))
+    }
+
+    fn parse(value: &Value) -> Self {
         let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-        Ok(Self {
+        Self {
             service: field("service"),
             pod: field("pod"),
             path: field("path"),
-        })
+        }
     }
 
     pub(crate) fn is_from_laptop(&self) -> bool {
@@ -244,19 +247,21 @@ pub(crate) fn get_from_pod(lab: &Lab, urls: &[String]) -> Result<Vec<Answer>> {
             command.into_iter().chain(urls.iter().map(String::as_str)),
         )?
         .success()?;
-    output
+    let answers: Vec<Answer> = output
         .stdout
         .lines()
         .map(|line| {
-            let value: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
-            let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-            Ok(Answer {
-                service: field("service"),
-                pod: field("pod"),
-                path: field("path"),
-            })
+            let value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+            Ok(Answer::parse(&value))
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    ensure!(answers.len() == urls.len(), "{}", output.stdout);
+    Ok(answers)
+}
+
+/// Gets a URL from the node, and says who answered.
+pub(crate) fn get_from_node(lab: &Lab, url: &str) -> Result<Answer> {
+    Answer::read(lab.node("curl", ["-sS", "--max-time", "5", url]).run()?)
 }
 
 /// Waits until a request from inside the cluster is answered as wanted.
