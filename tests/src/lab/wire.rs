@@ -86,10 +86,12 @@ pub(crate) fn cut(laptop: u8, cut: bool) -> Result<()> {
 pub(crate) fn lose(percent: f64) -> Result<()> {
     nft("flush chain inet lab loss")?;
     // In millionths, the finest that people ask for.
-    let threshold = (percent.clamp(0.0, 100.0) * 10_000.0).round();
-    if threshold > 0.0 {
+    let share = (percent.clamp(0.0, 100.0) * 10_000.0).round();
+    if share > 0.0 {
+        // With `<`, all of them would be out of nft's range.
+        let last = share - 1.0;
         nft(&format!(
-            "add rule inet lab loss numgen random mod 1000000 < {threshold} counter drop"
+            "add rule inet lab loss numgen random mod 1000000 <= {last} counter drop"
         ))?;
     }
     Ok(())
