@@ -10,7 +10,14 @@ const FILES: [&str; 5] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(FILES, ["proto"])?;
+    let mut descriptors = protox::compile(FILES, ["proto"])?;
+    // kvpn-tunnel implements this one's service itself: tonic's codecs would
+    // copy what flows carry.
+    for file in &mut descriptors.file {
+        if file.name() == "kvpn/v1/tunnel.proto" {
+            file.service.clear();
+        }
+    }
     tonic_prost_build::configure()
         .bytes(".")
         .compile_fds(descriptors)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
-use crate::commands::{connect, intercept, leave};
+use crate::commands::{connect, flows, intercept, leave};
 use crate::output::Format;
 
 /// Puts this laptop into a Kubernetes cluster
@@ -83,6 +83,13 @@ pub(crate) enum Command {
     List,
     Intercept(intercept::InterceptArgs),
     Leave(leave::LeaveArgs),
+    Flows(flows::FlowsArgs),
+    /// Find out what keeps kvpn from working, and what to do
+    ///
+    /// Checks the root daemon, the kubeconfig, the API server, permissions, the
+    /// traffic manager and the laptop's routes; when connected, also names and
+    /// the tunnel. Exits with 0 unless something fails.
+    Doctor,
     /// Show the versions of kvpn's parts, as far as they run
     Version,
 }

@@ -1,6 +1,8 @@
 //! The commands, one module each.
 
 pub(crate) mod connect;
+mod doctor;
+pub(crate) mod flows;
 pub(crate) mod intercept;
 pub(crate) mod leave;
 mod list;
@@ -33,6 +35,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::List => list::run(flags).await,
         Command::Intercept(args) => intercept::run(flags, &args).await,
         Command::Leave(args) => leave::run(flags, &args).await,
+        Command::Flows(args) => flows::run(flags, &args).await,
+        Command::Doctor => doctor::run(flags).await,
         Command::Version => version::run(flags).await,
     }
 }

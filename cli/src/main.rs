@@ -2,14 +2,17 @@
 //! and shows what it answers.
 
 mod args;
+mod check_process;
 mod commands;
 mod ended;
 mod interrupts;
 mod kubeconfig;
 mod output;
 mod progress;
+mod rates;
 mod report;
 mod root_daemon;
+mod screen;
 mod session;
 mod session_process;
 

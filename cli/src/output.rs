@@ -1,6 +1,8 @@
 //! What commands print on standard output: documents with stable fields, and
 //! text for people.
 
+mod doctor;
+mod flows;
 mod table;
 mod text;
 
@@ -9,10 +11,13 @@ use std::io::{ErrorKind, Write};
 use clap::ValueEnum;
 use jiff::Timestamp;
 use kvpn_proto::v1::{
-    EngagementStatus, Link, ListResponse, PortMapping, StatusResponse, WorkloadStatus,
+    EngagementStatus, Link, ListResponse, PortMapping, StatusResponse, Transport, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use serde::Serialize;
+
+pub(crate) use doctor::Findings;
+pub(crate) use flows::Flows;
 
 /// How to print a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -34,7 +39,22 @@ pub(crate) trait Output: Serialize {
 
 /// Prints a result. A reader that has seen enough (`| head`) is no failure.
 pub(crate) fn print(output: &impl Output, format: Format) -> Result<(), Failure> {
-    let rendered = render(output, format)?;
+    write(&render(output, format)?).map(drop)
+}
+
+/// Prints one of many results: JSON on a line of its own, YAML as one of many
+/// documents. Returns whether somebody still reads.
+pub(crate) fn print_next(output: &impl Output, format: Format) -> Result<bool, Failure> {
+    let rendered = match format {
+        Format::Text => output.text() + "\n",
+        Format::Json => serde_json::to_string(output).map_err(Failure::internal)? + "\n",
+        Format::Yaml => format!("---\n{}", render(output, format)?),
+    };
+    write(&rendered)
+}
+
+/// Returns whether somebody still reads.
+fn write(rendered: &str) -> Result<bool, Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout
         .write_all(rendered.as_bytes())
@@ -45,7 +65,8 @@ pub(crate) fn print(output: &impl Output, format: Format) -> Result<(), Failure>
             format!("cannot write to standard output: {error}"),
             "see where standard output goes",
         )),
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(_) => Ok(false),
     }
 }
 
@@ -100,6 +121,8 @@ struct ConnectionDetails {
     versions: ConnectionVersions,
     /// `up` or `reconnecting`.
     link: &'static str,
+    /// `proxy` or `port-forward`.
+    transport: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     connected_at: Option<Timestamp>,
     device: String,
@@ -108,6 +131,9 @@ struct ConnectionDetails {
     service_subnets: Vec<String>,
     cluster_domain: String,
     open_flows: u64,
+    flows_total: u64,
+    dials_failed: u64,
+    datagrams_dropped: u64,
     bytes_sent: u64,
     bytes_received: u64,
     engagements: Vec<Engagement>,
@@ -213,6 +239,11 @@ impl From<StatusResponse> for ConnectionStatus {
             Link::Reconnecting => "reconnecting",
             Link::Unspecified => "unknown",
         };
+        let transport = match status.transport() {
+            Transport::Proxy => "proxy",
+            Transport::PortForward => "port-forward",
+            Transport::Unspecified => "unknown",
+        };
         let details = ConnectionDetails {
             context: status.context,
             server: status.server,
@@ -226,6 +257,7 @@ impl From<StatusResponse> for ConnectionStatus {
                 chart: status.chart_version,
             },
             link,
+            transport,
             connected_at: Some(status.connected_at)
                 .filter(|seconds| *seconds != 0)
                 .and_then(|seconds| Timestamp::from_second(seconds).ok()),
@@ -235,6 +267,9 @@ impl From<StatusResponse> for ConnectionStatus {
             service_subnets: status.service_subnets,
             cluster_domain: status.cluster_domain,
             open_flows: status.open_flows,
+            flows_total: status.flows_total,
+            dials_failed: status.dials_failed,
+            datagrams_dropped: status.datagrams_dropped,
             bytes_sent: status.bytes_sent,
             bytes_received: status.bytes_received,
             engagements: status

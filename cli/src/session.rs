@@ -8,8 +8,9 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use kvpn_proto::v1::session_client::SessionClient;
 use kvpn_proto::v1::{
-    InterceptRequest, InterceptResponse, LeaveRequest, LeaveResponse, ListRequest, ListResponse,
-    QuitRequest, QuitResponse, StatusRequest, StatusResponse,
+    DiagnoseRequest, DiagnoseResponse, FlowsRequest, FlowsResponse, InterceptRequest,
+    InterceptResponse, LeaveRequest, LeaveResponse, ListRequest, ListResponse, QuitRequest,
+    QuitResponse, StatusRequest, StatusResponse,
 };
 use kvpn_proto::{Failure, Reason, names};
 use tokio::net::UnixStream;
@@ -106,6 +107,17 @@ impl Session {
     pub(crate) async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, Failure> {
         let mut client = self.client.clone();
         self.call(CLUSTER_DEADLINE, client.leave(request)).await
+    }
+
+    pub(crate) async fn flows(&self, request: FlowsRequest) -> Result<FlowsResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(STATUS_DEADLINE, client.flows(request)).await
+    }
+
+    pub(crate) async fn diagnose(&self) -> Result<DiagnoseResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(CLUSTER_DEADLINE, client.diagnose(DiagnoseRequest {}))
+            .await
     }
 
     /// Ends the session and waits until it is gone.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use kvpn_proto::connect::ConnectEvent;
 use kvpn_proto::{Failure, Reason};
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +17,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::args::Flags;
+use crate::commands::connect::TunnelFlags;
 use crate::ended::Ended;
 use crate::interrupts::Interrupts;
 use crate::progress::Progress;
@@ -41,11 +43,12 @@ pub(crate) struct Connected {
 /// too long or is interrupted, no session is left.
 pub(crate) async fn start(
     flags: &Flags,
+    tunnel: &TunnelFlags,
     place: &Place,
     interrupts: &mut Interrupts,
     progress: &Progress,
 ) -> Result<Connected, Ended> {
-    let mut starting = Starting::spawn(flags, place)?;
+    let mut starting = Starting::spawn(flags, tunnel, place)?;
     let ended = tokio::select! {
         outcome = timeout(CONNECT_DEADLINE, starting.connected(progress)) => match outcome {
             Ok(Ok(connected)) => return Ok(connected),
@@ -69,11 +72,11 @@ struct Starting {
 }
 
 impl Starting {
-    fn spawn(flags: &Flags, place: &Place) -> Result<Self, Failure> {
+    fn spawn(flags: &Flags, tunnel: &TunnelFlags, place: &Place) -> Result<Self, Failure> {
         let binary = find_daemon()?;
         let log = open_log(&place.log)?;
         let mut child = Command::new(&binary)
-            .args(arguments(flags))
+            .args(arguments("session", flags, tunnel))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -172,8 +175,13 @@ impl Starting {
     }
 }
 
-fn arguments(flags: &Flags) -> Vec<OsString> {
-    let mut arguments = vec!["session".into()];
+/// Arguments of a `kvpnd` that checks.
+pub(crate) fn check_arguments(flags: &Flags) -> Vec<OsString> {
+    arguments("check", flags, &TunnelFlags::default())
+}
+
+fn arguments(subcommand: &str, flags: &Flags, tunnel: &TunnelFlags) -> Vec<OsString> {
+    let mut arguments = vec![subcommand.into()];
     let mut add = |name: &str, value: &OsStr| {
         arguments.push(name.into());
         arguments.push(value.to_owned());
@@ -188,12 +196,18 @@ fn arguments(flags: &Flags) -> Vec<OsString> {
         add("--namespace", namespace.as_ref());
     }
     add("--manager-namespace", flags.manager_namespace().as_ref());
+    if let Some(way) = tunnel.transport.and_then(|way| way.to_possible_value()) {
+        add("--transport", way.get_name().as_ref());
+    }
+    if let Some(count) = tunnel.connections {
+        add("--connections", count.to_string().as_ref());
+    }
     arguments
 }
 
 /// Finds `kvpnd`: the one that the environment names, else the one beside this
 /// program, else the first on the PATH.
-fn find_daemon() -> Result<PathBuf, Failure> {
+pub(crate) fn find_daemon() -> Result<PathBuf, Failure> {
     if let Some(path) = std::env::var_os(DAEMON_VARIABLE) {
         return Ok(path.into());
     }
@@ -254,6 +268,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+    use crate::commands::connect::TransportChoice;
 
     #[test]
     fn session_gets_the_flags_that_were_given() {
@@ -270,8 +285,16 @@ mod tests {
             "shop",
             "--manager-namespace",
             "kvpn",
+            "--transport",
+            "port-forward",
+            "--connections",
+            "2",
         ];
-        assert_eq!(arguments(&flags), expected);
+        let tunnel = TunnelFlags {
+            transport: Some(TransportChoice::PortForward),
+            connections: Some(2),
+        };
+        assert_eq!(arguments("session", &flags, &tunnel), expected);
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub(crate) enum Command {
     /// Run a session; `kvpn connect` starts it.
     #[command(hide = true)]
     Session(Box<SessionArgs>),
+    /// Check what a session needs; `kvpn doctor` starts it.
+    #[command(hide = true)]
+    Check(Box<SessionArgs>),
     /// Wait for the daemon's end and undo what it left.
     #[command(hide = true)]
     Guard(GuardArgs),

@@ -3,6 +3,7 @@
 
 mod dials;
 mod flows;
+pub(crate) mod registry;
 mod tun;
 
 use std::io;
@@ -17,6 +18,7 @@ use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use dials::answer as answer_dial;
+use registry::FlowRegistry;
 use tun::Tun;
 
 use crate::session::manager::Manager;
@@ -36,10 +38,12 @@ impl Datapath {
         mtu: u16,
         own: Vec<IpAddr>,
         manager: Manager,
+        registry: FlowRegistry,
     ) -> io::Result<Self> {
         let tun = Tun::new(device)?;
         let config = NetstackConfig {
             mtu,
+            partial_checksums: true,
             ..NetstackConfig::default()
         };
         let netstack = Arc::new(Netstack::new(config, tun.sink()));
@@ -50,7 +54,7 @@ impl Datapath {
         let reader = {
             let netstack = netstack.clone();
             tokio::spawn(async move {
-                let carrier = flows::Carrier::new(manager, own);
+                let carrier = flows::Carrier::new(manager, own, registry);
                 let Err(error) = tun::read(&tun, &netstack, carrier).await;
                 error
             })

@@ -1,6 +1,7 @@
 //! Answers DNS questions for the host: the cluster's names from the cluster,
 //! everything else from the host's own name servers.
 
+mod asked;
 mod handler;
 mod names;
 mod rewrite;
@@ -15,6 +16,7 @@ use kvpn_tunnel::dns::Forwarder;
 use tracing::debug;
 
 use crate::session::manager::Manager;
+pub(crate) use asked::AskedNames;
 use handler::Handler;
 use upstream::Upstream;
 
@@ -51,6 +53,7 @@ pub(crate) fn serve(
     tcp: Vec<TcpListener>,
     upstreams: Vec<SocketAddr>,
     manager: Manager,
+    names: AskedNames,
 ) -> io::Result<NameServer> {
     let mut own = Vec::new();
     for socket in &udp {
@@ -62,7 +65,7 @@ pub(crate) fn serve(
         .filter(|server| !own.contains(server))
         .collect();
     let upstream = Upstream::new(Forwarder::new(upstreams));
-    let mut server = Server::new(Handler::new(manager, upstream));
+    let mut server = Server::new(Handler::new(manager, upstream, names));
     for socket in udp {
         socket.set_nonblocking(true)?;
         server.register_socket(tokio::net::UdpSocket::from_std(socket)?);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kvpn_proto::Failure;
+use kvpn_tunnel::memory::keep_freed;
 
 mod config;
 mod datapath;
@@ -22,12 +23,16 @@ fn main() -> ExitCode {
         Some(Command::Serve(args)) => exit_code(privileged::serve(args)),
         Some(Command::Guard(args)) => exit_code(privileged::guard(args)),
         Some(Command::Session(args)) => run_session(*args),
+        Some(Command::Check(args)) => exit_code(run_check(&args)),
     }
 }
 
 /// Runs a session; it tells its own failures to the command line.
 fn run_session(args: session::args::SessionArgs) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    keep_freed();
+    // One thread carries several Gbit/s. Between threads, each packet would wait
+    // for another to wake up.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     match runtime {
@@ -42,6 +47,18 @@ fn run_session(args: session::args::SessionArgs) -> ExitCode {
         }
         Err(error) => exit_code(Err(Failure::internal(error))),
     }
+}
+
+/// Checks what a session needs, and tells what it finds.
+fn run_check(args: &session::args::SessionArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)?;
+    let outcome = runtime.block_on(session::check(args));
+    // As in a session.
+    runtime.shutdown_background();
+    outcome.map_err(Failure::internal)
 }
 
 fn exit_code(outcome: Result<(), Failure>) -> ExitCode {

@@ -2,17 +2,23 @@
 
 mod api;
 pub(crate) mod args;
+mod check;
 mod cluster;
 pub(crate) mod cluster_info;
 mod connect;
+mod diagnose;
+mod directory;
 pub(crate) mod engagements;
 mod events;
+mod flows;
 mod identity;
 mod kubeconfig;
 pub(crate) mod manager;
+mod proxy;
 mod run;
 mod socket;
-mod upgrade;
+mod transport;
 mod workloads;
 
+pub(crate) use check::check;
 pub(crate) use run::run;

@@ -42,6 +42,8 @@ pub enum OpenTarget {
         claim_id: String,
         source: SocketAddr,
     },
+    /// Send ICMP echo requests to this address.
+    Echo(IpAddr),
 }
 
 /// A message of a flow, as the code sees it.
@@ -51,6 +53,8 @@ pub enum Frame {
     Opened,
     Failed(DialFailure),
     Data(Bytes),
+    /// A datagram that is to be lost rather than fragmented.
+    Whole(Bytes),
     Fin,
     Reset,
 }
@@ -73,6 +77,34 @@ pub enum DialError {
     Prohibited,
     TimedOut,
     TunnelLost,
+    /// A datagram did not fit the path, whose packets may have this many bytes.
+    TooBig(u32),
+}
+
+impl DialError {
+    /// One of each kind.
+    pub const ALL: [Self; 7] = [
+        Self::Refused,
+        Self::HostUnreachable,
+        Self::NetworkUnreachable,
+        Self::Prohibited,
+        Self::TimedOut,
+        Self::TunnelLost,
+        Self::TooBig(0),
+    ];
+
+    /// A stable word for the kind.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::HostUnreachable => "host_unreachable",
+            Self::NetworkUnreachable => "network_unreachable",
+            Self::Prohibited => "prohibited",
+            Self::TimedOut => "timed_out",
+            Self::TunnelLost => "tunnel_lost",
+            Self::TooBig(_) => "too_big",
+        }
+    }
 }
 
 impl DialFailure {
@@ -126,12 +158,8 @@ impl From<Malformed> for tonic::Status {
 
 impl From<SocketAddr> for v1::Endpoint {
     fn from(address: SocketAddr) -> Self {
-        let octets = match address.ip() {
-            IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
-            IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
-        };
         Self {
-            address: octets,
+            address: octets(address.ip()),
             port: address.port().into(),
         }
     }
@@ -141,14 +169,27 @@ impl TryFrom<v1::Endpoint> for SocketAddr {
     type Error = Malformed;
 
     fn try_from(endpoint: v1::Endpoint) -> Result<Self, Malformed> {
-        let ip = match endpoint.address.len() {
-            4 => <[u8; 4]>::try_from(&endpoint.address[..]).map(IpAddr::from),
-            16 => <[u8; 16]>::try_from(&endpoint.address[..]).map(IpAddr::from),
-            length => return Err(Malformed::Address(length)),
-        }
-        .map_err(|_| Malformed::Address(endpoint.address.len()))?;
-        Ok(Self::new(ip, port(endpoint.port)?))
+        Ok(Self::new(ip(&endpoint.address)?, port(endpoint.port)?))
     }
+}
+
+/// An address as messages have it.
+pub fn octets(address: IpAddr) -> Bytes {
+    match address {
+        IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
+    }
+}
+
+/// Reads an address from a message.
+pub fn ip(octets: &[u8]) -> Result<IpAddr, Malformed> {
+    let malformed = |_| Malformed::Address(octets.len());
+    match octets.len() {
+        4 => <[u8; 4]>::try_from(octets).map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(octets).map(IpAddr::from),
+        length => return Err(Malformed::Address(length)),
+    }
+    .map_err(malformed)
 }
 
 /// Reads a port number from a message.
@@ -189,23 +230,44 @@ impl From<DialError> for v1::DialError {
             DialError::Prohibited => Self::Prohibited,
             DialError::TimedOut => Self::TimedOut,
             DialError::TunnelLost => Self::TunnelLost,
+            DialError::TooBig(_) => Self::TooBig,
         }
     }
 }
 
-impl TryFrom<v1::DialError> for DialError {
+impl From<DialFailure> for v1::DialFailed {
+    fn from(failure: DialFailure) -> Self {
+        Self {
+            error: v1::DialError::from(failure.error).into(),
+            detail: failure.detail,
+            mtu: match failure.error {
+                DialError::TooBig(mtu) => mtu,
+                DialError::Refused
+                | DialError::HostUnreachable
+                | DialError::NetworkUnreachable
+                | DialError::Prohibited
+                | DialError::TimedOut
+                | DialError::TunnelLost => 0,
+            },
+        }
+    }
+}
+
+impl TryFrom<v1::DialFailed> for DialFailure {
     type Error = Malformed;
 
-    fn try_from(error: v1::DialError) -> Result<Self, Malformed> {
-        match error {
-            v1::DialError::Refused => Ok(Self::Refused),
-            v1::DialError::HostUnreachable => Ok(Self::HostUnreachable),
-            v1::DialError::NetworkUnreachable => Ok(Self::NetworkUnreachable),
-            v1::DialError::Prohibited => Ok(Self::Prohibited),
-            v1::DialError::TimedOut => Ok(Self::TimedOut),
-            v1::DialError::TunnelLost => Ok(Self::TunnelLost),
-            v1::DialError::Unspecified => Err(Malformed::Unknown("dial error")),
-        }
+    fn try_from(failed: v1::DialFailed) -> Result<Self, Malformed> {
+        let error = match failed.error() {
+            v1::DialError::Refused => DialError::Refused,
+            v1::DialError::HostUnreachable => DialError::HostUnreachable,
+            v1::DialError::NetworkUnreachable => DialError::NetworkUnreachable,
+            v1::DialError::Prohibited => DialError::Prohibited,
+            v1::DialError::TimedOut => DialError::TimedOut,
+            v1::DialError::TunnelLost => DialError::TunnelLost,
+            v1::DialError::TooBig => DialError::TooBig(failed.mtu),
+            v1::DialError::Unspecified => return Err(Malformed::Unknown("dial error")),
+        };
+        Ok(Self::new(error, failed.detail))
     }
 }
 
@@ -221,6 +283,9 @@ impl From<OpenTarget> for v1::Open {
             OpenTarget::Claimed { claim_id, source } => Target::Claimed(v1::ClaimedConnection {
                 claim_id,
                 source: Some(source.into()),
+            }),
+            OpenTarget::Echo(address) => Target::Echo(v1::Echo {
+                address: octets(address),
             }),
         };
         Self {
@@ -250,6 +315,7 @@ impl TryFrom<v1::Open> for OpenTarget {
                     .ok_or(Malformed::Missing("source"))?
                     .try_into()?,
             }),
+            Target::Echo(echo) => Ok(Self::Echo(ip(&echo.address)?)),
         }
     }
 }
@@ -260,11 +326,9 @@ impl From<Frame> for v1::Frame {
         let kind = match frame {
             Frame::Open(target) => Kind::Open(target.into()),
             Frame::Opened => Kind::Opened(v1::Opened {}),
-            Frame::Failed(failure) => Kind::Failed(v1::DialFailed {
-                error: v1::DialError::from(failure.error).into(),
-                detail: failure.detail,
-            }),
+            Frame::Failed(failure) => Kind::Failed(failure.into()),
             Frame::Data(data) => Kind::Data(data),
+            Frame::Whole(datagram) => Kind::Whole(datagram),
             Frame::Fin => Kind::Fin(v1::Fin {}),
             Frame::Reset => Kind::Reset(v1::Reset {}),
         };
@@ -280,11 +344,9 @@ impl TryFrom<v1::Frame> for Frame {
         match frame.kind.ok_or(Malformed::Missing("kind"))? {
             Kind::Open(open) => Ok(Self::Open(open.try_into()?)),
             Kind::Opened(v1::Opened {}) => Ok(Self::Opened),
-            Kind::Failed(failed) => Ok(Self::Failed(DialFailure {
-                error: failed.error().try_into()?,
-                detail: failed.detail,
-            })),
+            Kind::Failed(failed) => Ok(Self::Failed(failed.try_into()?)),
             Kind::Data(data) => Ok(Self::Data(data)),
+            Kind::Whole(datagram) => Ok(Self::Whole(datagram)),
             Kind::Fin(v1::Fin {}) => Ok(Self::Fin),
             Kind::Reset(v1::Reset {}) => Ok(Self::Reset),
         }
@@ -308,8 +370,11 @@ mod tests {
                 source: "10.1.2.3:4567".parse().unwrap(),
             }),
             Frame::Opened,
+            Frame::Open(OpenTarget::Echo("fd00::7".parse().unwrap())),
             Frame::Failed(DialFailure::new(DialError::Refused, "connection refused")),
+            Frame::Failed(DialFailure::new(DialError::TooBig(1_450), "too long")),
             Frame::Data(Bytes::from_static(b"hello")),
+            Frame::Whole(Bytes::from_static(b"hello")),
             Frame::Fin,
             Frame::Reset,
         ];

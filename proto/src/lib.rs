@@ -1,6 +1,7 @@
 //! What kvpn's processes say to each other: gRPC messages, custom resources,
 //! failures, and the names and ports that they agree on.
 
+pub mod check;
 pub mod connect;
 pub mod crd;
 pub mod duration;

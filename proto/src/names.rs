@@ -30,6 +30,9 @@ pub const TUNNEL_PATH: &str = "/tunnel";
 /// Path on the traffic manager that the kubelet probes.
 pub const HEALTH_PATH: &str = "/healthz";
 
+/// Path on the traffic manager that Prometheus scrapes.
+pub const METRICS_PATH: &str = "/metrics";
+
 /// Start of the name of an agent's ephemeral container.
 pub const AGENT_CONTAINER_PREFIX: &str = "kvpn-agent-";
 

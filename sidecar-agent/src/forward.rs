@@ -12,17 +12,14 @@ use std::{
     time::Duration,
 };
 
-use kvpn_proto::{
-    flow::{DialError, Frame, OpenTarget},
-    v1::agent_hub_client::AgentHubClient,
-};
+use kvpn_proto::flow::{DialError, Frame, OpenTarget};
+use kvpn_tunnel::grpc::TunnelClient;
 use kvpn_tunnel::relay::{self, FrameStream};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
-use tonic::transport::Channel;
 use tracing::{Instrument, debug, debug_span, warn};
 
 pub(crate) use self::listeners::Listeners;
@@ -60,7 +57,7 @@ struct Shared {
 /// The claims in force, and the way to those who hold them.
 pub(crate) struct Route {
     pub(crate) claims: Claims,
-    pub(crate) hub: AgentHubClient<Channel>,
+    pub(crate) tunnel: TunnelClient,
 }
 
 /// Why the app gets a claimed connection.
@@ -188,33 +185,31 @@ async fn claim_holder(
     if claim.http_probed && is_probe(socket).await {
         return Err(NotServed::Probe);
     }
-    timeout(ANSWER_DEADLINE, open(route.hub.clone(), claim, source))
+    timeout(ANSWER_DEADLINE, open(&route.tunnel, claim, source))
         .await
         .map_err(|_| NotServed::NoAnswer)?
 }
 
 async fn open(
-    mut hub: AgentHubClient<Channel>,
+    tunnel: &TunnelClient,
     claim: &Claim,
     source: SocketAddr,
 ) -> Result<FrameStream, NotServed> {
     let lost = |error: &dyn std::fmt::Display| NotServed::Lost(error.to_string());
-    let (sender, outgoing) = relay::outgoing();
-    let open = Frame::Open(OpenTarget::Claimed {
+    let FrameStream {
+        sender,
+        mut receiver,
+    } = tunnel.carry(Frame::Open(OpenTarget::Claimed {
         claim_id: claim.id.clone(),
         source,
-    });
-    sender.send(open).await.map_err(|error| lost(&error))?;
-    let response = hub.tunnel(outgoing).await;
-    let response = response.map_err(|status| lost(&status.message()))?;
-    let mut receiver = relay::incoming(response.into_inner());
+    }));
     match receiver.recv().await {
         Some(Ok(Frame::Opened)) => Ok(FrameStream { sender, receiver }),
         Some(Ok(Frame::Failed(failure))) => Err(NotServed::Refused {
             error: failure.error,
             detail: failure.detail,
         }),
-        Some(Ok(Frame::Open(_) | Frame::Data(_) | Frame::Fin | Frame::Reset)) => {
+        Some(Ok(Frame::Open(_) | Frame::Data(_) | Frame::Whole(_) | Frame::Fin | Frame::Reset)) => {
             Err(NotServed::Lost("an unexpected frame".into()))
         }
         Some(Err(error)) => Err(lost(&error)),

@@ -14,6 +14,7 @@ use kvpn_proto::{
     },
     version::VERSION,
 };
+use kvpn_tunnel::grpc::TunnelClient;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -108,6 +109,7 @@ impl Agent {
     /// Does what the traffic manager says. An error when it stops saying;
     /// otherwise it is time to leave.
     async fn follow(&mut self, channel: Channel, pause: &mut Duration) -> anyhow::Result<()> {
+        let tunnel = TunnelClient::new(channel.clone());
         let mut hub = AgentHubClient::new(channel);
         let (events, outgoing) = mpsc::channel(4);
         let hello = Event::Hello(Hello {
@@ -127,7 +129,7 @@ impl Agent {
                 .map_err(lost)?
                 .context("the traffic manager hung up")?;
             *pause = FIRST_PAUSE;
-            let event = self.put_in_force(response, &hub);
+            let event = self.put_in_force(response, &tunnel);
             timeout(CALL_DEADLINE, events.send(request(event)))
                 .await
                 .context("the traffic manager takes no reports")?
@@ -155,13 +157,9 @@ impl Agent {
         }
     }
 
-    fn put_in_force(
-        &mut self,
-        response: WatchClaimsResponse,
-        hub: &AgentHubClient<Channel>,
-    ) -> Event {
+    fn put_in_force(&mut self, response: WatchClaimsResponse, tunnel: &TunnelClient) -> Event {
         let generation = response.generation;
-        match self.apply(response, hub) {
+        match self.apply(response, tunnel) {
             Ok(()) => Event::Applied(Applied { generation }),
             Err(error) => {
                 error!(generation, "Claims are not in force: {error:#}");
@@ -175,14 +173,14 @@ impl Agent {
     fn apply(
         &mut self,
         response: WatchClaimsResponse,
-        hub: &AgentHubClient<Channel>,
+        tunnel: &TunnelClient,
     ) -> anyhow::Result<()> {
         let claims = Claims::try_from(response.claims)?;
         let ports = claims.ports();
         // The route first, so that it is there for the first connection.
         self.forwarder.set_route(Some(Route {
             claims,
-            hub: hub.clone(),
+            tunnel: tunnel.clone(),
         }));
         self.redirect.apply(&ports, self.forwarder.port())?;
         info!(generation = response.generation, ?ports, "Claims in force");

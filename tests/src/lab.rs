@@ -8,9 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
+mod bench;
 pub mod binaries;
 pub mod cgroup;
 pub mod components;
+mod debian;
+mod deploy;
 mod down;
 mod host;
 mod host_state;
@@ -23,6 +26,7 @@ mod node;
 pub mod pki;
 mod process;
 pub mod sample;
+pub mod services;
 mod start;
 pub mod state;
 mod status;
@@ -32,7 +36,7 @@ pub mod wire;
 use self::components::Component;
 use self::images::{COREDNS, Image, PAUSE, SAMPLE, SIDECAR_AGENT, TOOLBOX, TRAFFIC_MANAGER};
 use self::laptop::Laptop;
-use self::layout::Layout;
+use self::layout::{Layout, Profile};
 use self::state::State;
 use crate::progress::step;
 use crate::{Cmd, Output};
@@ -50,14 +54,17 @@ pub struct Options {
     pub kvpn: bool,
     /// kvpn's images on the node, also without the chart.
     pub images: bool,
+    /// PostgreSQL and other servers that people use.
+    pub services: bool,
 }
 
 impl Options {
-    /// What end-to-end tests need.
+    /// What end-to-end tests need; those of the services bring them up.
     pub const ALL: Self = Self {
         sample: true,
         kvpn: true,
         images: true,
+        services: false,
     };
 }
 
@@ -71,11 +78,16 @@ pub struct Lab {
 impl Lab {
     /// Brings up what is not up yet; rebuilds and replaces what has changed.
     pub fn up(options: Options) -> Result<Self> {
+        binaries::build(&Layout::new())?;
+        Self::up_built(Profile::Dev, options)
+    }
+
+    /// The same with the binaries of a profile as they are.
+    pub fn up_built(profile: Profile, options: Options) -> Result<Self> {
         host::require_root()?;
-        let layout = Layout::new();
+        let layout = Layout::new().with_profile(profile);
         let _lock = lock(&layout)?;
         host::install_packages()?;
-        binaries::build(&layout)?;
         for component in Component::ALL {
             component.build(&layout)?;
         }
@@ -108,6 +120,8 @@ impl Lab {
             Some(state)
                 if state.cluster && state.sample && state.kvpn && state.missing().is_empty() =>
             {
+                // A measurement that was killed may have left an exemption.
+                wire::isolate()?;
                 Ok(Self { layout, state })
             }
             Some(_) | None => Self::up(Options::ALL),
@@ -153,6 +167,13 @@ impl Lab {
             Some(_) => Self::down(),
             None => Ok(()),
         }
+    }
+
+    /// The same lab, to be worked on with binaries of another profile.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        let layout = self.layout.with_profile(profile);
+        Self { layout, ..self }
     }
 
     pub fn layout(&self) -> &Layout {
@@ -204,14 +225,6 @@ impl Lab {
             .run()
     }
 
-    /// Installs or upgrades the chart, and restarts the laptops' daemons.
-    pub fn install_kvpn(&mut self) -> Result<()> {
-        install::chart(&self.layout, &mut self.state)?;
-        install::daemons(&self.layout, &mut self.state)?;
-        self.state.kvpn = true;
-        self.state.save(&self.layout)
-    }
-
     /// Stops a laptop's root daemon, gently.
     pub fn stop_daemon(&mut self, laptop: u8) -> Result<()> {
         self.laptop(laptop)?.stop_daemon(&mut self.state)
@@ -237,6 +250,11 @@ impl Lab {
         wire::cut(laptop, cut)
     }
 
+    /// Drops what a laptop sends to the API server, or lets it through again.
+    pub fn block_api_server(&self, laptop: u8, block: bool) -> Result<()> {
+        wire::block_api_server(laptop, block)
+    }
+
     /// Loses a share of the packets on the wire, in percent.
     pub fn lose_packets(&self, percent: f64) -> Result<()> {
         wire::lose(percent)
@@ -247,29 +265,34 @@ impl Lab {
         wire::delay(&self.layout, &mut self.state, delay)
     }
 
+    /// Lets a laptop reach the cluster's networks without any VPN, until
+    /// [`Self::isolate`].
+    pub fn exempt(&self, laptop: u8) -> Result<()> {
+        wire::exempt(laptop)
+    }
+
+    /// Keeps every laptop from the cluster's networks again.
+    pub fn isolate(&self) -> Result<()> {
+        wire::isolate()
+    }
+
     /// What runs and where, for people.
     pub fn status(&self) -> String {
         status::describe(&self.layout, &self.state)
     }
 
     fn add(&mut self, options: Options) -> Result<()> {
-        let Self { layout, state } = self;
         if options.sample {
-            let mut changed = false;
-            for image in [SAMPLE, TOOLBOX] {
-                changed |= image.build(layout)?.import(layout, state)?;
-            }
-            let restart = changed && state.sample;
-            if restart || !state.sample {
-                sample::deploy(layout, restart)?;
-                state.sample = true;
-                state.save(layout)?;
-            }
+            self.deploy_sample()?;
         }
+        let Self { layout, state } = self;
         if options.images {
             for image in [TRAFFIC_MANAGER, SIDECAR_AGENT] {
                 image.build(layout)?.import(layout, state)?;
             }
+        }
+        if options.services {
+            self.deploy_services()?;
         }
         if options.kvpn {
             self.install_kvpn()?;

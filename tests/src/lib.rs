@@ -1,9 +1,12 @@
 //! The lab, a throwaway Kubernetes with two laptops in network namespaces, and
 //! what tests need to use it.
 
+pub mod bench;
 pub mod cmd;
 pub mod lab;
+pub mod pattern;
 pub mod progress;
+pub mod soak;
 pub mod wait;
 
 pub use cmd::{Background, Cmd, Output};

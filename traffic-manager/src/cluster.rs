@@ -32,6 +32,8 @@ impl From<ClusterView> for v1::WatchClusterResponse {
             service_subnets: texts(view.service_subnets),
             cluster_domain: view.domain,
             namespaces: view.namespaces,
+            // Not of the cluster, but of this process.
+            ping_supported: false,
         }
     }
 }

@@ -51,6 +51,10 @@ pub(crate) struct Config {
     #[arg(long, env = "KVPN_SESSION_GRACE", default_value = "30s", value_parser = parse_duration)]
     pub(crate) session_grace: Duration,
 
+    /// Whether metrics are served to those whom the cluster lets read them
+    #[arg(long, env = "KVPN_METRICS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) metrics: bool,
+
     /// The namespaces in which workloads may be engaged; all when empty
     #[arg(long, env = "KVPN_MANAGED_NAMESPACES", default_value = "", value_parser = parse_names)]
     pub(crate) managed_namespaces: Names,

@@ -4,14 +4,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use kvpn_proto::flow::{DialError, DialFailure, Frame, Protocol};
-use kvpn_tunnel::relay::{self, FrameStream};
-use tracing::debug;
+use kvpn_tunnel::relay::{self, DatagramSocket, FrameStream};
+use tracing::{debug, warn};
 
-/// How long a TCP target may take to answer.
-const DIAL: Duration = Duration::from_secs(10);
+/// How long a TCP target may take to answer: as long as Linux waits by default,
+/// so that it is the host that gives up on a target that is silent.
+const DIAL: Duration = Duration::from_secs(130);
 
 /// After which silence a UDP flow is over.
 const UDP_IDLE: Duration = Duration::from_secs(60);
+
+/// After which silence a ping is over.
+const ECHO_IDLE: Duration = Duration::from_secs(30);
 
 /// Where clouds serve metadata and credentials of the node outside the
 /// link-local subnet: Alibaba's, Azure's and Oracle's.
@@ -33,11 +37,21 @@ const METADATA_V6: [Ipv6Addr; 3] = [
 pub(crate) struct Dialer {
     /// Addresses of the traffic manager's own pod.
     own: Vec<IpAddr>,
+    can_ping: bool,
 }
 
 impl Dialer {
     pub(crate) fn new(own: Vec<IpAddr>) -> Self {
-        Self { own }
+        let can_ping = relay::can_ping();
+        if !can_ping {
+            warn!("net.ipv4.ping_group_range lets nobody here ping; pings get no answer");
+        }
+        Self { own, can_ping }
+    }
+
+    /// Whether the kernel lets this process send ICMP echo requests.
+    pub(crate) fn can_ping(&self) -> bool {
+        self.can_ping
     }
 
     /// Carries a flow to an address until it ends.
@@ -53,7 +67,7 @@ impl Dialer {
 
     async fn serve_tcp(&self, address: SocketAddr, frames: FrameStream) -> anyhow::Result<()> {
         let dialed = async {
-            self.check(address)?;
+            self.check(address.ip())?;
             relay::dial_tcp(address, DIAL).await
         };
         let dialed = tokio::select! {
@@ -71,23 +85,23 @@ impl Dialer {
     }
 
     async fn serve_udp(&self, address: SocketAddr, frames: FrameStream) -> anyhow::Result<()> {
-        let dialed = match self.check(address) {
-            Ok(()) => relay::dial_udp(address).await,
-            Err(failure) => Err(failure),
-        };
-        match dialed {
-            Ok(socket) => {
-                frames.sender.send(Frame::Opened).await?;
-                relay::splice_udp(socket, frames, UDP_IDLE).await?;
-            }
-            Err(failure) => frames.sender.send(Frame::Failed(failure)).await?,
+        let dialed = self
+            .check(address.ip())
+            .and_then(|()| relay::dial_udp(address));
+        carry(dialed, frames, UDP_IDLE).await
+    }
+
+    /// Sends the pings of a flow until it ends.
+    pub(crate) async fn serve_echo(&self, address: IpAddr, frames: FrameStream) {
+        let dialed = self.check(address).and_then(|()| relay::dial_echo(address));
+        if let Err(error) = carry(dialed, frames, ECHO_IDLE).await {
+            debug!(%address, %error, "ping ended");
         }
-        Ok(())
     }
 
     /// Refuses what is not the cluster's but this pod's or its node's.
-    fn check(&self, address: SocketAddr) -> Result<(), DialFailure> {
-        let ip = address.ip().to_canonical();
+    fn check(&self, address: IpAddr) -> Result<(), DialFailure> {
+        let ip = address.to_canonical();
         let what = if self.own.contains(&ip) {
             Some("the traffic manager's own")
         } else {
@@ -104,6 +118,21 @@ impl Dialer {
             None => Ok(()),
         }
     }
+}
+
+async fn carry(
+    dialed: Result<DatagramSocket, DialFailure>,
+    frames: FrameStream,
+    idle: Duration,
+) -> anyhow::Result<()> {
+    match dialed {
+        Ok(socket) => {
+            frames.sender.send(Frame::Opened).await?;
+            relay::splice_datagrams(socket, frames, idle).await?;
+        }
+        Err(failure) => frames.sender.send(Frame::Failed(failure)).await?,
+    }
+    Ok(())
 }
 
 fn reserved_v4(ip: Ipv4Addr) -> Option<&'static str> {
@@ -138,8 +167,8 @@ mod tests {
             "10.1.0.5".parse().unwrap(),
             "fd00::5".parse().unwrap(),
         ]);
-        let address = SocketAddr::new(ip.parse().unwrap(), 80);
-        dialer.check(address).map_err(|failure| failure.error)
+        let ip = ip.parse().unwrap();
+        dialer.check(ip).map_err(|failure| failure.error)
     }
 
     #[test]

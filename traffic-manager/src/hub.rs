@@ -18,8 +18,8 @@ pub(crate) use connection::{Connection, Identity, unauthenticated};
 use lines::Lines;
 
 use crate::state::{
-    AgentRejected, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Now, SessionView, StreamId,
-    World,
+    AgentRejected, Census, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Now, SessionView,
+    StreamId, World,
 };
 
 /// The state and its lines.
@@ -193,6 +193,23 @@ impl Hub {
     /// Where a connection goes that an agent has intercepted.
     pub(crate) fn route(&self, ip: IpAddr, claim_id: &str) -> Option<ClaimRoute> {
         self.lock().world.route(ip, claim_id)
+    }
+
+    /// The pods that have some of these addresses for themselves.
+    pub(crate) fn pods_at(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Key)> {
+        let inner = self.lock();
+        let pod = |ip: &IpAddr| Some((*ip, inner.world.pod_at(*ip)?.clone()));
+        addresses.iter().filter_map(pod).collect()
+    }
+
+    /// How much there is of everything.
+    pub(crate) fn census(&self) -> Census {
+        self.lock().world.census()
+    }
+
+    /// How many authenticated connections of sessions there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.lock().lines.connections()
     }
 
     /// Asks a session to handle a connection.

@@ -10,6 +10,7 @@ mod controller;
 mod dial;
 mod hub;
 mod listen;
+mod metrics;
 mod run;
 mod state;
 mod tls;
@@ -22,6 +23,7 @@ use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    kvpn_tunnel::memory::keep_freed();
     let config = config::Config::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

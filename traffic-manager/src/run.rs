@@ -23,6 +23,7 @@ use crate::controller::{AgentTemplate, Executor, ManagerAddresses, Watches, spaw
 use crate::dial::Dialer;
 use crate::hub::Hub;
 use crate::listen::{bind, serve_agents, serve_sessions};
+use crate::metrics::{Access, Endpoint, FlowStats};
 use crate::state::{Key, Settings, World};
 use crate::tls::Authority;
 
@@ -122,6 +123,15 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     let clock = Arc::clone(&hub);
     tasks.spawn(async move { clock.keep_time().await });
 
+    let flows = Arc::new(FlowStats::default());
+    let metrics = config.metrics.then(|| {
+        Arc::new(Endpoint::new(
+            Access::new(client.clone()),
+            Arc::clone(&hub),
+            Arc::clone(&flows),
+            config.chart_version.clone(),
+        ))
+    });
     let sessions = SessionApi {
         hub: Arc::clone(&hub),
         sessions: Api::namespaced(client, &config.namespace),
@@ -129,7 +139,9 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         cluster: cluster.subscribe(),
         dns: Arc::new(Forwarder::new(name_servers(&resolv_conf))),
         dialer: Arc::new(Dialer::new(config.own_ips())),
+        flows: Arc::clone(&flows),
     };
+    let agents = AgentApi { hub, flows };
     let session_tls = TlsAcceptor::from(authority.server_config(&[])?);
     let agent_tls = TlsAcceptor::from(authority.server_config(&[b"h2"])?);
     let session_port = bind(names::MANAGER_SESSION_PORT).await?;
@@ -141,8 +153,14 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     );
     let serving = async {
         tokio::try_join!(
-            serve_sessions(session_port, session_tls, sessions, shutdown.clone()),
-            serve_agents(agent_port, agent_tls, AgentApi { hub }, shutdown),
+            serve_sessions(
+                session_port,
+                session_tls,
+                sessions,
+                metrics,
+                shutdown.clone()
+            ),
+            serve_agents(agent_port, agent_tls, agents, shutdown),
         )
     };
     tokio::select! {

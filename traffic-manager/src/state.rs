@@ -2,6 +2,7 @@
 //! events come in, effects go out, time arrives as an argument.
 
 mod agents;
+mod census;
 mod change;
 mod claims;
 mod engagements;
@@ -14,6 +15,7 @@ mod status;
 pub(crate) mod testing;
 mod world;
 
+pub(crate) use census::Census;
 pub(crate) use change::{Change, Identified};
 pub(crate) use claims::{Claim, ClaimRoute, ClaimSet};
 pub(crate) use engagements::{EngagementView, Resolution};

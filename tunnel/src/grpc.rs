@@ -4,9 +4,14 @@
 //! while the connection's window is as good as endless. Pings notice a path
 //! that swallows packets. `TCP_NODELAY` is for whoever opens the socket.
 
+mod flows;
+mod messages;
+
 use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server};
+
+pub use flows::{TunnelClient, TunnelHandler, TunnelServer};
 
 /// How much one flow may have under way, in bytes.
 pub const STREAM_WINDOW: u32 = 4 << 20;

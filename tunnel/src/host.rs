@@ -1,16 +1,19 @@
 //! The netstack's flows on tokio, with the system's clock.
 
+mod datagrams;
+
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use kvpn_proto::flow::{DialError, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::netstack::{Netstack, TcpFlow, UdpFlow};
-use crate::relay::{self, FrameReceiver, FrameSender, FrameStream, RelayError, Transferred};
+pub use datagrams::{splice_echo, splice_udp};
+
+use crate::netstack::{Netstack, TcpFlow};
+use crate::relay::{self, FrameStream, RelayError, Transferred};
 
 /// A TCP flow as a byte stream of tokio.
 #[derive(Debug)]
@@ -35,10 +38,15 @@ impl AsyncRead for HostStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let room = buffer.initialize_unfilled();
-        self.flow
-            .poll_read(cx, room, Instant::now())
-            .map_ok(|length| buffer.advance(length))
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let take = |data: &[u8]| {
+            let length = data.len().min(buffer.remaining());
+            buffer.put_slice(&data[..length]);
+            length
+        };
+        self.flow.poll_read(cx, take, Instant::now()).map_ok(drop)
     }
 }
 
@@ -71,59 +79,6 @@ pub async fn splice_tcp(flow: TcpFlow, frames: FrameStream) -> Result<Transferre
         stream.reset();
     }
     outcome
-}
-
-/// Copies between a UDP flow and an already opened frame stream until either
-/// falls silent; the host hears "unreachable" when the flow was reset or lost.
-pub async fn splice_udp(flow: UdpFlow, frames: FrameStream) -> Result<Transferred, RelayError> {
-    let outcome = copy_datagrams(&flow, frames).await;
-    match &outcome {
-        Err(RelayError::Reset) => flow.unreachable(DialError::Refused, Instant::now()),
-        Err(RelayError::Lost(_)) => flow.unreachable(DialError::TunnelLost, Instant::now()),
-        Ok(_) | Err(RelayError::Unexpected(_) | RelayError::Local(_)) => {}
-    }
-    outcome
-}
-
-/// Neither direction waits for the other: while the far end takes nothing, the
-/// flow's queue loses the oldest datagrams, and answers still arrive.
-async fn copy_datagrams(flow: &UdpFlow, frames: FrameStream) -> Result<Transferred, RelayError> {
-    let FrameStream {
-        sender,
-        mut receiver,
-    } = frames;
-    let mut moved = Transferred::default();
-    tokio::select! {
-        ended = send_datagrams(flow, &sender, &mut moved.sent) => ended?,
-        ended = receive_datagrams(flow, &mut receiver, &mut moved.received) => ended?,
-    }
-    let frames = FrameStream { sender, receiver };
-    frames.finish().await;
-    Ok(moved)
-}
-
-async fn send_datagrams(
-    flow: &UdpFlow,
-    sender: &FrameSender,
-    sent: &mut u64,
-) -> Result<(), RelayError> {
-    while let Some(datagram) = poll_fn(|cx| flow.poll_recv(cx)).await {
-        *sent += datagram.len() as u64;
-        sender.send(Frame::Data(datagram)).await?;
-    }
-    Ok(sender.send(Frame::Fin).await?)
-}
-
-async fn receive_datagrams(
-    flow: &UdpFlow,
-    receiver: &mut FrameReceiver,
-    received: &mut u64,
-) -> Result<(), RelayError> {
-    while let Some(datagram) = receiver.data().await? {
-        *received += datagram.len() as u64;
-        flow.send(&datagram, Instant::now());
-    }
-    Ok(())
 }
 
 /// Calls the netstack whenever a timer is due. Never returns.

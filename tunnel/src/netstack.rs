@@ -8,8 +8,10 @@
 //! Locks are taken in the order flow, timers; the table of flows and the locks
 //! of flows never together. Tasks are woken without any.
 
+mod buffers;
 mod clock;
 mod device;
+mod icmp;
 mod stack;
 mod table;
 mod tcp;
@@ -17,21 +19,23 @@ mod timers;
 mod udp;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::flow::FiveTuple;
-use crate::packet::{self, Packet, Segment, Transport};
+use crate::packet::{self, Checksum, Ignored, Packet, Reassembler, Segment, Transport};
 use clock::Clock;
+use icmp::{Echoes, ErrorBudget};
 use table::{Entry, Table};
 use tcp::{Delivery, Tcp};
 use timers::Timers;
 use udp::Udp;
 
+pub use icmp::{EchoFlow, HOP_V4, HOP_V6};
 pub use tcp::{PendingTcp, TcpFlow};
-pub use udp::UdpFlow;
+pub use udp::{Datagram, UdpFlow};
 
 /// Settings of a [`Netstack`].
 #[derive(Clone, Debug)]
@@ -48,6 +52,8 @@ pub struct NetstackConfig {
     pub max_flows: usize,
     /// Where TCP's initial sequence numbers come from. Must not be guessable.
     pub seed: u64,
+    /// Whether the sink takes TCP packets whose checksum is left to the kernel.
+    pub partial_checksums: bool,
 }
 
 impl Default for NetstackConfig {
@@ -59,6 +65,7 @@ impl Default for NetstackConfig {
             dns_idle: Duration::from_secs(10),
             max_flows: 65_536,
             seed: RandomState::new().hash_one("seed"),
+            partial_checksums: false,
         }
     }
 }
@@ -66,7 +73,9 @@ impl Default for NetstackConfig {
 /// Where packets for the host go. Called under a flow's lock: must not block,
 /// and drops the packet when there is no room.
 pub trait PacketSink: Send + Sync + 'static {
-    fn send(&self, packet: &[u8]);
+    /// `checksum` is [`Checksum::Partial`] for TCP only, and only when
+    /// [`NetstackConfig::partial_checksums`] allows it.
+    fn send(&self, packet: &[u8], checksum: Checksum);
 }
 
 /// A flow that the host has just opened.
@@ -75,6 +84,8 @@ pub enum NewFlow {
     Tcp(PendingTcp),
     /// Its first datagram is there to be received.
     Udp(UdpFlow),
+    /// Its first request is there to be received.
+    Echo(EchoFlow),
 }
 
 /// How much there is and was.
@@ -86,6 +97,9 @@ pub struct Counters {
     pub bytes_to_cluster: u64,
     /// Payload that flows have sent to the host.
     pub bytes_from_cluster: u64,
+    /// Datagrams of the host that were lost because their flow's holder did not
+    /// take them in time.
+    pub datagrams_dropped: u64,
 }
 
 /// The flows of one TUN.
@@ -100,8 +114,14 @@ struct Shared {
     clock: Clock,
     table: Table,
     timers: Timers,
+    echoes: Echoes,
+    errors: ErrorBudget,
+    fragments: Mutex<Reassembler>,
+    /// Of the packets that go to the host in fragments.
+    identification: AtomicU32,
     bytes_to_cluster: AtomicU64,
     bytes_from_cluster: AtomicU64,
+    datagrams_dropped: AtomicU64,
 }
 
 impl Netstack {
@@ -113,21 +133,59 @@ impl Netstack {
                 sink: Box::new(sink),
                 clock: Clock::default(),
                 timers: Timers::default(),
+                echoes: Echoes::default(),
+                errors: ErrorBudget::default(),
+                fragments: Mutex::default(),
+                identification: AtomicU32::new(0),
                 bytes_to_cluster: AtomicU64::new(0),
                 bytes_from_cluster: AtomicU64::new(0),
+                datagrams_dropped: AtomicU64::new(0),
             }),
         }
     }
 
     /// Takes a packet that the host sent into the TUN; returns the flow that it
     /// opens, if it does. What cannot be a flow's is ignored.
-    pub fn handle_tun_packet(&self, packet: &[u8], now: Instant) -> Option<NewFlow> {
+    pub fn handle_tun_packet(
+        &self,
+        packet: &[u8],
+        checksum: Checksum,
+        now: Instant,
+    ) -> Option<NewFlow> {
         self.shared.clock.advance(now);
-        match packet::parse(packet) {
-            Ok(packet) => match packet.transport {
-                Transport::Tcp(segment) => self.handle_segment(&packet, &segment, now),
-                Transport::Udp(payload) => self.handle_datagram(&packet, payload, now),
-            },
+        match packet::without_extensions(packet) {
+            Some(plain) => self.handle_plain_packet(&plain, checksum, false, now),
+            None => self.handle_plain_packet(packet, checksum, false, now),
+        }
+    }
+
+    fn handle_plain_packet(
+        &self,
+        packet: &[u8],
+        checksum: Checksum,
+        is_reassembled: bool,
+        now: Instant,
+    ) -> Option<NewFlow> {
+        match packet::parse(packet, checksum) {
+            Ok(packet) if packet.hop_limit <= 1 => {
+                let host = packet.five_tuple.host.ip();
+                self.shared.send_time_exceeded(host, packet.bytes, now);
+                None
+            }
+            Ok(mut packet) => {
+                // What the host has cut may be cut again.
+                packet.dont_fragment &= !is_reassembled;
+                match packet.transport {
+                    Transport::Tcp(segment) => self.handle_segment(&packet, &segment, now),
+                    Transport::Udp(payload) => self.handle_datagram(&packet, payload, now),
+                }
+            }
+            Err(Ignored::Fragment) if !is_reassembled => {
+                let packet = self.shared.reassemble(packet, now)?;
+                let plain = packet::without_extensions(&packet).unwrap_or(packet);
+                self.handle_plain_packet(&plain, Checksum::Complete, true, now)
+            }
+            Err(Ignored::Protocol) => self.handle_echo(packet, is_reassembled, now),
             Err(reason) => {
                 tracing::trace!(%reason, "packet ignored");
                 None
@@ -160,9 +218,10 @@ impl Netstack {
 
     pub fn counters(&self) -> Counters {
         Counters {
-            open_flows: self.shared.table.len() as u64,
+            open_flows: (self.shared.table.len() + self.shared.echoes.len()) as u64,
             bytes_to_cluster: self.shared.bytes_to_cluster.load(Ordering::Relaxed),
             bytes_from_cluster: self.shared.bytes_from_cluster.load(Ordering::Relaxed),
+            datagrams_dropped: self.shared.datagrams_dropped.load(Ordering::Relaxed),
         }
     }
 
@@ -182,14 +241,18 @@ impl Netstack {
             }
         }
         if segment.opens() {
-            let tcp = Arc::new(Tcp::pending(packet.five_tuple, packet.bytes));
+            let tcp = Arc::new(Tcp::pending(
+                packet.five_tuple,
+                packet.bytes,
+                segment.sequence,
+            ));
             return shared
                 .table
                 .insert(Entry::Tcp(tcp.clone()))
                 .then(|| NewFlow::Tcp(PendingTcp::new(tcp, shared.clone())));
         }
         if let Some(reset) = packet::reset(&packet.five_tuple, segment) {
-            shared.sink.send(&reset);
+            shared.sink.send(&reset, Checksum::Complete);
         }
         None
     }
@@ -202,18 +265,36 @@ impl Netstack {
     ) -> Option<NewFlow> {
         let shared = &self.shared;
         while let Some(Entry::Udp(udp)) = shared.table.get(&packet.five_tuple) {
-            if udp.handle_datagram(packet.bytes, payload, now) {
+            if udp.handle_datagram(shared, packet, payload, now) {
                 return None;
             }
             shared.table.remove_udp(&udp);
         }
         let udp = Arc::new(Udp::new(packet.five_tuple, now));
-        udp.handle_datagram(packet.bytes, payload, now);
+        udp.handle_datagram(shared, packet, payload, now);
         if !shared.table.insert(Entry::Udp(udp.clone())) {
             return None;
         }
         udp.schedule(shared);
         Some(NewFlow::Udp(UdpFlow::new(udp, shared.clone())))
+    }
+
+    fn handle_echo(&self, packet: &[u8], is_reassembled: bool, now: Instant) -> Option<NewFlow> {
+        let mut request = match packet::parse_echo(packet) {
+            Ok(request) => request,
+            Err(reason) => {
+                tracing::trace!(%reason, "packet ignored");
+                return None;
+            }
+        };
+        if request.hop_limit <= 1 {
+            self.shared
+                .send_time_exceeded(request.id.host, request.bytes, now);
+            return None;
+        }
+        request.dont_fragment &= !is_reassembled;
+        let echo = self.shared.echoes.handle(&request)?;
+        Some(NewFlow::Echo(EchoFlow::new(echo, self.shared.clone())))
     }
 }
 
@@ -226,6 +307,22 @@ impl Shared {
     fn count_from_cluster(&self, bytes: usize) {
         self.bytes_from_cluster
             .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn count_dropped_datagram(&self) {
+        self.datagrams_dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes a fragment of the host; returns the packet that it completes.
+    fn reassemble(&self, fragment: &[u8], now: Instant) -> Option<Vec<u8>> {
+        self.fragments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(fragment, now)
+    }
+
+    fn next_identification(&self) -> u32 {
+        self.identification.fetch_add(1, Ordering::Relaxed)
     }
 
     fn idle_limit(&self, five_tuple: &FiveTuple) -> Duration {

@@ -1,9 +1,27 @@
 //! IP packets: reading those of the host, making those that no socket makes.
 //!
-//! Fragments, broken checksums, IPv6 extension headers and addresses that are
-//! not unicast are refused here, so that the rest need not think of them.
+//! Broken checksums and addresses that are not unicast are refused here, so that
+//! the rest need not think of them. Fragments are put together and IPv6
+//! extension headers taken out before a packet is read.
+//!
+//! # Don't fragment
+//!
+//! A packet that must not be fragmented is sent on like that, and when it does
+//! not fit a path in the cluster the host hears so and learns the path's MTU, as
+//! from a router. But the host's device takes packets far longer than any wire
+//! does. Linux forbids to fragment nearly every datagram, and cuts those itself
+//! that are longer than its device's MTU; over IPv6 there is nobody else to do
+//! it. So only packets that Ethernet would have carried in one piece
+//! ([`MAX_WIRE`]) are taken at their word: the probes and packets of QUIC, whose
+//! senders must learn what fits. Longer ones the host would have cut itself had
+//! it known the wire, so the traffic manager's kernel cuts them; what the host
+//! did cut may be cut again.
 
 mod build;
+mod extensions;
+mod fragments;
+mod icmp;
+mod partial;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,13 +30,36 @@ use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket, Ud
 
 use crate::flow::{FiveTuple, is_routable};
 
-pub use build::{Unreachable, reset, udp, unreachable};
+pub(crate) use extensions::without_extensions;
+pub(crate) use fragments::{Reassembler, fragments};
+pub use icmp::{EchoId, EchoRequest, IcmpError, echo_reply, icmp_error, parse_echo};
+pub(crate) use partial::fill_partial_checksum;
+pub use partial::{TCP_CHECKSUM_OFFSET, tcp_offset};
+
+pub(crate) use build::acknowledgement;
+pub use build::{reset, udp};
+
+/// The longest packet that Ethernet carries, in bytes.
+pub const MAX_WIRE: usize = 1_500;
+
+/// How far a packet's transport checksum has been computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    Complete,
+    /// Its field holds the sum of the pseudo-header, and the packet has crossed
+    /// no wire yet: a kernel computes the rest should it ever need it
+    /// (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    Partial,
+}
 
 /// A packet that the host sent towards the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
     pub five_tuple: FiveTuple,
     pub transport: Transport<'a>,
+    pub hop_limit: u8,
+    /// As the packet says; always so over IPv6.
+    pub dont_fragment: bool,
     /// The IP packet, without what may trail it.
     pub bytes: &'a [u8],
 }
@@ -49,6 +90,22 @@ impl Segment {
         self.syn && !self.rst && !self.fin && self.acknowledgement.is_none()
     }
 
+    /// Tells whether it asks for a connection after one of the same five-tuple
+    /// that is in TIME-WAIT. Unless it is a copy of the SYN that opened that
+    /// one, the host has closed it (RFC 9293 section 3.10.7.4; the device does
+    /// not reorder, so its sequence number need not be beyond the old ones).
+    pub fn opens_another(&self, opened_by: u32) -> bool {
+        self.opens() && self.sequence != opened_by
+    }
+
+    /// Tells whether it does nothing but acknowledge what was acknowledged before.
+    pub fn repeats(&self, acknowledged: Option<u32>) -> bool {
+        self.length == 0
+            && !self.rst
+            && acknowledged.is_some()
+            && self.acknowledgement == acknowledged
+    }
+
     /// The sequence number after it.
     pub fn end(&self) -> u32 {
         self.sequence.wrapping_add(self.length)
@@ -76,19 +133,19 @@ impl From<smoltcp::wire::Error> for Ignored {
     }
 }
 
-/// Reads an IP packet of the host.
-pub fn parse(packet: &[u8]) -> Result<Packet<'_>, Ignored> {
+/// Reads an IP packet of the host; a partial checksum cannot be verified.
+pub fn parse(packet: &[u8], checksum: Checksum) -> Result<Packet<'_>, Ignored> {
     if packet.is_empty() {
         // smoltcp looks at the first octet unasked.
         return Err(Ignored::Malformed);
     }
     match IpVersion::of_packet(packet)? {
-        IpVersion::Ipv4 => parse_v4(packet),
-        IpVersion::Ipv6 => parse_v6(packet),
+        IpVersion::Ipv4 => parse_v4(packet, checksum),
+        IpVersion::Ipv6 => parse_v6(packet, checksum),
     }
 }
 
-fn parse_v4(bytes: &[u8]) -> Result<Packet<'_>, Ignored> {
+fn parse_v4(bytes: &[u8], checksum: Checksum) -> Result<Packet<'_>, Ignored> {
     let packet = Ipv4Packet::new_checked(bytes)?;
     if !packet.verify_checksum() {
         return Err(Ignored::Checksum);
@@ -96,42 +153,62 @@ fn parse_v4(bytes: &[u8]) -> Result<Packet<'_>, Ignored> {
     if packet.more_frags() || packet.frag_offset() != 0 {
         return Err(Ignored::Fragment);
     }
-    parse_transport(
-        packet.src_addr().into(),
-        packet.dst_addr().into(),
-        packet.next_header(),
-        packet.payload(),
-        &bytes[..packet.total_len().into()],
-    )
+    let header = Header {
+        host: packet.src_addr().into(),
+        cluster: packet.dst_addr().into(),
+        protocol: packet.next_header(),
+        hop_limit: packet.hop_limit(),
+        dont_fragment: packet.dont_frag(),
+    };
+    let whole = &bytes[..packet.total_len().into()];
+    parse_transport(&header, packet.payload(), whole, checksum)
 }
 
-fn parse_v6(bytes: &[u8]) -> Result<Packet<'_>, Ignored> {
+fn parse_v6(bytes: &[u8], checksum: Checksum) -> Result<Packet<'_>, Ignored> {
     let packet = Ipv6Packet::new_checked(bytes)?;
     if packet.next_header() == IpProtocol::Ipv6Frag {
         return Err(Ignored::Fragment);
     }
-    parse_transport(
-        packet.src_addr().into(),
-        packet.dst_addr().into(),
-        packet.next_header(),
-        packet.payload(),
-        &bytes[..packet.total_len()],
-    )
+    let header = Header {
+        host: packet.src_addr().into(),
+        cluster: packet.dst_addr().into(),
+        protocol: packet.next_header(),
+        hop_limit: packet.hop_limit(),
+        dont_fragment: true,
+    };
+    let whole = &bytes[..packet.total_len()];
+    parse_transport(&header, packet.payload(), whole, checksum)
 }
 
-fn parse_transport<'a>(
+/// What the IP headers of both versions tell.
+struct Header {
     host: IpAddr,
     cluster: IpAddr,
     protocol: IpProtocol,
+    hop_limit: u8,
+    dont_fragment: bool,
+}
+
+fn parse_transport<'a>(
+    header: &Header,
     payload: &'a [u8],
     bytes: &'a [u8],
+    checksum: Checksum,
 ) -> Result<Packet<'a>, Ignored> {
+    let is_partial = checksum == Checksum::Partial;
+    let Header {
+        host,
+        cluster,
+        protocol,
+        hop_limit,
+        dont_fragment,
+    } = *header;
     if !is_routable(host) || !is_routable(cluster) {
         return Err(Ignored::Address);
     }
     let (protocol, host_port, cluster_port, transport) = if protocol == IpProtocol::Tcp {
         let tcp = TcpPacket::new_checked(payload)?;
-        if !tcp.verify_checksum(&host.into(), &cluster.into()) {
+        if !is_partial && !tcp.verify_checksum(&host.into(), &cluster.into()) {
             return Err(Ignored::Checksum);
         }
         let segment = Segment {
@@ -147,9 +224,8 @@ fn parse_transport<'a>(
     } else if protocol == IpProtocol::Udp {
         let udp = UdpPacket::new_checked(payload)?;
         // RFC 8200 section 8.1: over IPv6 the checksum is not optional.
-        if udp.checksum() == 0 && host.is_ipv6()
-            || !udp.verify_checksum(&host.into(), &cluster.into())
-        {
+        let is_missing = udp.checksum() == 0 && host.is_ipv6();
+        if !is_partial && (is_missing || !udp.verify_checksum(&host.into(), &cluster.into())) {
             return Err(Ignored::Checksum);
         }
         let transport = Transport::Udp(udp.payload());
@@ -167,6 +243,8 @@ fn parse_transport<'a>(
             cluster: SocketAddr::new(cluster, cluster_port),
         },
         transport,
+        hop_limit,
+        dont_fragment,
         bytes,
     })
 }

@@ -5,24 +5,26 @@
 //! without either is lost. Whoever holds the byte stream aborts it when the
 //! relay returns an error, so that a reset stays a reset from end to end.
 
+mod datagram_socket;
+mod datagrams;
 mod dial;
 mod forward;
 mod frames;
+mod meter;
 mod splice;
-mod udp;
 
 use std::io;
 
-use kvpn_proto::flow::Malformed;
+use kvpn_proto::flow::DialFailure;
 
-pub use dial::{dial_tcp, dial_udp};
+pub use datagram_socket::{DatagramSocket, can_ping, dial_echo, dial_udp};
+pub use datagrams::splice_datagrams;
+pub use dial::dial_tcp;
 pub use forward::forward;
-pub use frames::{
-    FrameReceiver, FrameSender, FrameStream, Outgoing, OutgoingResponse, StreamLost, incoming,
-    outgoing, outgoing_response,
-};
+pub use frames::{FrameReceiver, FrameSender, FrameStream, StreamLost};
+pub(crate) use frames::{Outgoing, incoming, outgoing};
+pub use meter::FlowMeter;
 pub use splice::{abort_on_close, splice, splice_tcp};
-pub use udp::splice_udp;
 
 /// The most bytes that one `Data` frame carries: with its headers it fits one
 /// HTTP/2 frame.
@@ -43,6 +45,9 @@ pub enum RelayError {
     /// The other end reset the flow.
     #[error("the flow was reset by the other end")]
     Reset,
+    /// The other end could not dial.
+    #[error(transparent)]
+    Failed(DialFailure),
     #[error(transparent)]
     Lost(#[from] StreamLost),
     /// The other end breaks the protocol.
@@ -51,12 +56,6 @@ pub enum RelayError {
     /// The byte stream failed; the other end was told with `Reset`.
     #[error("the local end failed: {0}")]
     Local(#[source] io::Error),
-}
-
-impl From<Malformed> for StreamLost {
-    fn from(error: Malformed) -> Self {
-        Self::new(error.to_string())
-    }
 }
 
 #[cfg(test)]

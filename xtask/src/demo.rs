@@ -48,6 +48,7 @@ fn show() -> Result<()> {
         sample: true,
         images: true,
         kvpn: false,
+        services: false,
     })?;
     let laptop = lab.laptop(1)?;
     let before = laptop.host_state()?;

@@ -23,6 +23,9 @@ pub(crate) enum LabCommand {
         /// Bring kvpn's images to the node
         #[arg(long)]
         images: bool,
+        /// Deploy PostgreSQL, Redis, nginx, MariaDB and Knot
+        #[arg(long)]
+        services: bool,
     },
     /// Remove all of it
     Down,
@@ -81,11 +84,13 @@ pub(crate) fn run(command: LabCommand) -> Result<ExitCode> {
             kvpn,
             sample,
             images,
+            services,
         } => {
             let lab = Lab::up(Options {
                 sample,
                 kvpn,
                 images,
+                services,
             })?;
             progress::step("The lab is up");
             say(&lab.status())?;

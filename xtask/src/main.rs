@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod demo;
 mod deny;
+mod fuzz;
 mod generate;
 mod lab;
 mod test;
@@ -37,6 +39,11 @@ enum Task {
     Test(test::TestArgs),
     /// Check licences, bans and sources of dependencies with cargo-deny
     Deny,
+    /// Feed random bytes to all that reads bytes of others; needs cargo-fuzz and
+    /// a nightly toolchain
+    Fuzz(fuzz::FuzzArgs),
+    /// Measure kvpn beside the direct way and the raw pipe, on the lab
+    Bench(bench::BenchArgs),
     /// See kvpn at work on this machine, step by step
     Demo,
 }
@@ -59,6 +66,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Task::Generate { check } => generate::run(check).map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(&args),
         Task::Deny => deny::run(),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Demo => demo::run().map(|()| ExitCode::SUCCESS),
     }
 }

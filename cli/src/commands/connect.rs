@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
-use clap::Args;
-use kvpn_proto::v1::StatusResponse;
+use clap::{Args, ValueEnum};
+use kvpn_proto::v1::{StatusResponse, Transport};
 use kvpn_proto::{Failure, Reason};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -27,15 +27,38 @@ use crate::session_process::{self, Connected};
 /// only as long as the command runs, and the command's exit code is returned.
 #[derive(Args, Debug)]
 pub(crate) struct ConnectArgs {
+    #[command(flatten)]
+    pub(crate) tunnel: TunnelFlags,
     /// Command to run while connected
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 
+/// How the session reaches the traffic manager.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct TunnelFlags {
+    /// Way to the traffic manager [default: auto]
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(crate) transport: Option<TransportChoice>,
+    /// Connections to the traffic manager, over which flows spread
+    #[arg(long, value_name = "COUNT", hide = true)]
+    pub(crate) connections: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportChoice {
+    /// proxy, or port-forward where that is refused or leads nowhere
+    Auto,
+    /// The API server's services/proxy
+    Proxy,
+    /// A port-forward to the traffic manager's pod; slower
+    PortForward,
+}
+
 pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, Ended> {
     // Before anything is started, so that nothing started is left behind.
     let mut interrupts = Interrupts::listen()?;
-    let connection = connect(flags, &mut interrupts).await?;
+    let connection = connect(flags, &args.tunnel, &mut interrupts).await?;
     let Some((program, arguments)) = args.command.split_first() else {
         output::print(&connection, flags.output)?;
         return Ok(ExitCode::SUCCESS);
@@ -57,10 +80,14 @@ pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, E
     Ok(ExitCode::from(outcome?))
 }
 
-async fn connect(flags: &Flags, interrupts: &mut Interrupts) -> Result<Connection, Ended> {
+async fn connect(
+    flags: &Flags,
+    tunnel: &TunnelFlags,
+    interrupts: &mut Interrupts,
+) -> Result<Connection, Ended> {
     let progress = Progress::start("connecting");
     let running = tokio::select! {
-        running = running(flags) => running?,
+        running = running(flags, tunnel) => running?,
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };
     if let Some(connection) = running {
@@ -70,7 +97,7 @@ async fn connect(flags: &Flags, interrupts: &mut Interrupts) -> Result<Connectio
         context,
         namespace,
         server,
-    } = session_process::start(flags, &Place::of_user(), interrupts, &progress).await?;
+    } = session_process::start(flags, tunnel, &Place::of_user(), interrupts, &progress).await?;
     Ok(Connection {
         connected: true,
         already_connected: false,
@@ -81,13 +108,14 @@ async fn connect(flags: &Flags, interrupts: &mut Interrupts) -> Result<Connectio
 }
 
 /// The connection that there is already, which must be the wanted one.
-async fn running(flags: &Flags) -> Result<Option<Connection>, Failure> {
+async fn running(flags: &Flags, tunnel: &TunnelFlags) -> Result<Option<Connection>, Failure> {
     let Some(session) = Session::find().await? else {
         return Ok(None);
     };
     let status = session.status().await?;
     session::check_selected(flags, &status)?;
     check_namespaces(flags, &status)?;
+    check_transport(tunnel, &status)?;
     Ok(Some(Connection {
         connected: true,
         already_connected: true,
@@ -111,6 +139,23 @@ fn check_namespaces(flags: &Flags, status: &StatusResponse) -> Result<(), Failur
         Reason::AlreadyConnected,
         format!(
             "already connected to context {} with {what} {own}",
+            status.context
+        ),
+        "run `kvpn quit` to end that connection first",
+    ))
+}
+
+/// Refuses a session that goes another way than the flag names.
+fn check_transport(tunnel: &TunnelFlags, status: &StatusResponse) -> Result<(), Failure> {
+    let (wanted, own) = match (tunnel.transport, status.transport()) {
+        (Some(TransportChoice::Proxy), Transport::PortForward) => ("proxy", "port-forward"),
+        (Some(TransportChoice::PortForward), Transport::Proxy) => ("port-forward", "proxy"),
+        (Some(_) | None, _) => return Ok(()),
+    };
+    Err(Failure::new(
+        Reason::AlreadyConnected,
+        format!(
+            "already connected to context {} by {own}, not by {wanted}",
             status.context
         ),
         "run `kvpn quit` to end that connection first",
@@ -195,6 +240,30 @@ mod tests {
             let failure = check_namespaces(&other, &status).unwrap_err();
             assert_eq!(failure.reason, Reason::AlreadyConnected);
         }
+    }
+
+    #[test]
+    fn running_session_must_go_the_way_that_is_asked_for() {
+        let status = StatusResponse {
+            transport: Transport::PortForward.into(),
+            ..StatusResponse::default()
+        };
+        let check = |transport| {
+            let tunnel = TunnelFlags {
+                transport,
+                ..TunnelFlags::default()
+            };
+            check_transport(&tunnel, &status)
+        };
+        for fits in [
+            None,
+            Some(TransportChoice::Auto),
+            Some(TransportChoice::PortForward),
+        ] {
+            assert_eq!(check(fits), Ok(()));
+        }
+        let failure = check(Some(TransportChoice::Proxy)).unwrap_err();
+        assert_eq!(failure.reason, Reason::AlreadyConnected);
     }
 
     #[test]

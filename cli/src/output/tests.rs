@@ -1,6 +1,9 @@
 //! Snapshots of every result in every format.
 
+use kvpn_proto::v1::{self, FlowDirection, FlowState};
+
 use super::*;
+use crate::rates::Rate;
 
 fn engagement() -> EngagementStatus {
     EngagementStatus {
@@ -40,6 +43,7 @@ fn status() -> StatusResponse {
         chart_version: "0.1.0".into(),
         session_version: "0.1.0".into(),
         link: Link::Up.into(),
+        transport: Transport::Proxy.into(),
         device: "kvpn0".into(),
         addresses: vec!["198.18.0.1".into(), "fd6b:7670:6e::1".into()],
         pod_subnets: vec!["10.244.0.0/16".into(), "fd00:10:244::/56".into()],
@@ -50,6 +54,9 @@ fn status() -> StatusResponse {
         bytes_received: 123_456_789,
         engagements: vec![engagement()],
         connected_at: 1_764_000_000,
+        flows_total: 17,
+        dials_failed: 1,
+        datagrams_dropped: 3,
     }
 }
 
@@ -165,6 +172,57 @@ fn workloads_are_printed() {
     );
     let none = Workloads::from(ListResponse::default());
     assert_eq!(none.text(), "");
+}
+
+#[test]
+fn flows_are_printed() {
+    let flow = |id, direction: FlowDirection, state: FlowState| v1::Flow {
+        id,
+        direction: direction.into(),
+        protocol: "TCP".into(),
+        host: "198.18.0.1:40000".into(),
+        cluster: "10.96.0.7:80".into(),
+        state: state.into(),
+        started_at: 1_764_000_000_000,
+        ..v1::Flow::default()
+    };
+    let flows = vec![
+        v1::Flow {
+            name: "web.shop".into(),
+            kind: "service".into(),
+            namespace: "shop".into(),
+            object: "web".into(),
+            bytes_sent: 4096,
+            bytes_received: 123_456_789,
+            rtt_microseconds: 1_730,
+            ..flow(1, FlowDirection::ToCluster, FlowState::HalfClosed)
+        },
+        v1::Flow {
+            host: "127.0.0.1:8080".into(),
+            cluster: "10.244.0.9:52000".into(),
+            kind: "pod".into(),
+            namespace: "shop".into(),
+            object: "web-1".into(),
+            engagement: "web-k2x9p".into(),
+            rtt_microseconds: 90,
+            ..flow(2, FlowDirection::ToLaptop, FlowState::Open)
+        },
+        v1::Flow {
+            protocol: "ICMP".into(),
+            host: "fd6b:7670:6e::1".into(),
+            cluster: "fd00:244::7".into(),
+            ..flow(3, FlowDirection::ToCluster, FlowState::Open)
+        },
+        v1::Flow {
+            reason: "host_unreachable".into(),
+            ..flow(4, FlowDirection::ToCluster, FlowState::Failed)
+        },
+    ];
+    let rate = Rate {
+        sent: 1_000,
+        received: 2_000_000,
+    };
+    assert_output!("flows", Flows::new(flows, &[(1, rate)].into()));
 }
 
 #[test]

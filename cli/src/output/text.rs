@@ -54,8 +54,9 @@ impl ConnectionDetails {
             self.manager_namespace
         );
         let traffic = format!(
-            "{} open, {} sent, {} received",
+            "{} open of {}, {} sent, {} received",
             self.open_flows,
+            self.flows_total,
             BinaryBytes(self.bytes_sent),
             BinaryBytes(self.bytes_received)
         );
@@ -63,7 +64,7 @@ impl ConnectionDetails {
             ("Server", self.server.clone()),
             ("User", self.user.clone()),
             ("Session", self.session.clone()),
-            ("Link", self.link.to_owned()),
+            ("Link", format!("{} by {}", self.link, self.transport)),
             ("Traffic manager", manager),
             ("Chart", or_unknown(&self.versions.chart).to_owned()),
             (
@@ -187,6 +188,6 @@ fn or_unknown(text: &str) -> &str {
     if text.is_empty() { "unknown" } else { text }
 }
 
-fn or_dash(text: String) -> String {
+pub(super) fn or_dash(text: String) -> String {
     if text.is_empty() { "-".into() } else { text }
 }

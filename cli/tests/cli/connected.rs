@@ -2,9 +2,11 @@
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::timeout;
 
 use crate::fake_session::FakeSession;
-use crate::kvpn::{User, finish, send, wait_for};
+use crate::kvpn::{DEADLINE, User, finish, send, wait_for};
 use crate::starting::{ready, say};
 
 #[tokio::test]
@@ -244,4 +246,90 @@ async fn terminated_kvpn_terminates_its_command_and_quits() {
     send(&kvpn, Signal::SIGTERM);
     assert_eq!(finish(kvpn).await.code, 143);
     assert_eq!(session.calls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn flows_are_a_table_with_what_moves_now() {
+    let user = User::new();
+    let _session = FakeSession::start(&user);
+    let finished = user.run("flows").await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    let lines: Vec<Vec<&str>> = finished
+        .stdout
+        .lines()
+        .map(|line| {
+            line.split("  ")
+                .map(str::trim)
+                .filter(|it| !it.is_empty())
+                .collect()
+        })
+        .collect();
+    let header = [
+        "NAME", "TARGET", "PROTOCOL", "SENT", "RECEIVED", "RATE", "RTT", "STATE",
+    ];
+    assert_eq!(lines[0], header);
+    assert_eq!(
+        (lines[1][0], lines[1][1], lines[1][3]),
+        ("web.shop:8080", "shop/pod/web-1", "2.50 KiB")
+    );
+    assert_eq!((lines[1][6], lines[1][7]), ("1.2 ms", "open"));
+    assert_eq!((lines[2][0], lines[2][7]), ("10.244.0.7:8080", "dialling"));
+
+    let json = user.run("flows -o json").await;
+    let result: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let flow = &result["flows"][0];
+    assert_eq!(flow["target"]["name"], "web-1");
+    let rate = flow["bytesSentPerSecond"].as_u64().unwrap();
+    // 512 bytes in half a second or, on a busy machine, longer.
+    assert!((1..=1_100).contains(&rate), "{rate}");
+}
+
+#[tokio::test]
+async fn watched_flows_are_a_line_of_json_a_look_until_interrupted() {
+    let user = User::new();
+    let _session = FakeSession::start(&user);
+    let mut kvpn = user.command("flows --watch -o json").spawn().unwrap();
+    let stdout = kvpn.stdout.take().unwrap();
+    let mut lines = BufReader::new(stdout).lines();
+    for sent in [2048, 2560] {
+        let line = timeout(DEADLINE, lines.next_line()).await.unwrap();
+        let look: serde_json::Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
+        assert_eq!(look["flows"][0]["bytesSent"], sent);
+    }
+    send(&kvpn, Signal::SIGINT);
+    assert_eq!(finish(kvpn).await.code, 130);
+}
+
+#[tokio::test]
+async fn watch_ends_when_nobody_reads_any_more() {
+    let user = User::new();
+    let _session = FakeSession::start(&user);
+    let mut kvpn = user.command("flows --watch").spawn().unwrap();
+    drop(kvpn.stdout.take());
+    assert_eq!(finish(kvpn).await.code, 0);
+}
+
+#[tokio::test]
+async fn doctor_joins_what_kvpnd_and_the_session_find() {
+    let user = User::new();
+    let _session = FakeSession::start(&user);
+    user.install_daemon(
+        r#"echo "$@" > arguments
+echo '{"name":"Root daemon","outcome":"ok","message":"version 0.1.0 runs"}'
+echo '{"name":"Routes","outcome":"warning","message":"they overlap","nextStep":"leave"}'"#,
+    );
+    let finished = user.run("doctor --context dev -n shop").await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    assert_eq!(
+        finished.stdout,
+        "ok       Root daemon: version 0.1.0 runs\n\
+         warning  Routes: they overlap\n         hint: leave\n\
+         ok       Connection: connected to context dev, namespace shop\n\
+         ok       Tunnel: round trip 1.2 ms\n"
+    );
+    let arguments = std::fs::read_to_string(user.path("arguments")).unwrap();
+    assert_eq!(
+        arguments,
+        "check --context dev --namespace shop --manager-namespace kvpn\n"
+    );
 }

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use kvpn_proto::check::Check;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::session_server::{self, SessionServer};
 use kvpn_proto::v1::{
-    EngagementStatus, InterceptRequest, InterceptResponse, LeaveRequest, LeaveResponse, Link,
-    ListRequest, ListResponse, PortMapping, QuitRequest, QuitResponse, StatusRequest,
+    DiagnoseRequest, DiagnoseResponse, EngagementStatus, Flow, FlowDirection, FlowState,
+    FlowsRequest, FlowsResponse, InterceptRequest, InterceptResponse, LeaveRequest, LeaveResponse,
+    Link, ListRequest, ListResponse, PortMapping, QuitRequest, QuitResponse, StatusRequest,
     StatusResponse, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
@@ -40,6 +43,7 @@ impl FakeSession {
             socket,
             cancelled: user.path("cancelled"),
             waiting: user.path("waiting"),
+            looks: AtomicU64::new(0),
         };
         let server = tokio::spawn(async {
             tonic::transport::Server::builder()
@@ -70,6 +74,8 @@ struct Service {
     cancelled: PathBuf,
     /// Written when an intercept waits.
     waiting: PathBuf,
+    /// How often flows were looked at.
+    looks: AtomicU64,
 }
 
 impl Service {
@@ -187,6 +193,46 @@ impl session_server::Session for Service {
         ));
         Ok(Response::new(LeaveResponse {
             ended: vec![engagement()],
+        }))
+    }
+
+    /// The second look finds the first flow with 512 bytes more.
+    async fn flows(&self, _: Request<FlowsRequest>) -> Result<Response<FlowsResponse>, Status> {
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        let flow = |id, state: FlowState| Flow {
+            id,
+            direction: FlowDirection::ToCluster.into(),
+            protocol: "TCP".into(),
+            host: format!("198.18.0.1:4000{id}"),
+            cluster: "10.244.0.7:8080".into(),
+            kind: "pod".into(),
+            namespace: "shop".into(),
+            object: "web-1".into(),
+            state: state.into(),
+            started_at: 1_764_000_000_000,
+            ..Flow::default()
+        };
+        Ok(Response::new(FlowsResponse {
+            flows: vec![
+                Flow {
+                    name: "web.shop".into(),
+                    bytes_sent: 2048 + 512 * looks,
+                    bytes_received: 1 << 20,
+                    rtt_microseconds: 1_250,
+                    ..flow(1, FlowState::Open)
+                },
+                flow(2, FlowState::Dialling),
+            ],
+        }))
+    }
+
+    async fn diagnose(
+        &self,
+        _: Request<DiagnoseRequest>,
+    ) -> Result<Response<DiagnoseResponse>, Status> {
+        let check = Check::ok("Tunnel", "round trip 1.2 ms");
+        Ok(Response::new(DiagnoseResponse {
+            checks: vec![serde_json::to_string(&check).unwrap()],
         }))
     }
 

@@ -33,6 +33,8 @@ async fn commands_that_need_a_connection_say_so() {
     let user = User::new();
     for command in [
         "list",
+        "flows",
+        "flows --watch",
         "leave",
         "leave web",
         "leave --all",
@@ -142,4 +144,39 @@ async fn missing_kvpnd_is_told() {
     assert_eq!(finished.code, 10);
     let error = "error: cannot find the program kvpnd\n";
     assert!(finished.stderr.starts_with(error), "{finished:?}");
+}
+
+#[tokio::test]
+async fn doctor_tells_the_first_failure_by_its_exit_code() {
+    let user = User::new();
+    user.install_daemon(
+        r#"echo '{"name":"Root daemon","outcome":"failure","reason":"DaemonNotRunning","message":"it does not run","nextStep":"start it"}'
+echo '{"name":"Kubeconfig","outcome":"failure","reason":"NoKubeconfig","message":"there is none","nextStep":"get one"}'"#,
+    );
+    let text = user.run("doctor").await;
+    assert_eq!(text.code, 10, "{text:?}");
+    assert_eq!(text.stderr, "");
+    assert_eq!(
+        text.stdout,
+        "failure  Root daemon: it does not run\n         hint: start it\n\
+         failure  Kubeconfig: there is none\n         hint: get one\n\
+         skipped  Connection: not connected\n"
+    );
+    let json = user.run("doctor -o json").await;
+    assert_eq!(json.code, 10);
+    let result: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(result["ok"], false);
+    assert_eq!(result["checks"][0]["reason"], "DaemonNotRunning");
+    assert_eq!(result["checks"][2]["outcome"], "skipped");
+}
+
+#[tokio::test]
+async fn doctor_without_a_fitting_kvpnd_says_so() {
+    let user = User::new();
+    let missing = user.run("doctor").await;
+    assert_eq!(missing.code, 10, "{missing:?}");
+    assert!(missing.stdout.starts_with("failure  Program kvpnd: "));
+    user.install_daemon("echo 'error: unrecognized subcommand' >&2; exit 2");
+    let old = user.run("doctor").await;
+    assert_eq!(old.code, 26, "{old:?}");
 }

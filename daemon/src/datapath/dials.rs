@@ -1,5 +1,6 @@
 //! Connections that agents intercept, handled by a local process.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget, Protocol, port};
@@ -8,8 +9,9 @@ use kvpn_tunnel::relay::{self, FrameSender, FrameStream};
 use tokio::net::TcpStream;
 use tracing::{Instrument, debug, debug_span, warn};
 
+use super::registry::{FlowAbout, FlowRecord, FlowRegistry, Intercepted};
 use crate::session::engagements::Engagements;
-use crate::session::manager::Client;
+use crate::session::manager::FlowClient;
 
 /// How long the local handler may take to accept.
 const LOCAL_DEADLINE: Duration = Duration::from_secs(5);
@@ -19,7 +21,12 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Answers one dial: connects to the local address that the user named for it,
 /// and to no other.
-pub(crate) async fn answer(client: Client, dial: v1::WatchDialsResponse, engagements: Engagements) {
+pub(crate) async fn answer(
+    client: FlowClient,
+    dial: v1::WatchDialsResponse,
+    engagements: Engagements,
+    registry: FlowRegistry,
+) {
     let span = debug_span!(
         "dial",
         id = dial.dial_id,
@@ -27,28 +34,34 @@ pub(crate) async fn answer(client: Client, dial: v1::WatchDialsResponse, engagem
         port = dial.container_port,
         pod = dial.pod
     );
-    handle(client, dial, engagements).instrument(span).await;
+    let target = target(&dial, &engagements);
+    let about = target.as_ref().ok().and_then(|local| about(&dial, *local));
+    let record = about.map(|about| registry.begin(about));
+    handle(client, dial, target, record).instrument(span).await;
 }
 
-async fn handle(mut client: Client, dial: v1::WatchDialsResponse, engagements: Engagements) {
-    let (sender, outgoing) = relay::outgoing();
-    let open = Frame::Open(OpenTarget::Dial(dial.dial_id.clone()));
-    if let Err(error) = sender.send(open).await {
-        return debug!(%error, "Dial cannot be answered");
-    }
-    // The answer waits for no response: the agent's client waits for it.
-    let (response, answered) = tokio::join!(
-        client.tunnel(outgoing),
-        connect_and_tell(&dial, &engagements, &sender)
-    );
-    let receiver = match response {
-        Ok(response) => relay::incoming(response.into_inner()),
-        Err(status) => return debug!(error = status.message(), "Dial cannot be answered"),
-    };
+async fn handle(
+    place: FlowClient,
+    dial: v1::WatchDialsResponse,
+    target: Result<SocketAddr, DialFailure>,
+    record: Option<FlowRecord>,
+) {
+    let FrameStream { sender, receiver } =
+        place.carry(Frame::Open(OpenTarget::Dial(dial.dial_id.clone())));
+    let answered = connect_and_tell(target, &sender).await;
     let frames = FrameStream { sender, receiver };
     match answered {
-        Ok(socket) => carry(socket, frames).await,
+        Ok(socket) => {
+            let frames = match &record {
+                Some(record) => record.opened(frames),
+                None => frames,
+            };
+            carry(socket, frames).await;
+        }
         Err(failure) => {
+            if let Some(record) = record {
+                record.failed(failure.error);
+            }
             warn!(error = %failure, "Intercepted connection is left to the pod");
             finish(frames).await;
         }
@@ -56,11 +69,13 @@ async fn handle(mut client: Client, dial: v1::WatchDialsResponse, engagements: E
 }
 
 async fn connect_and_tell(
-    dial: &v1::WatchDialsResponse,
-    engagements: &Engagements,
+    target: Result<SocketAddr, DialFailure>,
     sender: &FrameSender,
 ) -> Result<TcpStream, DialFailure> {
-    let outcome = connect(dial, engagements).await;
+    let outcome = match target {
+        Ok(local) => relay::dial_tcp(local, LOCAL_DEADLINE).await,
+        Err(failure) => Err(failure),
+    };
     let frame = match &outcome {
         Ok(_) => Frame::Opened,
         Err(failure) => Frame::Failed(failure.clone()),
@@ -71,23 +86,37 @@ async fn connect_and_tell(
     }
 }
 
-async fn connect(
+/// The local address that the user named for a dial.
+fn target(
     dial: &v1::WatchDialsResponse,
     engagements: &Engagements,
-) -> Result<TcpStream, DialFailure> {
+) -> Result<SocketAddr, DialFailure> {
     let refused = |detail: &str| DialFailure::new(DialError::Refused, detail);
     if Protocol::try_from(dial.protocol()) != Ok(Protocol::Tcp) {
         return Err(refused("only TCP is handled"));
     }
     let container_port = port(dial.container_port).map_err(|error| refused(&error.to_string()))?;
-    let local = engagements
+    engagements
         .local(
             &dial.engagement_namespace,
             &dial.engagement_name,
             container_port,
         )
-        .ok_or_else(|| refused("this session does not engage that port"))?;
-    relay::dial_tcp(local, LOCAL_DEADLINE).await
+        .ok_or_else(|| refused("this session does not engage that port"))
+}
+
+/// What people are told of a dial; nothing when its source is malformed.
+fn about(dial: &v1::WatchDialsResponse, local: SocketAddr) -> Option<FlowAbout> {
+    Some(FlowAbout {
+        protocol: Protocol::try_from(dial.protocol()).ok()?.into(),
+        host: local,
+        cluster: dial.source.clone()?.try_into().ok()?,
+        intercepted: Some(Intercepted {
+            namespace: dial.engagement_namespace.clone(),
+            engagement: dial.engagement_name.clone(),
+            pod: dial.pod.clone(),
+        }),
+    })
 }
 
 async fn carry(socket: TcpStream, frames: FrameStream) {

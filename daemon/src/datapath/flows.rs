@@ -5,31 +5,35 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget, Protocol};
-use kvpn_tunnel::flow::{FiveTuple, is_routable};
+use kvpn_tunnel::flow::is_routable;
 use kvpn_tunnel::host;
-use kvpn_tunnel::netstack::{NewFlow, PendingTcp, UdpFlow};
-use kvpn_tunnel::relay::{self, FrameStream};
+use kvpn_tunnel::netstack::{EchoFlow, NewFlow, PendingTcp, UdpFlow};
+use kvpn_tunnel::relay::{FrameStream, RelayError};
 use tokio::task::JoinSet;
 use tracing::debug;
 
-use crate::session::manager::Manager;
+use super::registry::{FlowRecord, FlowRegistry};
+use crate::session::manager::{FlowClient, Manager};
 
-/// How long the far side may take to answer a dial.
-const DIAL_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the far side may take to answer a dial: longer than the traffic
+/// manager and the host do, for a SYN that stays unanswered.
+const DIAL_DEADLINE: Duration = Duration::from_secs(140);
 
 /// Carries flows; dropping it ends them all.
 pub(super) struct Carrier {
     manager: Manager,
     own: Vec<IpAddr>,
+    registry: FlowRegistry,
     flows: JoinSet<()>,
 }
 
 impl Carrier {
     /// `own` are the host's addresses on the TUN.
-    pub(super) fn new(manager: Manager, own: Vec<IpAddr>) -> Self {
+    pub(super) fn new(manager: Manager, own: Vec<IpAddr>, registry: FlowRegistry) -> Self {
         Self {
             manager,
             own,
+            registry,
             flows: JoinSet::new(),
         }
     }
@@ -37,14 +41,21 @@ impl Carrier {
     pub(super) fn carry(&mut self, flow: NewFlow) {
         let manager = self.manager.clone();
         match flow {
-            NewFlow::Tcp(pending) if self.is_foreign(&pending.five_tuple()) => {
-                self.flows.spawn(carry_tcp(pending, manager));
+            NewFlow::Tcp(pending) if self.is_foreign(pending.five_tuple().cluster.ip()) => {
+                let record = self.registry.begin(pending.five_tuple().into());
+                self.flows.spawn(carry_tcp(pending, manager, record));
             }
-            NewFlow::Udp(flow) if self.is_foreign(&flow.five_tuple()) => {
-                self.flows.spawn(carry_udp(flow, manager));
+            NewFlow::Udp(flow) if self.is_foreign(flow.five_tuple().cluster.ip()) => {
+                let record = self.registry.begin(flow.five_tuple().into());
+                self.flows.spawn(carry_udp(flow, manager, record));
+            }
+            NewFlow::Echo(flow) if self.is_foreign(flow.id().cluster) => {
+                let record = self.registry.begin(flow.id().into());
+                self.flows.spawn(carry_echo(flow, manager, record));
             }
             NewFlow::Tcp(pending) => pending.refuse(DialError::Prohibited, Instant::now()),
             NewFlow::Udp(flow) => flow.unreachable(DialError::Prohibited, Instant::now()),
+            NewFlow::Echo(flow) => flow.unreachable(DialError::Prohibited, Instant::now()),
         }
     }
 
@@ -54,17 +65,17 @@ impl Carrier {
     }
 
     /// A flow to the host itself would come back for ever.
-    fn is_foreign(&self, flow: &FiveTuple) -> bool {
-        let destination = flow.cluster.ip();
+    fn is_foreign(&self, destination: IpAddr) -> bool {
         is_routable(destination) && !self.own.contains(&destination)
     }
 }
 
-async fn carry_tcp(pending: PendingTcp, manager: Manager) {
+async fn carry_tcp(pending: PendingTcp, manager: Manager, record: FlowRecord) {
     let five_tuple = pending.five_tuple();
-    let frames = match dial(&manager, Protocol::Tcp, five_tuple.cluster).await {
-        Ok(frames) => frames,
+    let (frames, _place) = match dial(&manager, Protocol::Tcp, five_tuple.cluster).await {
+        Ok((frames, place)) => (record.opened(frames), place),
         Err(failure) => {
+            record.failed(failure.error);
             debug!(flow = %five_tuple, error = %failure, "Dial failed");
             return pending.refuse(failure.error, Instant::now());
         }
@@ -76,55 +87,80 @@ async fn carry_tcp(pending: PendingTcp, manager: Manager) {
     }
 }
 
-async fn carry_udp(flow: UdpFlow, manager: Manager) {
+async fn carry_udp(flow: UdpFlow, manager: Manager, record: FlowRecord) {
     let five_tuple = flow.five_tuple();
-    let frames = match dial(&manager, Protocol::Udp, five_tuple.cluster).await {
-        Ok(frames) => frames,
+    let target = OpenTarget::Destination {
+        protocol: Protocol::Udp,
+        address: five_tuple.cluster,
+    };
+    let (frames, _place) = match open(&manager, target) {
+        Ok((frames, place)) => (record.metered(frames), place),
         Err(failure) => {
-            debug!(flow = %five_tuple, error = %failure, "Dial failed");
+            record.failed(failure.error);
+            debug!(flow = %five_tuple, error = %failure, "Flow cannot be opened");
             return flow.unreachable(failure.error, Instant::now());
         }
     };
-    match host::splice_udp(flow, frames).await {
+    match host::splice_udp(&flow, frames, || record.answered()).await {
         Ok(moved) => debug!(flow = %five_tuple, moved.sent, moved.received, "Flow ended"),
+        Err(RelayError::Failed(failure)) => {
+            record.failed(failure.error);
+            debug!(flow = %five_tuple, error = %failure, "Dial failed");
+        }
         Err(error) => debug!(flow = %five_tuple, %error, "Flow broke"),
     }
 }
 
+async fn carry_echo(flow: EchoFlow, manager: Manager, record: FlowRecord) {
+    let cluster = flow.id().cluster;
+    let (frames, _place) = match open(&manager, OpenTarget::Echo(cluster)) {
+        Ok((frames, place)) => (record.metered(frames), place),
+        Err(failure) => {
+            record.failed(failure.error);
+            debug!(%cluster, error = %failure, "Ping cannot be sent");
+            return flow.unreachable(failure.error, Instant::now());
+        }
+    };
+    if let Err(error) = host::splice_echo(&flow, frames).await {
+        debug!(%cluster, %error, "Ping broke");
+    }
+}
+
 /// Opens a stream for a flow; ready when the far side has answered the dial.
+/// The flow counts on its connection until the client is dropped.
 async fn dial(
     manager: &Manager,
     protocol: Protocol,
     address: SocketAddr,
-) -> Result<FrameStream, DialFailure> {
-    let lost = |detail: String| DialFailure::new(DialError::TunnelLost, detail);
-    let mut client = manager
-        .client()
-        .ok_or_else(|| lost("the tunnel is down".into()))?;
-    let opening = async {
-        let (sender, outgoing) = relay::outgoing();
-        let open = OpenTarget::Destination { protocol, address };
-        sender
-            .send(Frame::Open(open))
-            .await
-            .map_err(|error| lost(error.to_string()))?;
-        let response = client
-            .tunnel(outgoing)
-            .await
-            .map_err(|status| lost(status.message().to_owned()))?;
-        let mut receiver = relay::incoming(response.into_inner());
-        match receiver.recv().await {
-            Some(Ok(Frame::Opened)) => Ok(FrameStream { sender, receiver }),
-            Some(Ok(Frame::Failed(failure))) => Err(failure),
-            Some(Ok(Frame::Reset)) => Err(DialFailure::new(DialError::Refused, "reset")),
-            Some(Ok(Frame::Open(_) | Frame::Data(_) | Frame::Fin)) => {
-                Err(lost("the traffic manager breaks the protocol".into()))
-            }
-            Some(Err(error)) => Err(lost(error.to_string())),
-            None => Err(lost("the stream ended early".into())),
-        }
+) -> Result<(FrameStream, FlowClient), DialFailure> {
+    let target = OpenTarget::Destination { protocol, address };
+    let (mut frames, place) = open(manager, target)?;
+    let answered = tokio::time::timeout(DIAL_DEADLINE, frames.receiver.recv()).await;
+    let Ok(answer) = answered else {
+        return Err(DialFailure::new(DialError::TimedOut, "no answer in time"));
     };
-    tokio::time::timeout(DIAL_DEADLINE, opening)
-        .await
-        .unwrap_or_else(|_| Err(DialFailure::new(DialError::TimedOut, "no answer in time")))
+    match answer {
+        Some(Ok(Frame::Opened)) => Ok((frames, place)),
+        Some(Ok(Frame::Failed(failure))) => Err(failure),
+        Some(Ok(Frame::Reset)) => Err(DialFailure::new(DialError::Refused, "reset")),
+        Some(Ok(Frame::Open(_) | Frame::Data(_) | Frame::Whole(_) | Frame::Fin)) => {
+            Err(lost("the traffic manager breaks the protocol"))
+        }
+        Some(Err(error)) => Err(lost(error.to_string())),
+        None => Err(lost("the stream ended early")),
+    }
+}
+
+/// Opens a stream for a flow, and waits for nothing: what is sent follows the
+/// `Open` at once, and the answer is the first frame to be received.
+fn open(manager: &Manager, target: OpenTarget) -> Result<(FrameStream, FlowClient), DialFailure> {
+    let place = manager
+        .flow_client()
+        .ok_or_else(|| lost("the tunnel is down"))?;
+    let frames = place.carry(Frame::Open(target));
+    Ok((frames, place))
+}
+
+fn lost(detail: impl Into<String>) -> DialFailure {
+    DialFailure::new(DialError::TunnelLost, detail)
 }

@@ -1,12 +1,18 @@
-//! The TUN device's descriptor: batches of packets in, single packets out.
+//! The TUN device's descriptor: batches of packets in, single packets out, each
+//! after a `virtio_net_hdr` (linux/virtio_net.h), which says whether its
+//! checksum is complete.
+//!
+//! The kernel may give us several segments of a connection as one long packet;
+//! TCP takes that for one long segment.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kvpn_tunnel::netstack::{Netstack, PacketSink};
+use kvpn_tunnel::packet::{Checksum, TCP_CHECKSUM_OFFSET, tcp_offset};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::Interest;
@@ -15,8 +21,14 @@ use tracing::trace;
 
 use super::flows::Carrier;
 
-/// The longest packet, in bytes.
-const MAX_PACKET: usize = 65_536;
+/// Length of a `virtio_net_hdr`.
+const HEADER: usize = 10;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
+const NEEDS_CHECKSUM: u8 = 1;
+
+/// The longest packet and its header, in bytes.
+const MAX_READ: usize = HEADER + 65_536;
 
 /// How many packets are taken before others get their turn.
 const BATCH: usize = 64;
@@ -56,11 +68,24 @@ fn watch(device: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
 }
 
 impl PacketSink for Sink {
-    fn send(&self, packet: &[u8]) {
-        if let Err(error) = nix::unistd::write(&self.0, packet) {
+    fn send(&self, packet: &[u8], checksum: Checksum) {
+        let header = header(packet, checksum);
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+        if let Err(error) = nix::sys::uio::writev(&self.0, &parts) {
             trace!(%error, length = packet.len(), "Packet for the host dropped");
         }
     }
+}
+
+fn header(packet: &[u8], checksum: Checksum) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    if checksum == Checksum::Partial {
+        // The fields are of the machine's own byte order.
+        header[0] = NEEDS_CHECKSUM;
+        header[6..8].copy_from_slice(&(tcp_offset(packet) as u16).to_ne_bytes());
+        header[8..10].copy_from_slice(&(TCP_CHECKSUM_OFFSET as u16).to_ne_bytes());
+    }
+    header
 }
 
 /// Gives packets to the netstack and new flows to the carrier, until the device
@@ -70,15 +95,20 @@ pub(super) async fn read(
     netstack: &Netstack,
     mut carrier: Carrier,
 ) -> io::Result<Infallible> {
-    let mut packet = vec![0; MAX_PACKET];
+    let mut buffer = vec![0; MAX_READ];
     loop {
         let mut ready = tun.device.readable().await?;
         for _ in 0..BATCH {
-            match nix::unistd::read(ready.get_inner(), &mut packet) {
+            match nix::unistd::read(ready.get_inner(), &mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => {
-                    let flow = netstack.handle_tun_packet(&packet[..length], Instant::now());
-                    if let Some(flow) = flow {
+                    let (header, packet) = buffer[..length].split_at(HEADER.min(length));
+                    let checksum = match header.first() {
+                        Some(flags) if flags & NEEDS_CHECKSUM != 0 => Checksum::Partial,
+                        Some(_) | None => Checksum::Complete,
+                    };
+                    if let Some(flow) = netstack.handle_tun_packet(packet, checksum, Instant::now())
+                    {
                         carrier.carry(flow);
                     }
                 }

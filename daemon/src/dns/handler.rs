@@ -11,6 +11,7 @@ use kvpn_tunnel::dns::ForwardError;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
+use super::asked::AskedNames;
 use super::names::{Route, classify};
 use super::rewrite;
 use super::upstream::{Question, Upstream};
@@ -27,14 +28,16 @@ const QUESTIONS: usize = 256;
 pub(super) struct Handler {
     manager: Manager,
     upstream: Upstream,
+    names: AskedNames,
     room: Semaphore,
 }
 
 impl Handler {
-    pub(super) fn new(manager: Manager, upstream: Upstream) -> Self {
+    pub(super) fn new(manager: Manager, upstream: Upstream, names: AskedNames) -> Self {
         Self {
             manager,
             upstream,
+            names,
             room: Semaphore::new(QUESTIONS),
         }
     }
@@ -48,7 +51,11 @@ impl Handler {
         let name = question.original().name();
         let route = classify(name, &self.manager.cluster().borrow());
         match route {
-            Route::Cluster => self.ask_cluster(request.as_slice().to_vec()).await,
+            Route::Cluster => {
+                let answer = self.ask_cluster(request.as_slice().to_vec()).await?;
+                self.names.note(name, &answer);
+                Some(answer)
+            }
             Route::Upstream => self.ask_upstream(question, request).await.ok(),
             Route::Completed(full) => self.ask_completed(question, &full, request).await,
         }
@@ -68,6 +75,7 @@ impl Handler {
         let mut answer = self.ask_cluster(query).await?;
         rewrite::answer(&mut answer, full, question.original().name());
         if answer.metadata.response_code != ResponseCode::NXDomain {
+            self.names.note(question.original().name(), &answer);
             return Some(answer);
         }
         match self.ask_upstream(question, request).await {

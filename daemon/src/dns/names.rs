@@ -88,6 +88,7 @@ mod tests {
             service_subnets: vec!["10.96.0.0/16".parse().unwrap()],
             domain: "cluster.local".into(),
             namespaces: ["shop".to_owned(), "default".to_owned()].into(),
+            ..ClusterInfo::default()
         }
     }
 

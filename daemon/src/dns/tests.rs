@@ -61,7 +61,9 @@ fn served_before(upstream: SocketAddr) -> Served {
     };
     // Our own address stands first, as it would after a crash.
     let upstreams = vec![udp_address, upstream];
-    let server = serve(vec![udp], vec![tcp], upstreams, Manager::down(cluster)).unwrap();
+    let manager = Manager::down(cluster);
+    let names = AskedNames::default();
+    let server = serve(vec![udp], vec![tcp], upstreams, manager, names).unwrap();
     Served {
         udp: udp_address,
         tcp: tcp_address,

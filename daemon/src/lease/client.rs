@@ -130,6 +130,19 @@ impl Lease {
     }
 }
 
+/// Asks the root daemon what it is and who holds a lease.
+pub(crate) async fn describe(socket: &Path) -> Result<v1::Described, Failure> {
+    let mut lease = Lease {
+        connection: connect(socket).await?,
+    };
+    match lease.call(Request::Describe(v1::Describe {})).await?.0 {
+        Reply::Described(described) => Ok(described),
+        Reply::Granted(_) | Reply::SubnetsSet(_) | Reply::Refused(_) => {
+            Err(broken("an answer to another question"))
+        }
+    }
+}
+
 async fn connect(socket: &Path) -> Result<Connection, Failure> {
     match timeout(DEADLINE, UnixStream::connect(socket)).await {
         Ok(Ok(stream)) => Ok(Connection::new(stream)),

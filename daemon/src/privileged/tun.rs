@@ -1,7 +1,7 @@
 //! The TUN device.
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
@@ -19,7 +19,8 @@ pub(super) struct Tun {
     pub(super) index: u32,
 }
 
-/// Makes the device; its descriptor carries plain IP packets and never blocks.
+/// Makes the device; its descriptor carries IP packets, each after a
+/// `virtio_net_hdr`, and never blocks.
 pub(super) fn create() -> io::Result<Tun> {
     // The kernel would attach us to somebody's persistent device of this name.
     if if_nametoindex(DEVICE).is_ok() {
@@ -29,16 +30,39 @@ pub(super) fn create() -> io::Result<Tun> {
         ));
     }
     let mut configuration = tun::configure();
-    configuration.tun_name(DEVICE).mtu(MTU);
+    configuration
+        .tun_name(DEVICE)
+        .mtu(MTU)
+        .platform_config(|linux| {
+            linux.vnet_hdr(true);
+        });
     let device = tun::create(&configuration).map_err(io::Error::other)?;
     let descriptor = own(device);
     let flags = OFlag::from_bits_retain(fcntl(&descriptor, FcntlArg::F_GETFL)?);
     fcntl(&descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    offload(&descriptor);
     Ok(Tun {
         descriptor,
         index: if_nametoindex(DEVICE)?,
     })
 }
+
+/// Lets the kernel leave checksums out and segments together. Where it will
+/// not, packets come as they would be on a wire.
+#[expect(unsafe_code, reason = "no crate wraps this request")]
+fn offload(device: &OwnedFd) {
+    // SAFETY: the request takes an integer, and the descriptor is open.
+    let taken = unsafe { set_offload(device.as_raw_fd(), OFFLOADS) };
+    if let Err(error) = taken {
+        tracing::info!(%error, "The TUN device offloads nothing");
+    }
+}
+
+// TUNSETOFFLOAD of linux/if_tun.h.
+nix::ioctl_write_int!(set_offload, b'T', 208);
+
+/// `TUN_F_CSUM`, `TUN_F_TSO4` and `TUN_F_TSO6` of linux/if_tun.h.
+const OFFLOADS: nix::sys::ioctl::ioctl_param_type = 0x01 | 0x02 | 0x04;
 
 #[expect(
     unsafe_code,

@@ -15,7 +15,9 @@ use tonic::{Request, Response, Status};
 use tracing::warn;
 
 use super::cluster::Cluster;
+use super::diagnose::diagnose;
 use super::engagements::{Engagements, Intercept};
+use super::flows::Flows;
 use super::manager::Manager;
 use super::workloads::{self, RequestedPort};
 use crate::datapath::Meter;
@@ -34,6 +36,7 @@ pub(crate) struct Api {
     pub(crate) manager: Manager,
     pub(crate) engagements: Engagements,
     pub(crate) meter: Meter,
+    pub(crate) flows: Flows,
     pub(crate) quit: mpsc::Sender<QuitRequest>,
 }
 
@@ -80,9 +83,14 @@ impl SessionService for Api {
             Some(_) => v1::Link::Up,
             None => v1::Link::Reconnecting,
         };
+        let transport = self
+            .manager
+            .transport()
+            .map_or(v1::Transport::Unspecified, v1::Transport::from);
         let versions = self.manager.versions();
         let info = self.manager.cluster().borrow().clone();
         let counters = self.meter.counters();
+        let totals = self.flows.totals();
         let connected_at = connected_at
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -98,6 +106,7 @@ impl SessionService for Api {
             chart_version: versions.chart,
             session_version: version::VERSION.to_owned(),
             link: link.into(),
+            transport: transport.into(),
             device: device.clone(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
             pod_subnets: info.pod_subnets.iter().map(ToString::to_string).collect(),
@@ -112,6 +121,9 @@ impl SessionService for Api {
             bytes_received: counters.bytes_from_cluster,
             engagements: self.engagements.statuses(),
             connected_at: i64::try_from(connected_at).unwrap_or(i64::MAX),
+            flows_total: totals.begun,
+            dials_failed: totals.dials_failed,
+            datagrams_dropped: counters.datagrams_dropped,
         }))
     }
 
@@ -169,6 +181,25 @@ impl SessionService for Api {
             .leave(self.namespace(&request.namespace), target)
             .await?;
         Ok(Response::new(v1::LeaveResponse { ended }))
+    }
+
+    async fn flows(
+        &self,
+        request: Request<v1::FlowsRequest>,
+    ) -> Result<Response<v1::FlowsResponse>, Status> {
+        Ok(Response::new(self.flows.look(request.get_ref()).await))
+    }
+
+    async fn diagnose(
+        &self,
+        _: Request<v1::DiagnoseRequest>,
+    ) -> Result<Response<v1::DiagnoseResponse>, Status> {
+        let checks = diagnose(&self.manager).await;
+        let checks = checks.iter().map(serde_json::to_string);
+        let checks: Result<_, _> = checks.collect();
+        Ok(Response::new(v1::DiagnoseResponse {
+            checks: checks.map_err(Failure::internal)?,
+        }))
     }
 
     async fn quit(

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use kvpn_proto::names;
 use nix::unistd::Uid;
 
+use super::transport::Choice;
+
 /// Connects this laptop to a cluster and stays until told to quit.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct SessionArgs {
@@ -26,6 +28,12 @@ pub(crate) struct SessionArgs {
     /// Unix socket of the root daemon.
     #[arg(long, value_name = "PATH", default_value = names::DAEMON_SOCKET)]
     pub(crate) daemon_socket: PathBuf,
+    /// The way to the traffic manager.
+    #[arg(long, value_enum, value_name = "WAY", default_value = "auto")]
+    pub(crate) transport: Choice,
+    /// Connections to the traffic manager, over which flows spread.
+    #[arg(long, value_name = "COUNT", default_value_t = 4, hide = true)]
+    pub(crate) connections: usize,
 }
 
 impl SessionArgs {

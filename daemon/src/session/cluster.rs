@@ -1,20 +1,18 @@
 //! The way to the API server.
 
+mod aside;
 mod explain;
+mod http_client;
 
 use std::time::Duration;
 
 use http::Uri;
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ConfigExt};
 use kube::core::Status;
 use kube::{Client, Config};
 use kvpn_proto::{Failure, Reason};
 use tokio::time::timeout;
-use tower::{BoxError, ServiceBuilder};
 
+use super::proxy::Proxy;
 use explain::{explain, explain_status, unreachable};
 
 /// How long the API server may take to accept a connection.
@@ -33,16 +31,24 @@ pub(crate) struct Cluster {
     /// URL of the API server, for people.
     pub(crate) server: String,
     uri: Uri,
+    proxy: Option<Proxy>,
     manager_namespace: String,
 }
 
 impl Cluster {
     /// Builds the client; exec plugins run here for the first time.
-    pub(crate) async fn new(config: Config, manager_namespace: &str) -> Result<Self, Failure> {
+    pub(crate) async fn new(
+        config: Config,
+        proxy: Option<Proxy>,
+        manager_namespace: &str,
+    ) -> Result<Self, Failure> {
         let uri = config.cluster_url.clone();
         let server = uri.to_string().trim_end_matches('/').to_owned();
         // Exec plugins block, and may take as long as a login takes.
-        let building = tokio::task::spawn_blocking(move || build(config));
+        let building = {
+            let proxy = proxy.clone();
+            tokio::task::spawn_blocking(move || http_client::build(config, proxy.as_ref()))
+        };
         let client = timeout(LOGIN_DEADLINE, building)
             .await
             .map_err(|_| login_too_long())?
@@ -52,6 +58,7 @@ impl Cluster {
             client,
             server,
             uri,
+            proxy,
             manager_namespace: manager_namespace.to_owned(),
         })
     }
@@ -64,13 +71,25 @@ impl Cluster {
     ) -> Result<T, Failure> {
         match timeout(REQUEST_DEADLINE, request).await {
             Ok(answer) => answer.map_err(|error| self.failure(&error)),
-            Err(_) => Err(unreachable(&self.server, "no answer in time")),
+            Err(_) => Err(self.told_with_proxy(unreachable(&self.server, "no answer in time"))),
         }
     }
 
     /// Explains an error of the API server.
     pub(crate) fn failure(&self, error: &kube::Error) -> Failure {
-        explain(error, &self.server)
+        self.told_with_proxy(explain(error, &self.server))
+    }
+
+    /// A server that cannot be reached may be the proxy's fault.
+    fn told_with_proxy(&self, mut failure: Failure) -> Failure {
+        if let (Some(proxy), Reason::ApiServerUnreachable) = (&self.proxy, failure.reason) {
+            failure.message += &format!(", through the proxy {}", proxy.uri);
+            failure.next_step = format!(
+                "check the proxy that the kubeconfig's proxy-url or HTTPS_PROXY names, and {}",
+                failure.next_step
+            );
+        }
+        failure
     }
 
     /// Explains a status that the API server answered.
@@ -114,44 +133,18 @@ impl Cluster {
         )
     }
 
-    /// The addresses of the API server; they must not be routed into the tunnel
-    /// that runs through it.
+    /// The addresses of the API server, or of the proxy to it; they must not be
+    /// routed into the tunnel that runs through it.
     pub(crate) async fn server_addresses(&self) -> Vec<std::net::IpAddr> {
-        let host = self.uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let port = self.uri.port_u16().unwrap_or(443);
+        let next = self.proxy.as_ref().map_or(&self.uri, |proxy| &proxy.uri);
+        let host = next.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = next.port_u16().unwrap_or(443);
         let lookup = tokio::net::lookup_host((host, port));
         match timeout(CONNECT_DEADLINE, lookup).await {
             Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
             Ok(Err(_)) | Err(_) => Vec::new(),
         }
     }
-}
-
-/// kube's own stack leaves Nagle's algorithm on, which would hold back small
-/// frames of the tunnel, and retries what should fail at once.
-fn build(mut config: Config) -> kube::Result<Client> {
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECT_DEADLINE);
-    if config.proxy_url.is_some() {
-        return Client::try_from(config);
-    }
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_DEADLINE));
-    // A watch may be silent for minutes: only the kernel notices a dead path.
-    connector.set_keepalive(Some(Duration::from_secs(15)));
-    connector.set_keepalive_interval(Some(Duration::from_secs(5)));
-    connector.set_keepalive_retries(Some(3));
-    let https = config.rustls_https_connector_with_connector(connector)?;
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(https);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
-        .service(http);
-    Ok(Client::new(service, config.default_namespace))
 }
 
 fn login_too_long() -> Failure {

@@ -15,6 +15,8 @@ pub(crate) struct ClusterInfo {
     /// Such as `cluster.local`.
     pub(crate) domain: String,
     pub(crate) namespaces: BTreeSet<String>,
+    /// Whether pings through the tunnel are answered.
+    pub(crate) ping_supported: bool,
 }
 
 impl ClusterInfo {
@@ -69,6 +71,7 @@ impl From<v1::WatchClusterResponse> for ClusterInfo {
                 .trim_matches('.')
                 .to_ascii_lowercase(),
             namespaces: message.namespaces.into_iter().collect(),
+            ping_supported: message.ping_supported,
         }
     }
 }
@@ -108,6 +111,7 @@ mod tests {
             service_subnets: vec!["10.96.0.0/16".into(), "fd00:96::/108".into()],
             cluster_domain: "cluster.local.".into(),
             namespaces: vec!["default".into(), "shop".into()],
+            ping_supported: true,
         })
     }
 

@@ -14,11 +14,14 @@ use super::args::SessionArgs;
 use super::cluster::Cluster;
 use super::engagements::Engagements;
 use super::events;
+use super::flows::Flows;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
-use super::manager::{Credentials, Greeting, Manager, supervise};
+use super::manager::{Credentials, Extra, Greeting, Manager, Opener, supervise};
+use super::transport::Transports;
+use crate::datapath::registry::FlowRegistry;
 use crate::datapath::{self, Datapath};
-use crate::dns::{self, NameServer};
+use crate::dns::{self, AskedNames, NameServer};
 use crate::lease::client::Lease;
 
 /// What is there once the host is in the cluster.
@@ -26,6 +29,8 @@ pub(crate) struct Connected {
     pub(crate) api: Api,
     pub(crate) host: Host,
     pub(crate) manager: Manager,
+    /// For when the user need not wait any more.
+    pub(crate) extra: Extra,
     pub(crate) engagements: Engagements,
     /// Ends only when the session cannot go on, with the reason.
     pub(crate) supervisor: AbortOnDropHandle<Failure>,
@@ -53,12 +58,15 @@ pub(crate) async fn connect(
 ) -> Result<Connected, Failure> {
     let Target {
         config,
+        proxy,
         context,
         namespace,
     } = kubeconfig::load(args).await?;
     let manager_namespace = &args.manager_namespace;
-    let cluster = Cluster::new(config, manager_namespace).await?;
+    let cluster = Cluster::new(config, proxy, manager_namespace).await?;
     events::progress(&format!("connecting to {}", cluster.server));
+
+    let transports = Transports::new(cluster.clone(), manager_namespace, args.transport);
 
     let register = async {
         let user = identity::user_name(&cluster).await?;
@@ -69,7 +77,7 @@ pub(crate) async fn connect(
         Ok::<_, Failure>((user, Credentials { session, key }))
     };
     let greet = async {
-        match Greeting::open(&cluster, manager_namespace).await {
+        match Greeting::open(&transports).await {
             Ok(greeting) => Ok(greeting),
             Err(failure) => Err(cluster.blame_missing_chart(failure).await),
         }
@@ -94,27 +102,31 @@ pub(crate) async fn connect(
 
     let engagements = Engagements::new(cluster.clone(), user.clone(), &session);
     let dialled = engagements.clone();
-    let (manager, supervisor) = supervise(
-        cluster.clone(),
-        manager_namespace.clone(),
+    let registry = FlowRegistry::default();
+    let entered = registry.clone();
+    let opener = Opener {
+        transports,
         credentials,
-        connection,
-        move |client, dial| {
-            tokio::spawn(datapath::answer_dial(client, dial, dialled.clone()));
-        },
-    );
+    };
+    let (manager, extra, supervisor) = supervise(opener, connection, move |client, dial| {
+        let (engagements, registry) = (dialled.clone(), entered.clone());
+        tokio::spawn(datapath::answer_dial(client, dial, engagements, registry));
+    });
     let datapath = Datapath::start(
         granted.tun,
         granted.mtu,
         granted.addresses.clone(),
         manager.clone(),
+        registry.clone(),
     )
     .map_err(Failure::internal)?;
+    let names = AskedNames::default();
     let name_server = dns::serve(
         granted.dns_udp,
         granted.dns_tcp,
         granted.upstreams,
         manager.clone(),
+        names.clone(),
     )
     .map_err(Failure::internal)?;
     let api = Api {
@@ -132,6 +144,7 @@ pub(crate) async fn connect(
         manager: manager.clone(),
         engagements: engagements.clone(),
         meter: datapath.meter(),
+        flows: Flows::new(registry, names, manager.clone()),
         quit,
     };
     Ok(Connected {
@@ -142,6 +155,7 @@ pub(crate) async fn connect(
             name_server,
         },
         manager,
+        extra,
         engagements,
         supervisor: AbortOnDropHandle::new(tokio::spawn(supervisor)),
         api_server,

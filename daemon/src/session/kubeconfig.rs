@@ -5,14 +5,16 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use kube::Config;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kvpn_proto::{Failure, Reason};
 
 use super::args::SessionArgs;
+use super::proxy::Proxy;
 
 /// The cluster that the user chose.
 pub(crate) struct Target {
     pub(crate) config: Config,
+    pub(crate) proxy: Option<Proxy>,
     pub(crate) context: String,
     pub(crate) namespace: String,
 }
@@ -30,27 +32,50 @@ pub(crate) async fn load(args: &SessionArgs) -> Result<Target, Failure> {
         args.context.as_deref(),
         args.namespace.as_deref(),
     )?;
+    let own_proxy = proxy_url(&kubeconfig, &context).map(str::to_owned);
     let options = KubeConfigOptions {
         context: Some(context.clone()),
         ..KubeConfigOptions::default()
     };
     let config = Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
-        .map_err(|error| {
-            Failure::new(
-                Reason::NoKubeconfig,
-                format!(
-                    "context {context} of the kubeconfig cannot be used: {}",
-                    first_line(&error)
-                ),
-                "see what `kubectl config view` says of that context and correct the kubeconfig",
-            )
-        })?;
+        .map_err(|error| unusable(&context, &error))?;
+    let proxy = Proxy::find(own_proxy.as_deref(), &config.cluster_url, |name| {
+        std::env::var(name).ok()
+    })?;
     Ok(Target {
         config,
+        proxy,
         context,
         namespace,
     })
+}
+
+fn unusable(context: &str, error: &KubeconfigError) -> Failure {
+    let next_step = if let KubeconfigError::ParseNoProxy(_) = error {
+        "correct NO_PROXY: addresses, subnets and host names with a single comma between two"
+    } else {
+        "see what `kubectl config view` says of that context and correct the kubeconfig"
+    };
+    Failure::new(
+        Reason::NoKubeconfig,
+        format!(
+            "context {context} of the kubeconfig cannot be used: {}",
+            first_line(error)
+        ),
+        next_step,
+    )
+}
+
+/// The `proxy-url` of a context's cluster.
+fn proxy_url<'a>(kubeconfig: &'a Kubeconfig, context: &str) -> Option<&'a str> {
+    let contexts = kubeconfig.contexts.iter();
+    let context = contexts
+        .filter(|named| named.name == context)
+        .find_map(|named| named.context.as_ref())?;
+    let mut clusters = kubeconfig.clusters.iter();
+    let cluster = clusters.find(|named| named.name == context.cluster)?;
+    cluster.cluster.as_ref()?.proxy_url.as_deref()
 }
 
 /// The files to read, in the order of precedence.
@@ -207,7 +232,7 @@ mod tests {
             - {name: dev, context: {cluster: c, user: u, namespace: shop}}
             - {name: bare, context: {cluster: c, user: u}}
             clusters:
-            - {name: c, cluster: {server: 'https://10.0.0.1:6443'}}
+            - {name: c, cluster: {server: 'https://10.0.0.1:6443', proxy-url: 'socks5://p:1'}}
             users:
             - {name: u, user: {token: t}}
             ",
@@ -303,6 +328,12 @@ mod tests {
             chosen(Some("bare"), None),
             ("bare".into(), "default".into())
         );
+    }
+
+    #[test]
+    fn proxy_is_that_of_the_contexts_cluster() {
+        assert_eq!(proxy_url(&kubeconfig(), "dev"), Some("socks5://p:1"));
+        assert_eq!(proxy_url(&kubeconfig(), "prod"), None);
     }
 
     #[test]

@@ -1,10 +1,14 @@
-//! The connection to the traffic manager: opened, authenticated, watched, and
-//! made again when it breaks.
+//! The connections to the traffic manager: opened, authenticated, watched, and
+//! made again when they break.
 
 mod connection;
+mod connections;
+mod extra;
+mod load;
+mod pipe;
 mod supervisor;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvpn_proto::v1;
 use kvpn_proto::v1::traffic_manager_client::TrafficManagerClient;
@@ -12,9 +16,13 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 pub(crate) use connection::{Credentials, Greeting};
-pub(crate) use supervisor::supervise;
+pub(crate) use connections::FlowClient;
+pub(crate) use extra::Extra;
+pub(crate) use supervisor::{Opener, supervise};
 
 use super::cluster_info::ClusterInfo;
+use super::transport::Transport;
+use connections::Connections;
 
 /// A client of the traffic manager, on one connection.
 pub(crate) type Client = TrafficManagerClient<Channel>;
@@ -27,8 +35,10 @@ const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Manager {
     client: watch::Receiver<Option<Client>>,
+    connections: Connections,
     cluster: watch::Receiver<ClusterInfo>,
     versions: watch::Receiver<Versions>,
+    transport: watch::Receiver<Option<Transport>>,
 }
 
 /// What runs in the cluster.
@@ -51,9 +61,14 @@ pub(crate) enum LookupError {
 }
 
 impl Manager {
-    /// A client, while the connection is up.
+    /// A client on the control connection, while that is up.
     pub(crate) fn client(&self) -> Option<Client> {
         self.client.borrow().clone()
+    }
+
+    /// A client for one flow, on the connection that has most room for it.
+    pub(crate) fn flow_client(&self) -> Option<FlowClient> {
+        self.connections.take(Instant::now())
     }
 
     pub(crate) fn cluster(&self) -> watch::Receiver<ClusterInfo> {
@@ -64,9 +79,14 @@ impl Manager {
         self.versions.borrow().clone()
     }
 
+    /// The way to the traffic manager that worked last.
+    pub(crate) fn transport(&self) -> Option<Transport> {
+        *self.transport.borrow()
+    }
+
     /// Puts a DNS message to the cluster's name servers.
     pub(crate) async fn lookup(&self, query: Vec<u8>) -> Result<Vec<u8>, LookupError> {
-        let mut client = self.client().ok_or(LookupError::Down)?;
+        let mut client = self.connections.any().ok_or(LookupError::Down)?;
         let request = v1::LookupRequest {
             query: query.into(),
         };
@@ -84,8 +104,10 @@ impl Manager {
     pub(crate) fn down(cluster: ClusterInfo) -> Self {
         Self {
             client: watch::channel(None).1,
+            connections: Connections::default(),
             cluster: watch::channel(cluster).1,
             versions: watch::channel(Versions::default()).1,
+            transport: watch::channel(None).1,
         }
     }
 }

@@ -75,7 +75,18 @@ async fn live(args: &SessionArgs) -> Result<(), Failure> {
         () = signals.recv() => Err(interrupted()),
     };
     let outcome = match connected {
-        Ok(connected) => stay(connected, &place, &mut signals, &mut quit_rx, &registered).await,
+        Ok(connected) => {
+            let extra = args.connections.saturating_sub(1);
+            stay(
+                connected,
+                extra,
+                &place,
+                &mut signals,
+                &mut quit_rx,
+                &registered,
+            )
+            .await
+        }
         Err(failure) => {
             forget(None, &registered).await;
             Err(failure)
@@ -85,9 +96,11 @@ async fn live(args: &SessionArgs) -> Result<(), Failure> {
     outcome
 }
 
-/// Serves the command line until the session ends.
+/// Serves the command line until the session ends. Opens so many connections
+/// besides the first.
 async fn stay(
     connected: Connected,
+    extra_count: usize,
     place: &Place,
     signals: &mut Signals,
     quit: &mut mpsc::Receiver<QuitRequest>,
@@ -97,6 +110,7 @@ async fn stay(
         api,
         mut host,
         manager,
+        extra,
         engagements,
         mut supervisor,
         api_server,
@@ -126,6 +140,7 @@ async fn stay(
         server = about.2,
         "Connected"
     );
+    let extra = extra.open(extra_count);
 
     let mut changes = manager.cluster();
     // The lease may be older than the latest change.
@@ -165,6 +180,7 @@ async fn stay(
     // From here on `kvpn connect` starts another session, which waits for this
     // one to be gone, instead of finding one that is about to go.
     server.close();
+    drop(extra);
     let ended = part(host, &engagements, registered).await;
     while let Ok(answer) = quit.try_recv() {
         answer_quit(answer, ended.clone());

@@ -62,6 +62,9 @@ fn lease_gives_device_routes_and_dns_and_takes_everything_back() {
     });
 }
 
+/// Length of what is before each packet.
+const VIRTIO_NET_HDR: usize = 10;
+
 #[test]
 fn first_packet_out_of_the_device_is_the_one_that_was_sent() {
     let host = Host::new();
@@ -70,13 +73,15 @@ fn first_packet_out_of_the_device_is_the_one_that_was_sent() {
     let granted = client.acquire(&SUBNETS).unwrap();
 
     host.sh("bash -c 'printf hello > /dev/udp/10.96.0.10/99'");
-    let packet = read(&granted.tun);
+    let read_packet = read(&granted.tun);
+    let (_, packet) = read_packet.split_at(VIRTIO_NET_HDR);
     assert_eq!(packet[0] >> 4, 4);
     assert_eq!(packet[12..20], [198, 18, 0, 1, 10, 96, 0, 10]);
     assert!(packet.ends_with(b"hello"));
 
     host.sh("bash -c 'printf hello > /dev/udp/fd00:96::a/99'");
-    let packet = read(&granted.tun);
+    let read_packet = read(&granted.tun);
+    let (_, packet) = read_packet.split_at(VIRTIO_NET_HDR);
     assert_eq!(packet[0] >> 4, 6);
     assert_eq!(packet[8..16], [0xfd, 0x6b, 0x76, 0x70, 0, 0x6e, 0, 0]);
     assert_eq!(

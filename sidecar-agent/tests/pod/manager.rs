@@ -19,13 +19,15 @@ use kvpn_proto::{
         watch_claims_request::Event,
     },
 };
-use kvpn_tunnel::relay::{self, FrameReceiver, FrameSender, OutgoingResponse};
+use kvpn_tunnel::grpc::{TunnelHandler, TunnelServer};
+use kvpn_tunnel::relay::{FrameReceiver, FrameSender, FrameStream};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{StreamExt, adapters::Map, wrappers::WatchStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::service::Routes;
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use crate::network::{Network, PEER_V4, Side};
 
@@ -169,7 +171,10 @@ async fn serve(hub: Hub, tls: TlsAcceptor, ready: mpsc::Sender<()>, refusals: mp
         let (socket, _) = listener.accept().await.unwrap();
         let tls = tls.clone();
         let refusals = refusals.clone();
-        let service = TowerToHyperService::new(AgentHubServer::new(hub.clone()));
+        let service = TowerToHyperService::new(
+            Routes::new(AgentHubServer::new(hub.clone()))
+                .add_service(TunnelServer::new(hub.clone())),
+        );
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(socket).await else {
                 // The test may have seen enough.
@@ -196,7 +201,6 @@ type Claimed = fn(WatchClaimsResponse) -> Result<WatchClaimsResponse, Status>;
 #[tonic::async_trait]
 impl AgentHub for Hub {
     type WatchClaimsStream = Map<WatchStream<WatchClaimsResponse>, Claimed>;
-    type TunnelStream = OutgoingResponse;
 
     async fn watch_claims(
         &self,
@@ -215,16 +219,13 @@ impl AgentHub for Hub {
         let claims = WatchStream::new(self.claims.subscribe());
         Ok(Response::new(claims.map(Ok as Claimed)))
     }
+}
 
-    async fn tunnel(
-        &self,
-        request: Request<Streaming<v1::Frame>>,
-    ) -> Result<Response<OutgoingResponse>, Status> {
-        let (sender, outgoing) = relay::outgoing_response();
-        let receiver = relay::incoming(request.into_inner());
+impl TunnelHandler for Hub {
+    fn carry(&self, _: &Extensions, frames: FrameStream) -> Result<(), Status> {
         let holder = *self.holder.lock().unwrap();
-        tokio::spawn(hold(holder, sender, receiver));
-        Ok(Response::new(outgoing))
+        tokio::spawn(hold(holder, frames.sender, frames.receiver));
+        Ok(())
     }
 }
 
@@ -253,7 +254,9 @@ async fn hold(holder: Holder, sender: FrameSender, mut receiver: FrameReceiver) 
         let reply = match frame {
             Frame::Data(_) if matches!(holder, Holder::Reset) => Frame::Reset,
             Frame::Data(_) | Frame::Fin => frame,
-            Frame::Open(_) | Frame::Opened | Frame::Failed(_) | Frame::Reset => return,
+            Frame::Open(_) | Frame::Opened | Frame::Failed(_) | Frame::Whole(_) | Frame::Reset => {
+                return;
+            }
         };
         if sender.send(reply).await.is_err() {
             return;

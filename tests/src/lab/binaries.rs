@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::layout::Layout;
+use super::layout::{Layout, Profile};
 use crate::Cmd;
 use crate::progress::{long, step};
 
@@ -13,8 +13,13 @@ use crate::progress::{long, step};
 pub fn build(layout: &Layout) -> Result<()> {
     step("Building the binaries");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let profile = match layout.profile() {
+        Profile::Dev => None,
+        Profile::Release => Some("--release"),
+    };
     let build = Cmd::new(cargo)
         .args(["build", "--quiet", "--workspace", "--bins"])
+        .args(profile)
         .dir(layout.repository())
         .deadline(Duration::from_secs(40 * 60));
     long("cargo build", || build.ok())

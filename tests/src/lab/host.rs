@@ -24,6 +24,11 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/dig", "bind9-dnsutils"),
     ("/usr/bin/nc.openbsd", "netcat-openbsd"),
+    ("/usr/bin/psql", "postgresql-client"),
+    ("/usr/bin/redis-cli", "redis-tools"),
+    ("/usr/bin/mariadb", "mariadb-client-core"),
+    ("/usr/bin/tinyproxy", "tinyproxy-bin"),
+    ("/usr/bin/microsocks", "microsocks"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/include/stdio.h", "libc6-dev"),
 ];

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::layout::Layout;
 use super::state::State;
-use super::{node, toolbox};
+use super::{node, services, toolbox};
 use crate::Cmd;
 use crate::progress::step;
 
@@ -54,12 +54,33 @@ pub const SAMPLE: Image = Image {
     context: |layout| Ok(vec![(layout.binary("kvpn-sample"), "kvpn-sample".into())]),
 };
 
+pub const BENCH: Image = Image {
+    name: "bench",
+    directory: "tests/images/bench",
+    repository: "localhost/kvpn-bench",
+    tag: "lab",
+    context: |layout| Ok(vec![(layout.binary("kvpn-bench"), "kvpn-bench".into())]),
+};
+
 pub const TOOLBOX: Image = Image {
     name: "toolbox",
     directory: "tests/images/toolbox",
     repository: "localhost/kvpn-toolbox",
     tag: "lab",
     context: |_| toolbox::files(),
+};
+
+pub const SERVICES: Image = Image {
+    name: "services",
+    directory: "tests/images/services",
+    repository: "localhost/kvpn-services",
+    tag: "lab",
+    context: |layout| {
+        Ok(vec![(
+            services::ROOTFS.archive(layout)?,
+            "rootfs.tar".into(),
+        )])
+    },
 };
 
 pub const TRAFFIC_MANAGER: Image = Image {

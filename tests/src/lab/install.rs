@@ -64,6 +64,20 @@ pub(crate) fn chart(layout: &Layout, state: &mut State) -> Result<()> {
     Ok(())
 }
 
+/// Stops the laptops' root daemons, and uninstalls the chart.
+pub(crate) fn remove(layout: &Layout, state: &mut State) -> Result<()> {
+    for number in net::LAPTOPS {
+        laptop::Laptop::find(layout, state, number)?.stop_daemon(state)?;
+    }
+    helm(layout)
+        .args(["uninstall", RELEASE, "--namespace", NAMESPACE])
+        .args(["--ignore-not-found", "--wait"])
+        .deadline(Duration::from_secs(60))
+        .ok()
+        .context("uninstall the chart")
+        .map(drop)
+}
+
 /// Starts the root daemon of every laptop, anew.
 pub(crate) fn daemons(layout: &Layout, state: &mut State) -> Result<()> {
     for number in net::LAPTOPS {

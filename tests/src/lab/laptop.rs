@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::host_state::HostState;
-use super::layout::Layout;
+use super::layout::{Layout, Profile};
 use super::state::State;
 use super::{net, pki, start};
 use crate::{Background, Cmd, Output};
@@ -19,6 +19,7 @@ pub const GROUP: (&str, u32) = ("kvpn", 6100);
 
 /// Where a laptop sees cargo's binaries, and kubectl.
 pub const BINARIES: &str = "/run/lab/bin";
+pub const RELEASE_BINARIES: &str = "/run/lab/release";
 pub const TOOLS: &str = "/run/lab/tools";
 
 /// A laptop of the lab that is up.
@@ -109,6 +110,10 @@ impl Laptop {
         })
     }
 
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
     /// Its unprivileged user, with a kubeconfig.
     pub fn user(&self) -> Login {
         Login {
@@ -179,8 +184,12 @@ impl Login {
             User::Root => ("root".to_owned(), 0, PathBuf::from("/root")),
             User::Developer => (user_name(*number), user_id(*number), self::home(*number)),
         };
+        let binaries = match layout.profile() {
+            Profile::Dev => BINARIES,
+            Profile::Release => RELEASE_BINARIES,
+        };
         let path = format!(
-            "{BINARIES}:{TOOLS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            "{binaries}:{TOOLS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         );
         let mut enter = Cmd::new(layout.binary("kvpn-lab"))
             .args([

@@ -2,11 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
+/// How cargo builds the binaries that the lab uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to build; what tests use.
+    #[default]
+    Dev,
+    /// What users get; what is measured.
+    Release,
+}
+
 /// The paths of the lab, all below the repository's `target/`.
 #[derive(Clone, Debug)]
 pub struct Layout {
     repository: PathBuf,
     target: PathBuf,
+    profile: Profile,
 }
 
 impl Layout {
@@ -18,7 +29,21 @@ impl Layout {
             Some(dir) => repository.join(dir),
             None => repository.join("target"),
         };
-        Self { repository, target }
+        Self {
+            repository,
+            target,
+            profile: Profile::Dev,
+        }
+    }
+
+    /// The same with binaries of another profile.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
+    }
+
+    pub fn profile(&self) -> Profile {
+        self.profile
     }
 
     pub fn repository(&self) -> &Path {
@@ -28,7 +53,11 @@ impl Layout {
     /// Where cargo puts the binaries that the lab uses.
     pub fn binaries(&self) -> PathBuf {
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-        self.target.join(triple).join("debug")
+        let directory = match self.profile {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        };
+        self.target.join(triple).join(directory)
     }
 
     pub fn binary(&self, name: &str) -> PathBuf {

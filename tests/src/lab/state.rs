@@ -19,6 +19,9 @@ pub struct State {
     pub cluster: bool,
     /// The sample application is deployed.
     pub sample: bool,
+    /// The servers are deployed.
+    #[serde(default)]
+    pub services: bool,
     /// The chart is installed and the daemons run.
     pub kvpn: bool,
     /// The delay of the wire in milliseconds, when it has one.

@@ -30,8 +30,10 @@ pub(crate) fn create(layout: &Layout, state: &mut State) -> Result<()> {
     // from the laptops, and every test would pass for nothing.
     nft(&format!(
         "table inet lab {{
+            set exempt {{ type ifname; }}
             chain isolation {{
                 type filter hook forward priority filter; policy accept;
+                iifname @exempt accept
                 iifname \"laptop*\" ip daddr {{ {pods_v4}, {services_v4} }} counter drop
                 iifname \"laptop*\" ip6 daddr {{ {pods_v6}, {services_v6} }} counter drop
             }}
@@ -65,6 +67,19 @@ pub(crate) fn create(layout: &Layout, state: &mut State) -> Result<()> {
     start::in_network(layout, state, DNS, net::WIRE, &server)
 }
 
+/// Lets a laptop reach the cluster's networks without any VPN.
+pub(crate) fn exempt(laptop: u8) -> Result<()> {
+    let interface = net::wire_interface(laptop);
+    nft(&format!(
+        "add element inet lab exempt {{ \"{interface}\" }}"
+    ))
+}
+
+/// Isolates every laptop again.
+pub(crate) fn isolate() -> Result<()> {
+    nft("flush set inet lab exempt")
+}
+
 /// Cuts a laptop off, or joins it again.
 pub(crate) fn cut(laptop: u8, cut: bool) -> Result<()> {
     let direction = if cut { "down" } else { "up" };
@@ -80,6 +95,25 @@ pub(crate) fn cut(laptop: u8, cut: bool) -> Result<()> {
         let ping = ping.args(["-c1", "-W1", &net::gateway_v4(laptop)]);
         ping.ok().map(|_| Some(()))
     })
+}
+
+/// Drops what a laptop sends to the API server, or lets it through again.
+pub(crate) fn block_api_server(laptop: u8, block: bool) -> Result<()> {
+    // A table of its own, so that it is there or not as a whole.
+    let table = format!("inet api-server-of-laptop{laptop}");
+    nft(&format!("table {table} {{}}\ndelete table {table}"))?;
+    if !block {
+        return Ok(());
+    }
+    let interface = net::wire_interface(laptop);
+    nft(&format!(
+        "table {table} {{
+            chain forward {{
+                type filter hook forward priority filter; policy accept;
+                iifname \"{interface}\" tcp dport 6443 counter drop
+            }}
+        }}"
+    ))
 }
 
 /// Loses that share of the packets between laptops and node, both ways.

@@ -1,10 +1,19 @@
 //! The laptop hears what a pod would hear: nothing is accepted that the far
 //! side has not accepted.
 
+mod datagrams;
+mod icmp;
+mod tcp;
+
+use std::fs::File;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use kvpn_tests::Lab;
+use kvpn_tests::lab::laptop::Laptop;
 use kvpn_tests::lab::net;
+use nix::sched::{CloneFlags, setns};
 
 use crate::support::{Developer, bracketed, cluster_ips, pod};
 
@@ -101,4 +110,32 @@ fn large_bodies_arrive_whole_both_ways() -> Result<()> {
             .success()?;
     }
     Ok(())
+}
+
+/// Where the pods of `web` serve HTTP and send datagrams back, and where a TCP
+/// server with odd manners listens.
+const PORT: u16 = 8080;
+const MANNERS: u16 = 7000;
+
+/// A port of the pod of `web`: over IPv4, then over IPv6.
+fn web(lab: &Lab, port: u16) -> Result<Vec<SocketAddr>> {
+    let addresses = pod(lab, "web")?.addresses;
+    let ips = addresses
+        .iter()
+        .map(|ip| Ok(SocketAddr::new(ip.parse()?, port)));
+    ips.collect()
+}
+
+/// Works in a laptop's network, on a thread of its own.
+fn in_network<T: Send>(laptop: &Laptop, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let namespace = File::open(net::file(&net::laptop(laptop.number())))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

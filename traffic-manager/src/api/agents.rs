@@ -4,11 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Extensions;
 use kvpn_proto::flow::{DialError, DialFailure, OpenTarget};
 use kvpn_proto::v1::agent_hub_server::AgentHub;
 use kvpn_proto::v1::watch_claims_request::{Event, Hello};
 use kvpn_proto::{Failure, Reason, v1};
-use kvpn_tunnel::relay::{self, FrameReceiver, FrameStream, OutgoingResponse};
+use kvpn_tunnel::grpc::TunnelHandler;
+use kvpn_tunnel::relay::{self, FrameReceiver, FrameStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::{FIRST_MESSAGE, opening, refuse};
 use crate::hub::{Hub, OpenLink};
+use crate::metrics::{Carried, FlowStats, Origin};
 use crate::state::{AgentRejected, ClaimSet};
 
 /// How long a session may take to answer a dial.
@@ -30,6 +33,7 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 #[derive(Clone)]
 pub(crate) struct AgentApi {
     pub(crate) hub: Arc<Hub>,
+    pub(crate) flows: Arc<FlowStats>,
 }
 
 #[tonic::async_trait]
@@ -40,7 +44,7 @@ impl AgentHub for AgentApi {
         &self,
         request: Request<Streaming<v1::WatchClaimsRequest>>,
     ) -> Result<Response<Self::WatchClaimsStream>, Status> {
-        let Peer(ip) = peer(&request)?;
+        let Peer(ip) = peer(request.extensions())?;
         let mut events = request.into_inner();
         let hello = hello(&mut events).await?;
         let (claims, open) = self
@@ -63,20 +67,18 @@ impl AgentHub for AgentApi {
         });
         Ok(Response::new(ReceiverStream::new(response)))
     }
+}
 
-    type TunnelStream = OutgoingResponse;
-
-    async fn tunnel(
-        &self,
-        request: Request<Streaming<v1::Frame>>,
-    ) -> Result<Response<OutgoingResponse>, Status> {
-        let Peer(ip) = peer(&request)?;
-        let (sender, response) = relay::outgoing_response();
-        let receiver = relay::incoming(request.into_inner());
-        let frames = FrameStream { sender, receiver };
+impl TunnelHandler for AgentApi {
+    fn carry(&self, extensions: &Extensions, frames: FrameStream) -> Result<(), Status> {
+        let Peer(ip) = peer(extensions)?;
         let hub = Arc::clone(&self.hub);
-        tokio::spawn(async move { serve_flow(&hub, ip, frames).await });
-        Ok(Response::new(response))
+        let (open, frames) = self.flows.begin(Carried::Tcp, Origin::Pod, frames);
+        tokio::spawn(async move {
+            serve_flow(&hub, ip, frames).await;
+            drop(open);
+        });
+        Ok(())
     }
 }
 
@@ -162,9 +164,8 @@ async fn hello(events: &mut Streaming<v1::WatchClaimsRequest>) -> Result<Hello, 
     }
 }
 
-fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
-    request
-        .extensions()
+fn peer(extensions: &Extensions) -> Result<Peer, Status> {
+    extensions
         .get::<Peer>()
         .copied()
         .ok_or_else(|| Status::internal("the call came over no connection"))

@@ -4,28 +4,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
+use http::Extensions;
 use kube::Api;
 use kvpn_proto::crd::Session;
-use kvpn_proto::flow::{DialError, DialFailure, OpenTarget};
+use kvpn_proto::flow::{self, DialError, DialFailure, OpenTarget};
 use kvpn_proto::identity::decode_public_key;
 use kvpn_proto::v1::traffic_manager_server::TrafficManager;
 use kvpn_proto::{Failure, Reason, v1, version};
 use kvpn_tunnel::dns::Forwarder;
-use kvpn_tunnel::relay::{self, FrameStream, OutgoingResponse};
+use kvpn_tunnel::grpc::TunnelHandler;
+use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::{opening, refuse};
 use crate::cluster::ClusterView;
 use crate::dial::Dialer;
 use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
+use crate::metrics::{Carried, FlowStats, Origin};
 use crate::state::{Change, Event, SessionView};
 
 /// How long the API server may take to show a Session.
 const GET_SESSION: Duration = Duration::from_secs(5);
+
+/// How many addresses are described at once.
+const MAX_DESCRIBED: usize = 1_024;
 
 /// The service that sessions call.
 #[derive(Clone)]
@@ -37,6 +43,7 @@ pub(crate) struct SessionApi {
     pub(crate) cluster: watch::Receiver<Option<ClusterView>>,
     pub(crate) dns: Arc<Forwarder>,
     pub(crate) dialer: Arc<Dialer>,
+    pub(crate) flows: Arc<FlowStats>,
 }
 
 #[tonic::async_trait]
@@ -45,7 +52,7 @@ impl TrafficManager for SessionApi {
         &self,
         request: Request<v1::ChallengeRequest>,
     ) -> Result<Response<v1::ChallengeResponse>, Status> {
-        let nonce = connection(&request)?.nonce().to_vec().into();
+        let nonce = connection(request.extensions())?.nonce().to_vec().into();
         Ok(Response::new(v1::ChallengeResponse { nonce }))
     }
 
@@ -53,7 +60,7 @@ impl TrafficManager for SessionApi {
         &self,
         request: Request<v1::AuthenticateRequest>,
     ) -> Result<Response<v1::AuthenticateResponse>, Status> {
-        let connection = connection(&request)?;
+        let connection = connection(request.extensions())?;
         connection.try_once()?;
         let identity = self.verify(&connection, request.into_inner()).await;
         // It may have been deleted while it was verified.
@@ -88,9 +95,15 @@ impl TrafficManager for SessionApi {
         &self,
         request: Request<v1::WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
-        let (connection, _) = identified(&request)?;
-        let views = WatchStream::new(self.cluster.clone())
-            .filter_map(|view| std::future::ready(view.map(|view| Ok(view.into()))));
+        let (connection, _) = identified(request.extensions())?;
+        let ping_supported = self.dialer.can_ping();
+        let views = WatchStream::new(self.cluster.clone()).filter_map(move |view| {
+            let message = view.map(|view| v1::WatchClusterResponse {
+                ping_supported,
+                ..view.into()
+            });
+            std::future::ready(message.map(Ok))
+        });
         Ok(Response::new(until_closed(views, connection)))
     }
 
@@ -100,7 +113,7 @@ impl TrafficManager for SessionApi {
         &self,
         request: Request<v1::WatchDialsRequest>,
     ) -> Result<Response<Self::WatchDialsStream>, Status> {
-        let (connection, identity) = identified(&request)?;
+        let (connection, identity) = identified(request.extensions())?;
         let (dials, open) = self.hub.open_dials(&identity.uid);
         info!(session = identity.session, "session present");
         let gone = Gone(identity.session);
@@ -112,31 +125,11 @@ impl TrafficManager for SessionApi {
         Ok(Response::new(until_closed(dials, connection)))
     }
 
-    type TunnelStream = OutgoingResponse;
-
-    async fn tunnel(
-        &self,
-        request: Request<Streaming<v1::Frame>>,
-    ) -> Result<Response<OutgoingResponse>, Status> {
-        let (connection, identity) = identified(&request)?;
-        let (sender, response) = relay::outgoing_response();
-        let receiver = relay::incoming(request.into_inner());
-        let frames = FrameStream { sender, receiver };
-        let api = self.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = api.serve_flow(&identity, frames) => {}
-                _ = connection.wait_closed() => {}
-            }
-        });
-        Ok(Response::new(response))
-    }
-
     async fn lookup(
         &self,
         request: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
-        identified(&request)?;
+        identified(request.extensions())?;
         let query = request.into_inner().query;
         let answer = self.dns.forward(&query).await.map_err(|error| {
             Status::from(Failure::new(
@@ -147,6 +140,42 @@ impl TrafficManager for SessionApi {
         })?;
         let answer = answer.into();
         Ok(Response::new(v1::LookupResponse { answer }))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeRequest>,
+    ) -> Result<Response<v1::DescribeResponse>, Status> {
+        identified(request.extensions())?;
+        let addresses = request.into_inner().addresses;
+        if addresses.len() > MAX_DESCRIBED {
+            return Err(Status::invalid_argument("too many addresses at once"));
+        }
+        let addresses = addresses.iter().map(|octets| flow::ip(octets));
+        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+        let pods = self.hub.pods_at(&addresses).into_iter();
+        let pods = pods.map(|(address, pod)| v1::PodAddress {
+            address: flow::octets(address),
+            namespace: pod.namespace,
+            name: pod.name,
+        });
+        Ok(Response::new(v1::DescribeResponse {
+            pods: pods.collect(),
+        }))
+    }
+}
+
+impl TunnelHandler for SessionApi {
+    fn carry(&self, extensions: &Extensions, frames: FrameStream) -> Result<(), Status> {
+        let (connection, identity) = identified(extensions)?;
+        let api = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = api.serve_flow(&identity, frames) => {}
+                _ = connection.wait_closed() => {}
+            }
+        });
+        Ok(())
     }
 }
 
@@ -199,7 +228,12 @@ impl SessionApi {
     async fn serve_flow(&self, identity: &Identity, mut frames: FrameStream) {
         match opening(&mut frames.receiver).await {
             Ok(OpenTarget::Destination { protocol, address }) => {
+                let (_open, frames) = self.flows.begin(protocol.into(), Origin::Laptop, frames);
                 self.dialer.serve(protocol, address, frames).await;
+            }
+            Ok(OpenTarget::Echo(address)) => {
+                let (_open, frames) = self.flows.begin(Carried::Icmp, Origin::Laptop, frames);
+                self.dialer.serve_echo(address, frames).await;
             }
             Ok(OpenTarget::Dial(id)) => {
                 if let Err(frames) = self.hub.answer(&identity.uid, &id, frames) {
@@ -226,16 +260,15 @@ impl Drop for Gone {
     }
 }
 
-fn connection<T>(request: &Request<T>) -> Result<Arc<Connection>, Status> {
-    request
-        .extensions()
+fn connection(extensions: &Extensions) -> Result<Arc<Connection>, Status> {
+    extensions
         .get::<Arc<Connection>>()
         .cloned()
         .ok_or_else(|| Status::internal("the call came over no connection"))
 }
 
-fn identified<T>(request: &Request<T>) -> Result<(Arc<Connection>, Identity), Status> {
-    let connection = connection(request)?;
+fn identified(extensions: &Extensions) -> Result<(Arc<Connection>, Identity), Status> {
+    let connection = connection(extensions)?;
     let identity = connection.identity()?;
     Ok((connection, identity))
 }

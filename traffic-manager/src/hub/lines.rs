@@ -128,6 +128,12 @@ impl Lines {
             .push(Arc::downgrade(connection));
     }
 
+    /// How many connections of sessions there are.
+    pub(crate) fn connections(&self) -> usize {
+        let connections = self.connections.values().flatten();
+        connections.filter(|weak| weak.strong_count() > 0).count()
+    }
+
     /// Ends the connections of a session and the dials that wait for it.
     pub(crate) fn revoke(&mut self, session_uid: &str) {
         self.pending
@@ -190,7 +196,9 @@ mod tests {
         lines.register(&bob, "bob");
         let (stream, _dials) = lines.open_dials();
         let (_, mut answer) = lines.dial(stream, route(), source()).unwrap();
+        assert_eq!(lines.connections(), 2);
         lines.revoke("alice");
+        assert_eq!(lines.connections(), 1);
         assert!(alice.closed().is_some());
         assert!(bob.closed().is_none());
         assert!(answer.try_recv().is_err());

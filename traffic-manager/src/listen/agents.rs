@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kvpn_proto::v1::agent_hub_server::AgentHubServer;
-use kvpn_tunnel::grpc;
+use kvpn_tunnel::grpc::{self, TunnelServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -75,6 +75,7 @@ pub(crate) async fn serve_agents(
         });
     });
     let serving = grpc::server()
+        .add_service(TunnelServer::new(api.clone()))
         .add_service(AgentHubServer::new(api))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(incoming),

@@ -16,7 +16,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kvpn_proto::names;
 use kvpn_proto::v1::traffic_manager_server::TrafficManagerServer;
-use kvpn_tunnel::grpc;
+use kvpn_tunnel::grpc::{self, TunnelServer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -29,6 +29,7 @@ use super::{QUEUED_CONNECTIONS, accept, handshake};
 use crate::admission::{Admission, Admitted};
 use crate::api::SessionApi;
 use crate::hub::{Connection, unauthenticated};
+use crate::metrics::Endpoint;
 
 /// How long a request's head may take, and how long a connection may idle.
 const REQUEST_HEAD: Duration = Duration::from_secs(30);
@@ -57,6 +58,7 @@ pub(crate) async fn serve_sessions(
     listener: TcpListener,
     tls: TlsAcceptor,
     api: SessionApi,
+    metrics: Option<Arc<Endpoint>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (tunnels, incoming) = mpsc::channel(QUEUED_CONNECTIONS);
@@ -66,14 +68,22 @@ pub(crate) async fn serve_sessions(
             debug!(%peer, "too many connections that are not authenticated");
             return;
         };
-        let (tls, tunnels) = (tls.clone(), tunnels.clone());
+        let (tls, tunnels, metrics) = (tls.clone(), tunnels.clone(), metrics.clone());
         tokio::spawn(async move {
             let Some(stream) = handshake(&tls, socket, peer).await else {
                 return;
             };
             let service = service_fn(|request| {
                 let (tunnels, place) = (tunnels.clone(), Arc::clone(&place));
-                async move { Ok::<_, Infallible>(answer(request, tunnels, place)) }
+                let metrics = metrics.clone();
+                async move {
+                    Ok::<_, Infallible>(match metrics {
+                        Some(metrics) if is_scrape(&request) => {
+                            metrics.answer(request.headers()).await
+                        }
+                        Some(_) | None => answer(request, tunnels, place),
+                    })
+                }
             });
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -88,6 +98,7 @@ pub(crate) async fn serve_sessions(
         });
     });
     let serving = grpc::server()
+        .add_service(TunnelServer::new(api.clone()))
         .add_service(TrafficManagerServer::new(api))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(incoming),
@@ -119,6 +130,10 @@ fn answer(
         }
         _ => text(StatusCode::NOT_FOUND, "no such path\n"),
     }
+}
+
+fn is_scrape(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET && request.uri().path() == names::METRICS_PATH
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

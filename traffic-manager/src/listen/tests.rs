@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use kvpn_proto::v1::agent_hub_client::AgentHubClient;
 use kvpn_proto::v1::traffic_manager_client::TrafficManagerClient;
 use kvpn_proto::{Failure, Reason, names, v1};
 use kvpn_tunnel::dns::Forwarder;
-use kvpn_tunnel::grpc;
-use kvpn_tunnel::relay::{self, FrameStream};
+use kvpn_tunnel::grpc::{self, TunnelClient};
+use kvpn_tunnel::relay::{FrameSender, FrameStream};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::ServerName;
 use serde_json::json;
@@ -39,9 +40,12 @@ use crate::api::{AgentApi, SessionApi};
 use crate::cluster::Cluster;
 use crate::dial::Dialer;
 use crate::hub::Hub;
+use crate::metrics::{Access, Endpoint, FlowStats};
 use crate::state::testing::{agent_container, engagement, pod, selector};
 use crate::state::{Change, Effect, Event, Key, SessionView, Settings, World};
 use crate::tls::Authority;
+
+mod metrics;
 
 const IMAGE: &str = "agent:1";
 const CONTAINER: &str = "kvpn-agent-bcdfg";
@@ -82,6 +86,7 @@ impl Lab {
             session_port.local_addr().unwrap(),
             agent_port.local_addr().unwrap(),
         );
+        let flows = Arc::new(FlowStats::default());
         let session_api = SessionApi {
             hub: Arc::clone(&hub),
             sessions: Api::namespaced(api_server(&key), "kvpn"),
@@ -89,15 +94,20 @@ impl Lab {
             cluster: Cluster::new("cluster.local".into()).subscribe(),
             dns: Arc::new(Forwarder::new(vec![])),
             dialer: Arc::new(Dialer::new(vec![])),
+            flows: Arc::clone(&flows),
         };
         let agent_api = AgentApi {
             hub: Arc::clone(&hub),
+            flows: Arc::clone(&flows),
         };
+        let access = Access::new(metrics::api_server());
+        let metrics = Endpoint::new(access, Arc::clone(&hub), flows, "0.1.0".into());
         let tls = |alpn: &[&[u8]]| TlsAcceptor::from(authority.server_config(alpn).unwrap());
         tokio::spawn(serve_sessions(
             session_port,
             tls(&[]),
             session_api,
+            Some(Arc::new(metrics)),
             shutdown.clone(),
         ));
         tokio::spawn(serve_agents(
@@ -140,17 +150,17 @@ impl Lab {
     }
 
     /// A session's connection that is not authenticated yet.
-    async fn session(&self) -> TrafficManagerClient<Channel> {
+    async fn session(&self) -> SessionClient {
         let response = self.get(names::TUNNEL_PATH, true).await;
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         let upgraded = hyper::upgrade::on(response).await.unwrap();
-        TrafficManagerClient::new(channel(TokioIo::new(upgraded)).await)
+        SessionClient::new(channel(TokioIo::new(upgraded)).await)
     }
 
     /// Signs the connection's nonce with alice's key.
     async fn authenticate(
         &self,
-        client: &mut TrafficManagerClient<Channel>,
+        client: &mut SessionClient,
         uid: &str,
     ) -> Result<v1::AuthenticateResponse, Failure> {
         let challenge = client.challenge(v1::ChallengeRequest {}).await.unwrap();
@@ -167,9 +177,13 @@ impl Lab {
             .map_err(Failure::from)
     }
 
-    async fn agent(&self) -> AgentHubClient<Channel> {
+    async fn agent(&self) -> (AgentHubClient<Channel>, TunnelClient) {
         let stream = self.tls(self.agents, &[b"h2"]).await;
-        AgentHubClient::new(channel(stream).await)
+        let channel = channel(stream).await;
+        (
+            AgentHubClient::new(channel.clone()),
+            TunnelClient::new(channel),
+        )
     }
 
     /// Waits until an engagement's status with that `Active` is written.
@@ -233,16 +247,50 @@ async fn next_frame(frames: &mut FrameStream) -> Frame {
     frame.unwrap().unwrap()
 }
 
-async fn open_from_session(
-    client: &mut TrafficManagerClient<Channel>,
+/// Begins a flow whose frames are received in the background.
+fn begin(
+    tunnel: &TunnelClient,
     target: OpenTarget,
-) -> FrameStream {
-    let (sender, outgoing) = relay::outgoing();
-    sender.send(Frame::Open(target)).await.unwrap();
-    let response = client.tunnel(outgoing).await.unwrap();
-    FrameStream {
+) -> (FrameSender, mpsc::UnboundedReceiver<Frame>) {
+    let FrameStream {
         sender,
-        receiver: relay::incoming(response.into_inner()),
+        mut receiver,
+    } = tunnel.carry(Frame::Open(target));
+    let (frames_tx, frames) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(frame)) = receiver.recv().await
+            && frames_tx.send(frame).is_ok()
+        {}
+    });
+    (sender, frames)
+}
+
+/// A session's calls, and its flows.
+struct SessionClient {
+    calls: TrafficManagerClient<Channel>,
+    tunnel: TunnelClient,
+}
+
+impl SessionClient {
+    fn new(channel: Channel) -> Self {
+        Self {
+            calls: TrafficManagerClient::new(channel.clone()),
+            tunnel: TunnelClient::new(channel),
+        }
+    }
+}
+
+impl Deref for SessionClient {
+    type Target = TrafficManagerClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.calls
+    }
+}
+
+impl DerefMut for SessionClient {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.calls
     }
 }
 
@@ -268,7 +316,7 @@ async fn the_kubelet_finds_the_traffic_manager_healthy() {
     assert_eq!(body, "ok");
     let plain = lab.get(names::TUNNEL_PATH, false).await;
     assert_eq!(plain.status(), StatusCode::UPGRADE_REQUIRED);
-    let elsewhere = lab.get("/metrics", false).await;
+    let elsewhere = lab.get("/elsewhere", false).await;
     assert_eq!(elsewhere.status(), StatusCode::NOT_FOUND);
 }
 
@@ -309,7 +357,7 @@ async fn a_prohibited_address_is_not_dialled() {
         protocol: Protocol::Tcp,
         address: lab.sessions,
     };
-    let mut frames = open_from_session(&mut client, target).await;
+    let mut frames = client.tunnel.carry(Frame::Open(target));
     let Frame::Failed(failure) = next_frame(&mut frames).await else {
         panic!("the dial was not refused");
     };
@@ -319,7 +367,7 @@ async fn a_prohibited_address_is_not_dialled() {
 #[tokio::test]
 async fn a_container_that_is_no_agent_of_ours_is_turned_away() {
     let lab = Lab::start().await;
-    let mut agent = lab.agent().await;
+    let (mut agent, _) = lab.agent().await;
     let events = futures::stream::iter([hello("kvpn-agent-zzzzz")]);
     let status = agent.watch_claims(events).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::PermissionDenied);
@@ -353,7 +401,7 @@ async fn an_intercepted_connection_travels_to_the_laptop_and_back() {
         resolution: selector("app", "web"),
     });
 
-    let mut agent = lab.agent().await;
+    let (mut agent, agent_tunnel) = lab.agent().await;
     let (events, stream) = mpsc::channel(4);
     events.send(hello(CONTAINER)).await.unwrap();
     let claims = agent
@@ -373,15 +421,12 @@ async fn an_intercepted_connection_travels_to_the_laptop_and_back() {
     events.send(claims_request(applied)).await.unwrap();
     lab.wait_active("True").await;
 
-    let (sender, outgoing) = relay::outgoing();
     let source: SocketAddr = "10.1.0.9:4000".parse().unwrap();
     let target = OpenTarget::Claimed {
         claim_id: set.claims[0].id.clone(),
         source,
     };
-    sender.send(Frame::Open(target)).await.unwrap();
-    let receiver = relay::incoming(agent.tunnel(outgoing).await.unwrap().into_inner());
-    let mut from_agent = FrameStream { sender, receiver };
+    let (to_session, mut from_session) = begin(&agent_tunnel, target);
 
     let dial = timeout(LIMIT, dials.next())
         .await
@@ -391,19 +436,20 @@ async fn an_intercepted_connection_travels_to_the_laptop_and_back() {
     assert_eq!(dial.engagement_name, "web-a");
     assert_eq!(dial.pod, "web-1");
     assert_eq!(dial.source, Some(source.into()));
-    let mut from_session = open_from_session(&mut client, OpenTarget::Dial(dial.dial_id)).await;
-    from_session.sender.send(Frame::Opened).await.unwrap();
-    assert_eq!(next_frame(&mut from_agent).await, Frame::Opened);
+    let answer = OpenTarget::Dial(dial.dial_id);
+    let (to_agent, mut from_agent) = begin(&client.tunnel, answer);
     let ping = Frame::Data(Bytes::from_static(b"ping"));
-    from_agent.sender.send(ping.clone()).await.unwrap();
-    assert_eq!(next_frame(&mut from_session).await, ping);
-    from_session.sender.send(Frame::Fin).await.unwrap();
-    assert_eq!(next_frame(&mut from_agent).await, Frame::Fin);
-    from_agent.sender.send(Frame::Fin).await.unwrap();
-    assert_eq!(next_frame(&mut from_session).await, Frame::Fin);
+    to_agent.send(Frame::Opened).await.unwrap();
+    assert_eq!(from_session.recv().await, Some(Frame::Opened));
+    to_session.send(ping.clone()).await.unwrap();
+    assert_eq!(from_agent.recv().await, Some(ping));
+    to_agent.send(Frame::Fin).await.unwrap();
+    assert_eq!(from_session.recv().await, Some(Frame::Fin));
+    to_session.send(Frame::Fin).await.unwrap();
+    assert_eq!(from_agent.recv().await, Some(Frame::Fin));
 
     // The laptop goes without a word: the agent hears of it at once.
-    drop((dials, client, from_session));
+    drop((dials, client, to_agent, from_agent));
     let set = timeout(LIMIT, claims.message())
         .await
         .unwrap()

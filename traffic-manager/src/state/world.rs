@@ -233,6 +233,11 @@ impl World {
         })
     }
 
+    /// The pod that has an address for itself.
+    pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<&Key> {
+        self.pods.by_ip(ip).map(|pod| &pod.key)
+    }
+
     fn handle_sessions(
         &mut self,
         change: Change<SessionView>,

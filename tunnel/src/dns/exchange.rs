@@ -55,7 +55,7 @@ pub(super) struct Answer {
 
 impl Answer {
     /// `None` when it is no answer to `query`.
-    fn parse(message: &[u8], query: &Query<'_>) -> Option<Self> {
+    pub(super) fn parse(message: &[u8], query: &Query<'_>) -> Option<Self> {
         let fits = message.len() >= HEADER
             && message[..2] == query.message[..2]
             && message[2] & RESPONSE != 0
@@ -142,4 +142,65 @@ async fn over_tcp(server: SocketAddr, query: &Query<'_>) -> Result<Answer, Excha
         return Err(ExchangeError::Truncated);
     }
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message with one question of these labels.
+    fn message(id: u16, labels: &[Vec<u8>], kind: [u8; 4]) -> Vec<u8> {
+        let mut message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+        for label in labels {
+            message.push(label.len() as u8);
+            message.extend_from_slice(label);
+        }
+        message.push(0);
+        message.extend_from_slice(&kind);
+        message
+    }
+
+    fn labels() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 1..64), 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(
+            query in prop::collection::vec(any::<u8>(), 0..80),
+            answer in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            if let Some(query) = Query::parse(&query) {
+                let _ = Answer::parse(&answer, &query).map(|answer| answer.is_conclusive());
+            }
+        }
+
+        #[test]
+        fn an_answer_fits_its_own_question_only(
+            (id, other_id) in any::<(u16, u16)>(),
+            (asked, other) in (labels(), labels()),
+            kind: [u8; 4],
+            rest in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let query = message(id, &asked, kind);
+            let parsed = Query::parse(&query).unwrap();
+            let answer = |id, labels: &[Vec<u8>]| {
+                let mut answer = message(id, labels, kind);
+                answer[2] |= RESPONSE;
+                answer.extend_from_slice(&rest);
+                Answer::parse(&answer, &parsed).is_some()
+            };
+            prop_assert!(answer(id, &asked));
+            let upper: Vec<_> = asked.iter().map(|label| label.to_ascii_uppercase()).collect();
+            prop_assert!(answer(id, &upper));
+            prop_assert_eq!(answer(other_id, &asked), other_id == id);
+            let lower = |labels: &[Vec<u8>]| {
+                let labels = labels.iter().map(|label| label.to_ascii_lowercase());
+                labels.collect::<Vec<_>>()
+            };
+            prop_assert_eq!(answer(id, &other), lower(&other) == lower(&asked));
+        }
+    }
 }

@@ -3,59 +3,38 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::relay::{
-    self, FrameStream, OutgoingResponse, RelayError, incoming, outgoing, outgoing_response,
-};
+use crate::relay::{self, FrameStream, RelayError};
 use bytes::Bytes;
+use http::Extensions;
 use hyper_util::rt::TokioIo;
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget};
-use kvpn_proto::v1;
-use kvpn_proto::v1::agent_hub_client::AgentHubClient;
-use kvpn_proto::v1::agent_hub_server::{AgentHub, AgentHubServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tonic::transport::Channel;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
 
-use super::{client_endpoint, server};
+use super::{TunnelClient, TunnelHandler, TunnelServer, client_endpoint, server};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A callee that hands every flow to the test.
+#[derive(Clone)]
 struct Hub {
     flows: mpsc::UnboundedSender<FrameStream>,
 }
 
-#[tonic::async_trait]
-impl AgentHub for Hub {
-    type WatchClaimsStream = futures::stream::Empty<Result<v1::WatchClaimsResponse, Status>>;
-    type TunnelStream = OutgoingResponse;
-
-    async fn watch_claims(
-        &self,
-        _: Request<Streaming<v1::WatchClaimsRequest>>,
-    ) -> Result<Response<Self::WatchClaimsStream>, Status> {
-        Err(Status::unimplemented("not here"))
-    }
-
-    async fn tunnel(
-        &self,
-        request: Request<Streaming<v1::Frame>>,
-    ) -> Result<Response<OutgoingResponse>, Status> {
-        let (sender, response) = outgoing_response();
-        let receiver = incoming(request.into_inner());
+impl TunnelHandler for Hub {
+    fn carry(&self, _: &Extensions, frames: FrameStream) -> Result<(), Status> {
         self.flows
-            .send(FrameStream { sender, receiver })
-            .map_err(|_| Status::unavailable("the test is over"))?;
-        Ok(Response::new(response))
+            .send(frames)
+            .map_err(|_| Status::unavailable("the test is over"))
     }
 }
 
 /// One tunnel connection.
 struct Tunnel {
-    client: AgentHubClient<Channel>,
+    client: TunnelClient,
     flows: mpsc::UnboundedReceiver<FrameStream>,
     /// Carries the bytes of the connection until it is aborted.
     wire: JoinHandle<()>,
@@ -78,7 +57,7 @@ impl Tunnel {
         tokio::spawn(async move {
             let connections = futures::stream::iter([Ok::<_, std::io::Error>(far)]);
             server()
-                .add_service(AgentHubServer::new(Hub { flows: flows_tx }))
+                .add_service(TunnelServer::new(Hub { flows: flows_tx }))
                 .serve_with_incoming(connections)
                 .await
                 .unwrap();
@@ -92,7 +71,7 @@ impl Tunnel {
             .await
             .unwrap();
         Self {
-            client: AgentHubClient::new(channel),
+            client: TunnelClient::new(channel),
             flows,
             wire,
             pause,
@@ -101,18 +80,19 @@ impl Tunnel {
 
     /// Opens a flow; the caller's end and the callee's.
     async fn open(&mut self) -> (FrameStream, FrameStream) {
-        let (sender, request) = outgoing();
         let open = OpenTarget::Dial("d".into());
-        sender.send(Frame::Open(open.clone())).await.unwrap();
-        let response = timeout(DEADLINE, self.client.tunnel(request)).await;
-        let receiver = incoming(response.unwrap().unwrap().into_inner());
-        let mut near = FrameStream { sender, receiver };
+        let mut near = self.client.carry(Frame::Open(open.clone()));
+        let (opened, far) = tokio::join!(next(&mut near), self.accept(open));
+        assert_eq!(opened, Frame::Opened);
+        (near, far)
+    }
 
+    /// The callee's end of a flow.
+    async fn accept(&mut self, open: OpenTarget) -> FrameStream {
         let mut far = timeout(DEADLINE, self.flows.recv()).await.unwrap().unwrap();
         assert_eq!(next(&mut far).await, Frame::Open(open));
         far.sender.send(Frame::Opened).await.unwrap();
-        assert_eq!(next(&mut near).await, Frame::Opened);
-        (near, far)
+        far
     }
 
     /// A flow that is spliced on both ends; the outer ends of its byte streams.
@@ -273,9 +253,9 @@ async fn flows_given_up_before_the_server_hears_of_them_do_not_end_the_connectio
     let pause = tunnel.pause.clone().lock_owned().await;
     let calls: Vec<_> = (0..300)
         .map(|_| {
-            let (_sender, request) = outgoing();
-            let mut client = tunnel.client.clone();
-            tokio::spawn(async move { client.tunnel(request).await.map(drop) })
+            let open = Frame::Open(OpenTarget::Dial("before".into()));
+            let mut frames = tunnel.client.carry(open);
+            tokio::spawn(async move { frames.receiver.recv().await.map(drop) })
         })
         .collect();
     settle().await;
@@ -285,9 +265,7 @@ async fn flows_given_up_before_the_server_hears_of_them_do_not_end_the_connectio
     settle().await;
     drop(pause);
 
-    let (mut near, far) = tunnel.open_among_others().await;
-    far.sender.send(Frame::Opened).await.unwrap();
-    assert_eq!(next(&mut near).await, Frame::Opened);
+    tunnel.open_among_others().await;
 }
 
 /// Lets every task of the test come to rest.
@@ -300,17 +278,20 @@ async fn settle() {
 impl Tunnel {
     /// Opens a flow while others may arrive.
     async fn open_among_others(&mut self) -> (FrameStream, FrameStream) {
-        let (sender, request) = outgoing();
         let open = Frame::Open(OpenTarget::Dial("after".into()));
-        sender.send(open.clone()).await.unwrap();
-        let response = timeout(DEADLINE, self.client.tunnel(request)).await;
-        let receiver = incoming(response.unwrap().unwrap().into_inner());
-        loop {
-            let mut far = timeout(DEADLINE, self.flows.recv()).await.unwrap().unwrap();
-            if far.receiver.recv().await == Some(Ok(open.clone())) {
-                return (FrameStream { sender, receiver }, far);
+        let mut near = self.client.carry(open.clone());
+        let accepting = async {
+            loop {
+                let mut far = timeout(DEADLINE, self.flows.recv()).await.unwrap().unwrap();
+                if far.receiver.recv().await == Some(Ok(open.clone())) {
+                    far.sender.send(Frame::Opened).await.unwrap();
+                    return far;
+                }
             }
-        }
+        };
+        let (opened, far) = tokio::join!(next(&mut near), accepting);
+        assert_eq!(opened, Frame::Opened);
+        (near, far)
     }
 }
 

@@ -6,7 +6,8 @@ use std::cell::Cell;
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use super::PacketSink;
+use super::{PacketSink, Shared};
+use crate::packet;
 
 thread_local! {
     /// Where the next packet is built, so that each needs no allocation.
@@ -17,15 +18,23 @@ thread_local! {
 pub(super) struct HostDevice<'a> {
     mtu: u16,
     incoming: Option<&'a [u8]>,
-    sink: &'a dyn PacketSink,
+    out: ToSink<'a>,
 }
 
 impl<'a> HostDevice<'a> {
-    pub(super) fn new(mtu: u16, incoming: Option<&'a [u8]>, sink: &'a dyn PacketSink) -> Self {
+    pub(super) fn new(shared: &'a Shared, incoming: Option<&'a [u8]>) -> Self {
+        let checksum = if shared.config.partial_checksums {
+            packet::Checksum::Partial
+        } else {
+            packet::Checksum::Complete
+        };
         Self {
-            mtu,
+            mtu: shared.config.mtu,
             incoming,
-            sink,
+            out: ToSink {
+                sink: &*shared.sink,
+                checksum,
+            },
         }
     }
 }
@@ -42,11 +51,11 @@ impl Device for HostDevice<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, ToSink<'_>)> {
         let packet = self.incoming.take()?;
-        Some((Incoming { packet }, ToSink { sink: self.sink }))
+        Some((Incoming { packet }, self.out))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<ToSink<'_>> {
-        Some(ToSink { sink: self.sink })
+        Some(self.out)
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -55,7 +64,10 @@ impl Device for HostDevice<'_> {
         capabilities.max_transmission_unit = self.mtu.into();
         // Incoming checksums have been verified before the flow was looked up.
         capabilities.checksum.ipv4 = Checksum::Tx;
-        capabilities.checksum.tcp = Checksum::Tx;
+        capabilities.checksum.tcp = match self.out.checksum {
+            packet::Checksum::Complete => Checksum::Tx,
+            packet::Checksum::Partial => Checksum::None,
+        };
         capabilities
     }
 }
@@ -73,8 +85,11 @@ impl RxToken for Incoming<'_> {
     }
 }
 
+/// Takes the TCP packets that a stack makes.
+#[derive(Clone, Copy)]
 pub(super) struct ToSink<'a> {
     sink: &'a dyn PacketSink,
+    checksum: packet::Checksum,
 }
 
 impl TxToken for ToSink<'_> {
@@ -86,8 +101,12 @@ impl TxToken for ToSink<'_> {
         if scratch.len() < length {
             scratch.resize(length, 0);
         }
-        let result = f(&mut scratch[..length]);
-        self.sink.send(&scratch[..length]);
+        let packet = &mut scratch[..length];
+        let result = f(packet);
+        if self.checksum == packet::Checksum::Partial {
+            packet::fill_partial_checksum(packet);
+        }
+        self.sink.send(packet, self.checksum);
         SCRATCH.set(scratch);
         result
     }

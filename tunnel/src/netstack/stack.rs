@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpListenEndpoint};
 
+use super::buffers::Buffers;
 use super::device::HostDevice;
 use super::{Shared, clock};
 use crate::flow::FiveTuple;
@@ -19,13 +20,14 @@ pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// The last to be dropped: the socket's rings lie in it.
+    _buffers: Buffers,
 }
 
 impl Stack {
     /// Makes a stack that waits for the flow's SYN.
     pub(super) fn new(shared: &Shared, five_tuple: &FiveTuple, now: SmolInstant) -> Self {
-        let buffer = || SocketBuffer::new(vec![0; shared.config.tcp_buffer]);
-        let mut socket = Socket::new(buffer(), buffer());
+        let (mut socket, buffers) = Buffers::socket(shared.config.tcp_buffer);
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
         socket.set_tsval_generator(Some(clock::timestamp));
@@ -38,7 +40,7 @@ impl Stack {
 
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = shared.table.seed(five_tuple);
-        let mut device = HostDevice::new(shared.config.mtu, None, &*shared.sink);
+        let mut device = HostDevice::new(shared, None);
         let mut interface = Interface::new(config, &mut device, now);
         interface.set_any_ip(true);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
@@ -47,6 +49,7 @@ impl Stack {
             interface,
             sockets,
             handle,
+            _buffers: buffers,
         }
     }
 
@@ -56,6 +59,24 @@ impl Stack {
 
     pub(super) fn state(&self) -> State {
         self.sockets.get::<Socket>(self.handle).state()
+    }
+
+    /// Tells whether the host has acknowledged everything but our FIN.
+    pub(super) fn waits_for_fin(&self) -> bool {
+        let socket = self.sockets.get::<Socket>(self.handle);
+        let has_closed = matches!(
+            socket.state(),
+            State::FinWait1 | State::Closing | State::LastAck
+        );
+        has_closed && socket.send_queue() == 0
+    }
+
+    /// Tells whether the ring for what is received has room for a segment's bytes
+    /// and its FIN.
+    pub(super) fn has_room_for(&self, length: u32) -> bool {
+        let socket = self.sockets.get::<Socket>(self.handle);
+        let room = socket.recv_capacity() - socket.recv_queue();
+        length as usize <= room + 1
     }
 
     pub(super) fn can_recv(&self) -> bool {
@@ -69,7 +90,7 @@ impl Stack {
     /// Takes one packet of the host; what answers at once goes out.
     pub(super) fn ingress(&mut self, shared: &Shared, packet: &[u8], now: SmolInstant) {
         let is_opening = self.state() == State::SynReceived;
-        let mut device = HostDevice::new(shared.config.mtu, Some(packet), &*shared.sink);
+        let mut device = HostDevice::new(shared, Some(packet));
         self.interface
             .poll_ingress_single(now, &mut device, &mut self.sockets);
         if is_opening && self.state() != State::SynReceived {
@@ -80,7 +101,7 @@ impl Stack {
 
     /// Sends all that may be sent.
     pub(super) fn egress(&mut self, shared: &Shared, now: SmolInstant) {
-        let mut device = HostDevice::new(shared.config.mtu, None, &*shared.sink);
+        let mut device = HostDevice::new(shared, None);
         while self
             .interface
             .poll_egress(now, &mut device, &mut self.sockets)

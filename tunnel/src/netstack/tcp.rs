@@ -34,10 +34,10 @@ pub(super) enum Delivery {
 
 impl Tcp {
     /// A flow whose SYN is held.
-    pub(super) fn pending(five_tuple: FiveTuple, syn: &[u8]) -> Self {
+    pub(super) fn pending(five_tuple: FiveTuple, syn: &[u8], sequence: u32) -> Self {
         Self {
             five_tuple,
-            connection: Mutex::new(Connection::pending(syn)),
+            connection: Mutex::new(Connection::pending(syn, sequence)),
         }
     }
 
@@ -50,7 +50,7 @@ impl Tcp {
     ) -> Delivery {
         let now = shared.clock.advance(now);
         let mut connection = self.lock();
-        let delivery = connection.handle_segment(shared, packet, segment, now);
+        let delivery = connection.handle_segment(shared, &self.five_tuple, packet, segment, now);
         self.settle(shared, connection, now);
         delivery
     }

@@ -1,9 +1,11 @@
 //! The netstack against a second TCP implementation in the part of the host's
 //! kernel, over a wire in memory, in invented time.
 
+mod icmp;
 pub(crate) mod lab;
 mod lossy;
-mod opening;
+pub(crate) mod opening;
 pub(crate) mod packets;
+mod simulation;
 mod tcp;
 mod udp;

@@ -85,3 +85,50 @@ impl Timers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kvpn_proto::flow::Protocol;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::netstack::tests::lab::Woken;
+
+    proptest! {
+        #[test]
+        fn timers_come_once_in_order_and_only_earlier_ones_wake(
+            steps in prop::collection::vec((any::<bool>(), 0_u64..1_000), 1..100),
+        ) {
+            let five_tuple = FiveTuple {
+                protocol: Protocol::Tcp,
+                host: "198.18.0.1:40000".parse().unwrap(),
+                cluster: "10.1.2.3:80".parse().unwrap(),
+            };
+            let start = Instant::now();
+            let timers = Timers::default();
+            let mut set: Vec<Instant> = Vec::new();
+            for (is_added, millis) in steps {
+                let at = start + Duration::from_millis(millis);
+                if is_added {
+                    let (_, waker) = Woken::new();
+                    timers.register(&waker);
+                    let is_earlier = set.iter().all(|other| at < *other);
+                    let woken = timers.add(Timer { at, five_tuple });
+                    prop_assert_eq!(woken.is_some(), is_earlier);
+                    // Only once.
+                    prop_assert!(!is_earlier || timers.lock().waker.is_none());
+                    set.push(at);
+                } else {
+                    let due: Vec<_> = timers.take_due(at).iter().map(|timer| timer.at).collect();
+                    set.sort();
+                    let split = set.partition_point(|other| *other <= at);
+                    let expected: Vec<_> = set.drain(..split).collect();
+                    prop_assert_eq!(due, expected);
+                }
+                prop_assert_eq!(timers.next(), set.iter().min().copied());
+            }
+        }
+    }
+}

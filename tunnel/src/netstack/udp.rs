@@ -1,4 +1,6 @@
 //! UDP flows: a queue of datagrams each, until they fall silent.
+//!
+//! Nobody waits for a holder that is slow: the oldest datagrams are lost.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,14 +14,22 @@ use kvpn_proto::flow::DialError;
 use super::Shared;
 use super::timers::Timer;
 use crate::flow::FiveTuple;
-use crate::packet::{self, Unreachable};
+use crate::packet::{self, IcmpError, MAX_WIRE, Packet};
 
 /// How many datagrams, and how many bytes of them, wait for the flow's holder.
 const MAX_QUEUED: usize = 256;
 const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// How much of a packet an ICMP error quotes.
-const MAX_QUOTED: usize = 128;
+pub(super) const MAX_QUOTED: usize = 128;
+
+/// What the host sends at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    pub payload: Bytes,
+    /// Rather lost than fragmented; see [`crate::packet`].
+    pub whole: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Udp {
@@ -29,7 +39,7 @@ pub(super) struct Udp {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Datagram>,
     queued_bytes: usize,
     /// The start of the host's last packet.
     last_packet: Vec<u8>,
@@ -56,20 +66,31 @@ impl Udp {
     }
 
     /// Queues a datagram of the host; `false` when the flow is over.
-    pub(super) fn handle_datagram(&self, packet: &[u8], payload: &[u8], now: Instant) -> bool {
+    pub(super) fn handle_datagram(
+        &self,
+        shared: &Shared,
+        packet: &Packet<'_>,
+        payload: &[u8],
+        now: Instant,
+    ) -> bool {
         let mut state = self.lock();
         if state.over {
             return false;
         }
         state.last_active = now;
-        packet[..packet.len().min(MAX_QUOTED)].clone_into(&mut state.last_packet);
+        let bytes = packet.bytes;
+        bytes[..bytes.len().min(MAX_QUOTED)].clone_into(&mut state.last_packet);
         state.queued_bytes += payload.len();
-        state.queue.push_back(Bytes::copy_from_slice(payload));
+        state.queue.push_back(Datagram {
+            payload: Bytes::copy_from_slice(payload),
+            whole: packet.dont_fragment && bytes.len() <= MAX_WIRE,
+        });
         while state.queue.len() > MAX_QUEUED || state.queued_bytes > MAX_QUEUED_BYTES {
             let Some(oldest) = state.queue.pop_front() else {
                 break;
             };
-            state.queued_bytes -= oldest.len();
+            state.queued_bytes -= oldest.payload.len();
+            shared.count_dropped_datagram();
         }
         let reader = state.reader.take();
         drop(state);
@@ -128,12 +149,12 @@ impl UdpFlow {
 
     /// Receives the host's next datagram; when too many wait, the oldest are
     /// lost. `None` when the flow has been silent for too long.
-    pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Datagram>> {
         let mut state = self.udp.lock();
-        if let Some(payload) = state.queue.pop_front() {
-            state.queued_bytes -= payload.len();
-            self.shared.count_to_cluster(payload.len());
-            return Poll::Ready(Some(payload));
+        if let Some(datagram) = state.queue.pop_front() {
+            state.queued_bytes -= datagram.payload.len();
+            self.shared.count_to_cluster(datagram.payload.len());
+            return Poll::Ready(Some(datagram));
         }
         if state.over {
             return Poll::Ready(None);
@@ -142,16 +163,14 @@ impl UdpFlow {
         Poll::Pending
     }
 
-    /// Sends a datagram from the flow's cluster end to the host. One that does
-    /// not fit a packet is dropped.
+    /// Sends a datagram from the flow's cluster end to the host. One that is
+    /// longer than UDP allows is dropped.
     pub fn send(&self, payload: &[u8], now: Instant) {
         self.shared.clock.advance(now);
         self.udp.lock().last_active = now;
-        if let Some(packet) = packet::udp(&self.udp.five_tuple, payload)
-            && packet.len() <= self.shared.config.mtu.into()
-        {
+        if let Some(packet) = packet::udp(&self.udp.five_tuple, payload) {
             self.shared.count_from_cluster(payload.len());
-            self.shared.sink.send(&packet);
+            self.shared.send(&packet);
         }
     }
 
@@ -159,10 +178,10 @@ impl UdpFlow {
     pub fn unreachable(&self, error: DialError, now: Instant) {
         self.shared.clock.advance(now);
         let offending = self.udp.lock().last_packet.clone();
-        let why = Unreachable::from_dial_error(error);
-        if let Some(packet) = packet::unreachable(&self.udp.five_tuple, why, &offending) {
-            self.shared.sink.send(&packet);
-        }
+        let FiveTuple { host, cluster, .. } = self.udp.five_tuple;
+        let why = IcmpError::from_dial_error(error);
+        self.shared
+            .send_icmp_error(cluster.ip(), host.ip(), why, &offending, now);
     }
 }
 
@@ -179,7 +198,7 @@ impl fmt::Debug for UdpFlow {
     }
 }
 
-fn wake(waker: Option<Waker>) {
+pub(super) fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
     }

@@ -1,68 +1,17 @@
 //! Packets towards the host, from the address that it wanted to reach.
 
-use std::net::IpAddr;
-
-use kvpn_proto::flow::DialError;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4Packet, Icmpv6Packet, IpAddress, IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr,
-    TcpSeqNumber, UDP_HEADER_LEN, UdpPacket, UdpRepr,
+    IpAddress, IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UDP_HEADER_LEN,
+    UdpPacket, UdpRepr,
 };
 
 use super::Segment;
 use crate::flow::FiveTuple;
 
 const HOP_LIMIT: u8 = 64;
-const ICMP_HEADER: usize = 8;
-
-/// The longest ICMP error (RFC 1812 section 4.3.2.3).
-const MAX_ICMPV4_ERROR: usize = 576;
-
-/// The longest ICMPv6 error (RFC 4443 section 2.4).
-const MAX_ICMPV6_ERROR: usize = 1_280;
-
-const MAX_PACKET: usize = 65_535;
-
-/// What an ICMP "destination unreachable" says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreachable {
-    Network,
-    Host,
-    Port,
-    Prohibited,
-}
-
-impl Unreachable {
-    /// What the host's kernel should hear after a failed dial.
-    pub fn from_dial_error(error: DialError) -> Self {
-        match error {
-            DialError::Refused => Self::Port,
-            DialError::NetworkUnreachable => Self::Network,
-            DialError::Prohibited => Self::Prohibited,
-            DialError::HostUnreachable | DialError::TimedOut | DialError::TunnelLost => Self::Host,
-        }
-    }
-
-    /// Code of an ICMP message of type 3 (RFC 792, RFC 1812 section 5.2.7.1).
-    fn icmpv4_code(self) -> u8 {
-        match self {
-            Self::Network => 0,
-            Self::Host => 1,
-            Self::Port => 3,
-            Self::Prohibited => 13,
-        }
-    }
-
-    /// Code of an ICMPv6 message of type 1 (RFC 4443 section 3.1).
-    fn icmpv6_code(self) -> u8 {
-        match self {
-            Self::Network => 0,
-            Self::Prohibited => 1,
-            Self::Host => 3,
-            Self::Port => 4,
-        }
-    }
-}
+/// The most that a length field of IP tells: for IPv4 with the header.
+const MAX_LENGTH: usize = 65_535;
 
 /// A datagram from the flow's cluster end; `None` when it does not fit.
 pub fn udp(five_tuple: &FiveTuple, payload: &[u8]) -> Option<Vec<u8>> {
@@ -90,17 +39,33 @@ pub fn reset(five_tuple: &FiveTuple, segment: &Segment) -> Option<Vec<u8>> {
     if segment.rst {
         return None;
     }
-    let sequence = |number: u32| TcpSeqNumber(number.cast_signed());
-    let (seq_number, ack_number) = match segment.acknowledgement {
-        Some(acknowledged) => (sequence(acknowledged), None),
-        None => (sequence(0), Some(sequence(segment.end()))),
+    let (sequence, acknowledgement) = match segment.acknowledgement {
+        Some(acknowledged) => (acknowledged, None),
+        None => (0, Some(segment.end())),
     };
+    bare_segment(five_tuple, TcpControl::Rst, sequence, acknowledgement)
+}
+
+/// The ACK that answers what a host repeats to a connection in TIME-WAIT (RFC
+/// 9293 section 3.10.7.4); `None` when it acknowledges nothing itself.
+pub(crate) fn acknowledgement(five_tuple: &FiveTuple, segment: &Segment) -> Option<Vec<u8>> {
+    let sequence = segment.acknowledgement?;
+    bare_segment(five_tuple, TcpControl::None, sequence, Some(segment.end()))
+}
+
+fn bare_segment(
+    five_tuple: &FiveTuple,
+    control: TcpControl,
+    sequence: u32,
+    acknowledgement: Option<u32>,
+) -> Option<Vec<u8>> {
+    let number = |number: u32| TcpSeqNumber(number.cast_signed());
     let header = TcpRepr {
         src_port: five_tuple.cluster.port(),
         dst_port: five_tuple.host.port(),
-        control: TcpControl::Rst,
-        seq_number,
-        ack_number,
+        control,
+        seq_number: number(sequence),
+        ack_number: acknowledgement.map(number),
         window_len: 0,
         window_scale: None,
         max_seg_size: None,
@@ -120,45 +85,11 @@ pub fn reset(five_tuple: &FiveTuple, segment: &Segment) -> Option<Vec<u8>> {
     })
 }
 
-/// Destination unreachable, from the flow's cluster end, quoting the start of
-/// the packet that did not arrive.
-pub fn unreachable(five_tuple: &FiveTuple, why: Unreachable, offending: &[u8]) -> Option<Vec<u8>> {
-    let (from, to) = addresses(five_tuple);
-    let (protocol, longest, kind, code) = match five_tuple.cluster.ip() {
-        IpAddr::V4(_) => (
-            IpProtocol::Icmp,
-            MAX_ICMPV4_ERROR - 20,
-            3,
-            why.icmpv4_code(),
-        ),
-        IpAddr::V6(_) => (
-            IpProtocol::Icmpv6,
-            MAX_ICMPV6_ERROR - 40,
-            1,
-            why.icmpv6_code(),
-        ),
-    };
-    let quoted = &offending[..offending.len().min(longest - ICMP_HEADER)];
-    let length = ICMP_HEADER + quoted.len();
-    ip(from, to, protocol, length, |buffer| {
-        buffer[..ICMP_HEADER].copy_from_slice(&[kind, code, 0, 0, 0, 0, 0, 0]);
-        buffer[ICMP_HEADER..].copy_from_slice(quoted);
-        match (from, to) {
-            (IpAddress::Ipv6(from), IpAddress::Ipv6(to)) => {
-                Icmpv6Packet::new_unchecked(buffer).fill_checksum(&from, &to);
-            }
-            (IpAddress::Ipv4(_) | IpAddress::Ipv6(_), _) => {
-                Icmpv4Packet::new_unchecked(buffer).fill_checksum();
-            }
-        }
-    })
-}
-
 fn addresses(five_tuple: &FiveTuple) -> (IpAddress, IpAddress) {
     (five_tuple.cluster.ip().into(), five_tuple.host.ip().into())
 }
 
-fn ip(
+pub(super) fn ip(
     from: IpAddress,
     to: IpAddress,
     protocol: IpProtocol,
@@ -166,7 +97,11 @@ fn ip(
     emit: impl FnOnce(&mut [u8]),
 ) -> Option<Vec<u8>> {
     let header = IpRepr::new(from, to, protocol, length, HOP_LIMIT);
-    if header.buffer_len() > MAX_PACKET {
+    let told = match from {
+        IpAddress::Ipv4(_) => header.buffer_len(),
+        IpAddress::Ipv6(_) => length,
+    };
+    if told > MAX_LENGTH {
         return None;
     }
     let mut packet = vec![0; header.buffer_len()];

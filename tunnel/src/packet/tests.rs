@@ -1,3 +1,5 @@
+mod properties;
+
 use std::net::SocketAddr;
 
 use kvpn_proto::flow::Protocol;
@@ -17,6 +19,10 @@ fn five_tuple(protocol: Protocol, host: &str, cluster: &str) -> FiveTuple {
 /// A datagram of the host, made as one for the host with its ends swapped.
 fn datagram(host: &str, cluster: &str, payload: &[u8]) -> Vec<u8> {
     udp(&five_tuple(Protocol::Udp, cluster, host), payload).unwrap()
+}
+
+fn parse(packet: &[u8]) -> Result<Packet<'_>, Ignored> {
+    super::parse(packet, Checksum::Complete)
 }
 
 #[test]
@@ -91,12 +97,12 @@ fn fragments_are_ignored() {
 
 #[test]
 fn other_protocols_are_ignored() {
-    let tuple = five_tuple(Protocol::Udp, "10.0.0.1:7", "198.18.0.1:7");
-    let icmp = unreachable(&tuple, Unreachable::Host, b"quoted").unwrap();
-    assert_eq!(parse(&icmp), Err(Ignored::Protocol));
-    let tuple = five_tuple(Protocol::Udp, "[fd00::1]:7", "[fd6b::1]:7");
-    let icmp = unreachable(&tuple, Unreachable::Host, b"quoted").unwrap();
-    assert_eq!(parse(&icmp), Err(Ignored::Protocol));
+    for (host, cluster) in [("198.18.0.1", "10.0.0.1"), ("fd6b::1", "fd00::1")] {
+        let (host, cluster) = (host.parse().unwrap(), cluster.parse().unwrap());
+        let icmp = icmp_error(host, cluster, IcmpError::HostUnreachable, b"quoted").unwrap();
+        assert_eq!(parse(&icmp), Err(Ignored::Protocol));
+        assert_eq!(parse_echo(&icmp), Err(Ignored::Protocol));
+    }
 }
 
 #[test]
@@ -115,18 +121,22 @@ fn truncated_packets_are_malformed() {
 #[test]
 fn quotes_of_large_packets_are_cut_to_the_smallest_mtu() {
     let large = vec![7; 9_000];
-    let tuple = five_tuple(Protocol::Udp, "198.18.0.1:7", "10.0.0.1:7");
-    let icmp = unreachable(&tuple, Unreachable::Host, &large).unwrap();
-    assert_eq!(icmp.len(), 576);
-    let tuple = five_tuple(Protocol::Udp, "[fd6b::1]:7", "[fd00::1]:7");
-    let icmp = unreachable(&tuple, Unreachable::Host, &large).unwrap();
-    assert_eq!(icmp.len(), 1_280);
+    for (cluster, host, length) in [
+        ("10.0.0.1", "198.18.0.1", 576),
+        ("fd00::1", "fd6b::1", 1_280),
+    ] {
+        let (cluster, host) = (cluster.parse().unwrap(), host.parse().unwrap());
+        let icmp = icmp_error(cluster, host, IcmpError::HostUnreachable, &large).unwrap();
+        assert_eq!(icmp.len(), length);
+    }
 }
 
 proptest! {
     #[test]
     fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
         let _ = parse(&bytes);
+        let _ = parse_echo(&bytes);
+        let _ = without_extensions(&bytes);
     }
 
     #[test]
@@ -150,5 +160,7 @@ proptest! {
             }
         }
         let _ = parse(&bytes);
+        let _ = parse_echo(&bytes);
+        let _ = without_extensions(&bytes);
     }
 }

@@ -52,7 +52,9 @@ async fn pump(from: &mut FrameReceiver, to: &FrameSender) -> Result<(), Ended> {
                 .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?,
         };
         match &frame {
-            Frame::Open(_) | Frame::Opened | Frame::Data(_) => to.send(frame).await?,
+            Frame::Open(_) | Frame::Opened | Frame::Data(_) | Frame::Whole(_) => {
+                to.send(frame).await?
+            }
             Frame::Fin => return Ok(to.send(frame).await?),
             Frame::Reset => return Err(Ended::Reset),
             Frame::Failed(_) => {

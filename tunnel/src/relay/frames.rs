@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use kvpn_proto::flow::Frame;
-use kvpn_proto::v1;
 use tokio::sync::mpsc;
-use tonic::Status;
 
 use super::RelayError;
+use super::meter::{FlowMeter, Step};
 
 /// Frames that wait between a splice and the gRPC stream. Few, so that a slow
 /// reader slows its own flow and memory stays bounded.
@@ -61,15 +61,21 @@ impl StreamLost {
 /// the stream.
 #[derive(Debug)]
 pub struct FrameSender {
-    frames: mpsc::Sender<v1::Frame>,
+    frames: mpsc::Sender<Frame>,
+    pub(super) meter: Option<Arc<FlowMeter>>,
 }
 
 impl FrameSender {
     pub async fn send(&self, frame: Frame) -> Result<(), StreamLost> {
+        let step = Step::of(&frame);
         self.frames
-            .send(frame.into())
+            .send(frame)
             .await
-            .map_err(|_| StreamLost::new("the stream was cancelled"))
+            .map_err(|_| StreamLost::new("the stream was cancelled"))?;
+        if let Some(meter) = &self.meter {
+            meter.count_sent(step);
+        }
+        Ok(())
     }
 
     /// Completes when nobody takes the frames any more.
@@ -81,26 +87,29 @@ impl FrameSender {
     /// the stream, which follows, says the same.
     pub fn reset(self) {
         // Full or closed: see above.
-        let _ = self.frames.try_send(Frame::Reset.into());
+        let _ = self.frames.try_send(Frame::Reset);
+    }
+
+    /// Puts the first frame into the empty queue.
+    pub(crate) fn begin(&self, open: Frame) {
+        // There is room, and the receiving end has just been made.
+        let _ = self.frames.try_send(open);
     }
 }
 
 /// Receives frames.
 pub struct FrameReceiver {
-    stream: Pin<Box<dyn Stream<Item = Result<v1::Frame, Status>> + Send>>,
+    stream: Pin<Box<dyn Stream<Item = Result<Frame, StreamLost>> + Send>>,
+    pub(super) meter: Option<Arc<FlowMeter>>,
 }
 
 impl FrameReceiver {
     /// Waits for the next frame. `None` when the stream ended without an error.
     pub async fn recv(&mut self) -> Option<Result<Frame, StreamLost>> {
-        let frame = match self.stream.next().await? {
-            Ok(frame) => Frame::try_from(frame).map_err(StreamLost::from),
-            Err(status) => Err(StreamLost::new(format!(
-                "{:?}: {}",
-                status.code(),
-                status.message()
-            ))),
-        };
+        let frame = self.stream.next().await?;
+        if let (Some(meter), Ok(frame)) = (&self.meter, &frame) {
+            meter.count_received(Step::of(frame));
+        }
         Some(frame)
     }
 
@@ -117,6 +126,7 @@ impl FrameReceiver {
             Frame::Reset => Err(RelayError::Reset),
             Frame::Open(_) => Err(RelayError::Unexpected("open")),
             Frame::Opened => Err(RelayError::Unexpected("opened")),
+            Frame::Whole(_) => Err(RelayError::Unexpected("whole")),
             Frame::Failed(_) => Err(RelayError::Unexpected("failed")),
         }
     }
@@ -128,51 +138,32 @@ impl fmt::Debug for FrameReceiver {
     }
 }
 
-/// The caller's frames, to be given to `client.tunnel(..)`.
+/// Frames on their way into a gRPC stream.
 #[derive(Debug)]
-pub struct Outgoing {
-    frames: mpsc::Receiver<v1::Frame>,
+pub(crate) struct Outgoing {
+    frames: mpsc::Receiver<Frame>,
 }
 
-impl Stream for Outgoing {
-    type Item = v1::Frame;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<v1::Frame>> {
+impl Outgoing {
+    /// The next frame; `None` when the sender is gone.
+    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
         self.frames.poll_recv(cx)
     }
 }
 
-/// The callee's frames, to be returned as the response's stream.
-#[derive(Debug)]
-pub struct OutgoingResponse {
-    frames: mpsc::Receiver<v1::Frame>,
-}
-
-impl Stream for OutgoingResponse {
-    type Item = Result<v1::Frame, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.frames.poll_recv(cx).map(|frame| frame.map(Ok))
-    }
-}
-
-/// The caller's side of sending.
-pub fn outgoing() -> (FrameSender, Outgoing) {
+/// The sending side of a stream.
+pub(crate) fn outgoing() -> (FrameSender, Outgoing) {
     let (tx, frames) = mpsc::channel(QUEUED_FRAMES);
-    (FrameSender { frames: tx }, Outgoing { frames })
+    let meter = None;
+    (FrameSender { frames: tx, meter }, Outgoing { frames })
 }
 
-/// The callee's side of sending.
-pub fn outgoing_response() -> (FrameSender, OutgoingResponse) {
-    let (tx, frames) = mpsc::channel(QUEUED_FRAMES);
-    (FrameSender { frames: tx }, OutgoingResponse { frames })
-}
-
-/// Wraps the `tonic::Streaming` that came back (caller) or came in (callee).
-pub fn incoming(
-    stream: impl Stream<Item = Result<v1::Frame, Status>> + Send + 'static,
+/// The receiving side of a stream.
+pub(crate) fn incoming(
+    stream: impl Stream<Item = Result<Frame, StreamLost>> + Send + 'static,
 ) -> FrameReceiver {
     FrameReceiver {
         stream: Box::pin(stream),
+        meter: None,
     }
 }

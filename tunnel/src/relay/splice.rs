@@ -12,8 +12,9 @@ use super::{
     FrameReceiver, FrameSender, FrameStream, MAX_DATA, RelayError, StreamLost, Transferred,
 };
 
-/// Room below which a fresh buffer is taken for the next read.
-const MIN_READ: usize = 32 << 10;
+/// How much is read at once from a stream that says little. An idle flow keeps
+/// a buffer of this size.
+const MIN_READ: usize = 2 << 10;
 
 /// Copies between a byte stream and an already opened frame stream until both
 /// directions have ended. On an error the caller aborts the byte stream.
@@ -77,11 +78,10 @@ async fn send<S: AsyncRead>(
     sent: &mut u64,
 ) -> Result<(), RelayError> {
     let mut buffer = BytesMut::new();
+    let mut size = MIN_READ;
     loop {
-        if buffer.capacity() < MIN_READ {
-            buffer.reserve(MAX_DATA);
-        }
-        let mut room = (&mut buffer).limit(MAX_DATA);
+        buffer.reserve(size);
+        let mut room = (&mut buffer).limit(size);
         let count = tokio::select! {
             // The other half may wait for a reader that never comes, so this
             // one notices that the tunnel is gone.
@@ -92,7 +92,19 @@ async fn send<S: AsyncRead>(
             return Ok(sender.send(Frame::Fin).await?);
         }
         *sent += count as u64;
+        size = next_size(size, count);
         sender.send(Frame::Data(buffer.split().freeze())).await?;
+    }
+}
+
+/// Grows with a stream that fills what it is given, and shrinks with it too.
+fn next_size(size: usize, read: usize) -> usize {
+    if read == size {
+        (size * 4).min(MAX_DATA)
+    } else if read < size / 4 {
+        read.next_power_of_two().max(MIN_READ)
+    } else {
+        size
     }
 }
 

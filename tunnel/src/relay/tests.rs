@@ -1,38 +1,44 @@
+mod simulation;
+
 use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tonic::Status;
 
 use super::*;
 
 /// Two ends of one flow, without gRPC between them.
 pub(crate) fn pair() -> (FrameStream, FrameStream) {
     let (near, to_far) = outgoing();
-    let (far, to_near) = outgoing_response();
+    let (far, to_near) = outgoing();
     (
         FrameStream {
             sender: near,
-            receiver: incoming(to_near),
+            receiver: incoming(arriving(to_near)),
         },
         FrameStream {
             sender: far,
-            receiver: incoming(to_far.map(Ok)),
+            receiver: incoming(arriving(to_far)),
         },
     )
 }
 
+/// Frames as they come out of a wire that loses none.
+fn arriving(mut frames: Outgoing) -> impl Stream<Item = Result<Frame, StreamLost>> + Send {
+    futures::stream::poll_fn(move |cx| frames.poll_recv(cx).map(|frame| frame.map(Ok)))
+}
+
 /// A stream that fails after some frames.
-fn lost_after(frames: Vec<Frame>) -> impl Stream<Item = Result<kvpn_proto::v1::Frame, Status>> {
+fn lost_after(frames: Vec<Frame>) -> impl Stream<Item = Result<Frame, StreamLost>> {
     let frames: Vec<_> = frames
         .into_iter()
-        .map(|frame| Ok(frame.into()))
-        .chain([Err(Status::unavailable("gone"))])
+        .map(Ok)
+        .chain([Err(StreamLost::new("gone"))])
         .collect();
     futures::stream::iter(frames)
 }
@@ -43,11 +49,11 @@ fn spliced(frames: FrameStream) -> (DuplexStream, JoinHandle<Result<Transferred,
     (app, tokio::spawn(splice(io, frames)))
 }
 
-async fn next(frames: &mut FrameStream) -> Frame {
+pub(crate) async fn next(frames: &mut FrameStream) -> Frame {
     frames.receiver.recv().await.unwrap().unwrap()
 }
 
-fn data(text: &'static str) -> Frame {
+pub(crate) fn data(text: &'static str) -> Frame {
     Frame::Data(Bytes::from_static(text.as_bytes()))
 }
 
@@ -266,68 +272,6 @@ async fn refused_dial_says_so() {
     let failure = dial_tcp(address, Duration::from_secs(5)).await.unwrap_err();
     assert_eq!(failure.error, DialError::Refused);
     assert!(failure.detail.contains(&address.to_string()), "{failure}");
-}
-
-#[tokio::test]
-async fn datagrams_keep_their_bounds() {
-    let app = UdpSocket::bind("[::1]:0").await.unwrap();
-    let socket = dial_udp(app.local_addr().unwrap()).await.unwrap();
-    let (near, mut far) = pair();
-    let splice = tokio::spawn(splice_udp(socket, near, Duration::from_secs(60)));
-
-    for text in ["one", "", "three"] {
-        far.sender.send(data(text)).await.unwrap();
-        let mut buffer = [0; 16];
-        let (length, from) = app.recv_from(&mut buffer).await.unwrap();
-        assert_eq!(&buffer[..length], text.as_bytes());
-        app.send_to(text.as_bytes(), from).await.unwrap();
-        assert_eq!(next(&mut far).await, data(text));
-    }
-    far.sender.send(Frame::Fin).await.unwrap();
-    far.finish().await;
-    let moved = splice.await.unwrap().unwrap();
-    assert_eq!((moved.sent, moved.received), (8, 8));
-}
-
-#[tokio::test]
-async fn datagrams_arrive_although_the_far_end_takes_none() {
-    let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let socket = dial_udp(app.local_addr().unwrap()).await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let (near, far) = pair();
-    let _splice = tokio::spawn(splice_udp(socket, near, Duration::from_secs(60)));
-    for _ in 0..32 {
-        app.send_to(b"unheard", address).await.unwrap();
-        tokio::task::yield_now().await;
-    }
-
-    far.sender.send(data("heard")).await.unwrap();
-    let mut buffer = [0; 16];
-    let received = tokio::time::timeout(Duration::from_secs(5), app.recv(&mut buffer)).await;
-    assert_eq!(&buffer[..received.unwrap().unwrap()], b"heard");
-}
-
-#[tokio::test]
-async fn silent_datagram_flow_ends() {
-    let app = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let socket = dial_udp(app.local_addr().unwrap()).await.unwrap();
-    let (near, mut far) = pair();
-    let splice = tokio::spawn(splice_udp(socket, near, Duration::from_millis(50)));
-    assert_eq!(next(&mut far).await, Frame::Fin);
-    far.finish().await;
-    splice.await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn datagram_to_a_closed_port_resets_the_flow() {
-    let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let socket = dial_udp(gone.local_addr().unwrap()).await.unwrap();
-    drop(gone);
-    let (near, mut far) = pair();
-    let splice = tokio::spawn(splice_udp(socket, near, Duration::from_secs(60)));
-    far.sender.send(data("anyone?")).await.unwrap();
-    assert_eq!(next(&mut far).await, Frame::Reset);
-    assert!(matches!(splice.await.unwrap(), Err(RelayError::Local(_))));
 }
 
 #[tokio::test]

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use kvpn_proto::{Failure, Reason, v1, version};
 use tonic::{Code, Status, Streaming};
 
+use super::pipe::Pipe;
 use super::{Client, Versions};
-use crate::session::cluster::Cluster;
 use crate::session::cluster_info::ClusterInfo;
 use crate::session::identity::{OwnSession, SessionKey};
-use crate::session::upgrade;
+use crate::session::transport::Transports;
 
 /// How long a call that only asks may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -23,13 +23,13 @@ pub(crate) struct Credentials {
 
 /// A connection that has not been authenticated yet.
 pub(crate) struct Greeting {
-    client: Client,
+    pipe: Pipe,
     nonce: Bytes,
 }
 
 /// A connection in use: the session counts as present while it lives.
 pub(crate) struct Connection {
-    pub(super) client: Client,
+    pub(super) pipe: Pipe,
     pub(super) versions: Versions,
     pub(super) cluster: ClusterInfo,
     pub(super) cluster_changes: Streaming<v1::WatchClusterResponse>,
@@ -38,12 +38,21 @@ pub(crate) struct Connection {
 
 impl Greeting {
     /// Opens a connection and asks for its nonce.
-    pub(crate) async fn open(cluster: &Cluster, namespace: &str) -> Result<Self, Failure> {
-        let channel = upgrade::open(cluster, namespace).await?;
-        let mut client = Client::new(channel);
-        let challenge = call(client.challenge(v1::ChallengeRequest {})).await?;
+    pub(crate) async fn open(transports: &Transports) -> Result<Self, Failure> {
+        let (stream, transport) = transports.open().await?;
+        Self::receive(Pipe::new(stream, transport).await?).await
+    }
+
+    /// Opens a connection besides one that is up, and asks for its nonce.
+    pub(super) async fn open_further(transports: &Transports) -> Result<Self, Failure> {
+        let (stream, transport) = transports.open_further().await?;
+        Self::receive(Pipe::new(stream, transport).await?).await
+    }
+
+    async fn receive(pipe: Pipe) -> Result<Self, Failure> {
+        let challenge = call(pipe.client().challenge(v1::ChallengeRequest {})).await?;
         Ok(Self {
-            client,
+            pipe,
             nonce: challenge.nonce,
         })
     }
@@ -54,14 +63,14 @@ impl Greeting {
         self,
         credentials: &Credentials,
     ) -> Result<Connection, Failure> {
-        let Self { client, nonce } = self;
-        let answer = sign_in(&client, &nonce, credentials).await?;
+        let Self { pipe, nonce } = self;
+        let answer = sign_in(pipe.client(), &nonce, credentials).await?;
         let versions = Versions {
             manager: answer.version,
             chart: answer.chart_version,
         };
         check(&versions)?;
-        let (mut cluster_client, mut dials_client) = (client.clone(), client.clone());
+        let (mut cluster_client, mut dials_client) = (pipe.client(), pipe.client());
         let (mut cluster_changes, dials) = tokio::try_join!(
             call(cluster_client.watch_cluster(v1::WatchClusterRequest {})),
             call(dials_client.watch_dials(v1::WatchDialsRequest {})),
@@ -72,12 +81,18 @@ impl Greeting {
             .map_err(|status| explain(&status))?
             .ok_or_else(silent)?;
         Ok(Connection {
-            client,
+            pipe,
             versions,
             cluster: first.into(),
             cluster_changes,
             dials,
         })
+    }
+
+    /// Proves who we are, on a connection that only carries flows.
+    pub(super) async fn join(self, credentials: &Credentials) -> Result<Pipe, Failure> {
+        sign_in(self.pipe.client(), &self.nonce, credentials).await?;
+        Ok(self.pipe)
     }
 }
 
@@ -88,7 +103,7 @@ impl Connection {
 }
 
 async fn sign_in(
-    client: &Client,
+    mut client: Client,
     nonce: &[u8],
     credentials: &Credentials,
 ) -> Result<v1::AuthenticateResponse, Failure> {
@@ -98,7 +113,7 @@ async fn sign_in(
         uid: session.uid.clone(),
         signature: key.sign(&session.uid, nonce).into(),
     };
-    call(client.clone().authenticate(request)).await
+    call(client.authenticate(request)).await
 }
 
 fn check(versions: &Versions) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use kvpn_tests::lab::layout::Layout;
+use kvpn_tests::lab::layout::{Layout, Profile};
 use kvpn_tests::lab::{laptop, net, wire};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -48,6 +48,10 @@ pub(crate) fn laptop(number: u8) -> Result<Infallible> {
         hidden.mask(path, mode)?;
     }
     bind(&layout.binaries(), Path::new(laptop::BINARIES))?;
+    let release = Layout::new().with_profile(Profile::Release).binaries();
+    // Cargo may not have built there yet.
+    fs::create_dir_all(&release)?;
+    bind(&release, Path::new(laptop::RELEASE_BINARIES))?;
     bind(&layout.tools(), Path::new(laptop::TOOLS))?;
     bind(
         &laptop::home_on_host(&layout, number),

@@ -59,6 +59,7 @@ struct Enter {
 }
 
 fn main() -> ExitCode {
+    close_inherited();
     let result = match Cli::parse().command {
         Command::Hold(Kind::Node) => hold::node(),
         Command::Hold(Kind::Laptop { number }) => hold::laptop(number),
@@ -71,4 +72,18 @@ fn main() -> ExitCode {
     let Err(error) = result;
     eprintln!("kvpn-lab: {error:#}");
     ExitCode::from(125)
+}
+
+/// Closes all that was inherited besides stdin, stdout and stderr: a daemon of
+/// the lab would hold a lock of whoever brought the lab up as long as it runs.
+fn close_inherited() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let inherited: Vec<i32> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in inherited {
+        // Among them is the one that listed them, which is closed by now.
+        let _ = nix::unistd::close(fd);
+    }
 }

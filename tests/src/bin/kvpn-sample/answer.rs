@@ -5,23 +5,33 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
+use crate::pattern::Pattern;
 use crate::{Options, say};
 
-/// `/healthz`: ok. `POST`: the body again. `/chain`: what the upstream service
-/// says, in what this one says. All else: who this is and what was asked.
+/// How long a body stays unread.
+const UNREAD: Duration = Duration::from_secs(60);
+
+/// What is sent back.
+pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
+
+/// `/healthz`: ok. `PUT`: the body again, as it comes. `POST`: the body again,
+/// once it is whole; never read for a minute at `/unread`. `/bytes/N`: a pattern
+/// of that size. `/chain`: what the upstream service says, in what this one
+/// says. All else: who this is and what was asked.
 pub(crate) async fn answer(
     options: &Options,
     peer: SocketAddr,
     request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+) -> Response<Body> {
     let path = request.uri().path().to_owned();
     if path == "/healthz" {
         return text("ok\n".into());
@@ -31,10 +41,23 @@ pub(crate) async fn answer(
         request.method(),
         request.uri()
     ));
-    if request.method() == hyper::Method::POST {
+    if request.method() == Method::PUT {
+        return Response::new(request.into_body().boxed());
+    }
+    if request.method() == Method::POST && path == "/unread" {
+        tokio::time::sleep(UNREAD).await;
+        return failure(StatusCode::REQUEST_TIMEOUT, "not read");
+    }
+    if request.method() == Method::POST {
         return match request.into_body().collect().await {
             Ok(body) => text(body.to_bytes()),
             Err(error) => failure(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+    }
+    if let Some(size) = path.strip_prefix("/bytes/") {
+        return match size.parse() {
+            Ok(size) => Response::new(Pattern::new(size).boxed()),
+            Err(error) => failure(StatusCode::BAD_REQUEST, &format!("{size}: {error}")),
         };
     }
     let mut answer = describe(options, peer, &request);
@@ -90,11 +113,12 @@ async fn call(upstream: &str) -> Result<Value> {
     serde_json::from_slice(&body.to_bytes()).with_context(|| format!("read what {upstream} says"))
 }
 
-fn text(body: Bytes) -> Response<Full<Bytes>> {
-    Response::new(Full::new(body))
+fn text(body: Bytes) -> Response<Body> {
+    let body = Full::new(body).map_err(|never| match never {});
+    Response::new(body.boxed())
 }
 
-fn failure(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+fn failure(status: StatusCode, message: &str) -> Response<Body> {
     let mut response = text(format!("{message}\n").into());
     *response.status_mut() = status;
     response

@@ -1,5 +1,6 @@
 //! The sample application: an HTTP server that says who it is and what it was
-//! asked, and one line about each request on stdout.
+//! asked, and one line about each request on stdout. Datagrams to the same port
+//! come back as they are.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -10,10 +11,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod answer;
+mod manners;
+mod pattern;
 
 /// A small service, to try kvpn with
 #[derive(Clone, Debug, Parser)]
@@ -27,6 +30,9 @@ struct Options {
     /// Name of the pod to answer with
     #[arg(long, env = "POD", default_value = "")]
     pod: String,
+    /// Port of a TCP server with odd manners
+    #[arg(long, env = "MANNERS_PORT")]
+    manners_port: Option<u16>,
     /// HOST:PORT of the service that /chain calls
     #[arg(long, env = "UPSTREAM")]
     upstream: Option<String>,
@@ -53,6 +59,10 @@ fn main() -> ExitCode {
 /// Serves until SIGTERM.
 async fn serve(options: Options) -> Result<()> {
     let listener = listen(options.port)?;
+    tokio::spawn(echo(bind(options.port)?));
+    if let Some(port) = options.manners_port {
+        tokio::spawn(manners::serve(listen(port)?));
+    }
     say(&format!(
         "{} listens on port {}",
         options.service, options.port
@@ -81,17 +91,41 @@ async fn serve(options: Options) -> Result<()> {
     }
 }
 
+/// Sends every datagram back to where it came from.
+async fn echo(socket: UdpSocket) {
+    let mut datagram = vec![0; usize::from(u16::MAX)];
+    loop {
+        // An error is about an earlier datagram, whose sender is gone.
+        if let Ok((size, peer)) = socket.recv_from(&mut datagram).await {
+            drop(socket.send_to(&datagram[..size], peer).await);
+        }
+    }
+}
+
 fn listen(port: u16) -> Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    let socket = dual_stack(Type::STREAM, port)?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into()).context("listen")
+}
+
+fn bind(port: u16) -> Result<UdpSocket> {
+    let socket = dual_stack(Type::DGRAM, port)?;
+    UdpSocket::from_std(socket.into()).context("take datagrams")
+}
+
+/// A socket on a port of every address of both families.
+fn dual_stack(kind: Type, port: u16) -> Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, kind, None)?;
     socket.set_only_v6(false)?;
-    socket.set_reuse_address(true)?;
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
     socket.set_nonblocking(true)?;
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     socket
         .bind(&address.into())
         .with_context(|| format!("bind port {port}"))?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into()).context("listen")
+    Ok(socket)
 }
 
 /// Prints a line at once, also into a pipe.

@@ -4,6 +4,7 @@ use std::io;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use bytes::{Buf, Bytes};
 use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant as SmolInstant;
 
@@ -11,10 +12,14 @@ use super::Delivery;
 use crate::flow::FiveTuple;
 use crate::netstack::Shared;
 use crate::netstack::stack::Stack;
-use crate::packet::Segment;
+use crate::packet::{self, Checksum, Segment};
 
 /// How soon a stack is looked at again that says "now" but has nothing to send.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a connection that the cluster's end closed first is remembered. The
+/// device neither loses nor reorders, so this is for what the host repeats.
+const TIME_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) struct Connection {
     phase: Phase,
@@ -24,8 +29,12 @@ pub(super) struct Connection {
     reset: bool,
     /// No segment belongs to it any more. Received bytes may still be read.
     over: bool,
-    /// The sequence number after the host's FIN.
-    host_end: u32,
+    /// The sequence number of the SYN that opened it.
+    opened_by: u32,
+    /// What the host has acknowledged last.
+    acknowledged: Option<u32>,
+    /// What a connection in TIME-WAIT has received, and nobody has read yet.
+    unread: Bytes,
     /// The earliest deadline that the timers hold for it.
     timer: Option<Instant>,
     reader: Option<Waker>,
@@ -36,17 +45,22 @@ enum Phase {
     /// The newest copy of the SYN that waits for an answer.
     Pending(Vec<u8>),
     Open(Box<Stack>),
+    /// Both directions have ended, so that nothing but the deadline is left to
+    /// remember.
+    TimeWait(Instant),
 }
 
 impl Connection {
-    pub(super) fn pending(syn: &[u8]) -> Self {
+    pub(super) fn pending(syn: &[u8], sequence: u32) -> Self {
         Self {
             phase: Phase::Pending(syn.to_vec()),
             fin_wanted: false,
             fin_received: false,
             reset: false,
             over: false,
-            host_end: 0,
+            opened_by: sequence,
+            acknowledged: None,
+            unread: Bytes::new(),
             timer: None,
             reader: None,
             writer: None,
@@ -67,13 +81,14 @@ impl Connection {
         self.over = true;
         match &mut self.phase {
             Phase::Pending(syn) => Some(std::mem::take(syn)),
-            Phase::Open(_) => None,
+            Phase::Open(_) | Phase::TimeWait(_) => None,
         }
     }
 
     pub(super) fn handle_segment(
         &mut self,
         shared: &Shared,
+        five_tuple: &FiveTuple,
         packet: &[u8],
         segment: &Segment,
         now: SmolInstant,
@@ -90,21 +105,37 @@ impl Connection {
                 }
             }
             Phase::Open(stack) => {
-                if stack.state() == State::TimeWait
-                    && segment.opens()
-                    && is_after(segment.sequence, self.host_end)
-                {
-                    // RFC 9293 section 3.10.7.4: a SYN beyond the old
-                    // connection may open a new one.
+                if stack.state() == State::TimeWait && segment.opens_another(self.opened_by) {
                     self.over = true;
                     return Delivery::Over;
                 }
-                if segment.fin {
-                    self.host_end = segment.end();
+                let previous = std::mem::replace(&mut self.acknowledged, segment.acknowledgement);
+                if stack.waits_for_fin() && segment.repeats(previous) {
+                    // smoltcp would take this for a loss of data, find none to
+                    // repeat, and with that forget that the FIN may be lost.
+                    return Delivery::Taken;
+                }
+                if segment.fin && !stack.has_room_for(segment.length) {
+                    // smoltcp would cut the bytes, but take the FIN. The host
+                    // repeats what it has sent beyond the window.
+                    return Delivery::Taken;
                 }
                 stack.ingress(shared, packet, now);
                 if segment.rst && matches!(stack.state(), State::Closed | State::Listen) {
                     self.reset = true;
+                }
+            }
+            Phase::TimeWait(_) => {
+                if segment.opens_another(self.opened_by) {
+                    self.over = true;
+                    return Delivery::Over;
+                }
+                if segment.rst {
+                    self.over = true;
+                } else if segment.length > 0
+                    && let Some(answer) = packet::acknowledgement(five_tuple, segment)
+                {
+                    shared.sink.send(&answer, Checksum::Complete);
                 }
             }
         }
@@ -114,16 +145,17 @@ impl Connection {
     pub(super) fn read(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        mut take: impl FnMut(&[u8]) -> usize,
     ) -> Poll<io::Result<usize>> {
-        if buffer.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
         if let Phase::Open(stack) = &mut self.phase
             && stack.can_recv()
         {
-            let received = stack.socket().recv_slice(buffer);
-            return Poll::Ready(received.map_err(io::Error::other));
+            return Poll::Ready(receive(stack, &mut take));
+        }
+        if !self.unread.is_empty() {
+            let taken = take(&self.unread);
+            self.unread.advance(taken);
+            return Poll::Ready(Ok(taken));
         }
         if self.reset {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
@@ -176,25 +208,34 @@ impl Connection {
                 stack.orphan();
             }
             Phase::Open(_) | Phase::Pending(_) => self.reset(),
+            Phase::TimeWait(_) => {}
         }
     }
 
     /// Sends what is to be sent and looks at what has changed; `true` when the
     /// flow has just ended.
     pub(super) fn advance(&mut self, shared: &Shared, now: SmolInstant) -> bool {
-        let Phase::Open(stack) = &mut self.phase else {
-            return self.over;
+        let stack = match &mut self.phase {
+            Phase::Open(stack) if !self.over => stack,
+            Phase::TimeWait(until) => {
+                self.over |= shared.clock.instant(now).is_some_and(|now| now >= *until);
+                return self.over;
+            }
+            Phase::Open(_) | Phase::Pending(_) => return self.over,
         };
-        if self.over {
-            return true;
-        }
         if self.fin_wanted && matches!(stack.state(), State::Established | State::CloseWait) {
             stack.socket().close();
         }
         stack.egress(shared, now);
         match stack.state() {
-            State::CloseWait | State::Closing | State::LastAck | State::TimeWait => {
+            State::CloseWait | State::Closing | State::LastAck => self.fin_received = true,
+            State::TimeWait => {
                 self.fin_received = true;
+                if let Some(until) = shared.clock.instant(now + TIME_WAIT.into()) {
+                    // smoltcp would forget it at the end of TIME-WAIT.
+                    self.unread = receive_all(stack);
+                    self.phase = Phase::TimeWait(until);
+                }
             }
             // Back to listening: the host reset what had not been established.
             State::Closed | State::Listen => {
@@ -215,14 +256,15 @@ impl Connection {
         if self.over {
             return None;
         }
-        let Phase::Open(stack) = &mut self.phase else {
-            return None;
+        let at = match &mut self.phase {
+            Phase::Pending(_) => return None,
+            Phase::Open(stack) => {
+                let at = stack.poll_at(now)?;
+                let pause = now + PAUSE.into();
+                shared.clock.instant(if at <= now { pause } else { at })?
+            }
+            Phase::TimeWait(until) => *until,
         };
-        let mut at = stack.poll_at(now)?;
-        if at <= now {
-            at = now + PAUSE.into();
-        }
-        let at = shared.clock.instant(at)?;
         if self.timer.is_some_and(|earlier| earlier <= at) {
             return None;
         }
@@ -239,7 +281,7 @@ impl Connection {
     pub(super) fn take_wakers(&mut self) -> [Option<Waker>; 2] {
         let (can_recv, can_send) = match &self.phase {
             Phase::Open(stack) => (stack.can_recv(), stack.can_send()),
-            Phase::Pending(_) => (false, false),
+            Phase::Pending(_) | Phase::TimeWait(_) => (false, false),
         };
         let ended = self.reset || self.over;
         let readable = can_recv || self.fin_received || ended;
@@ -256,6 +298,7 @@ impl std::fmt::Debug for Connection {
         let state = match &self.phase {
             Phase::Pending(_) => None,
             Phase::Open(stack) => Some(stack.state()),
+            Phase::TimeWait(_) => Some(State::TimeWait),
         };
         f.debug_struct("Connection")
             .field("state", &state)
@@ -264,7 +307,31 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// Compares sequence numbers (RFC 9293 section 3.4).
-fn is_after(sequence: u32, other: u32) -> bool {
-    sequence.wrapping_sub(other).cast_signed() > 0
+fn receive_all(stack: &mut Stack) -> Bytes {
+    let mut all = Vec::new();
+    let mut take = |data: &[u8]| {
+        all.extend_from_slice(data);
+        data.len()
+    };
+    while stack.can_recv() && receive(stack, &mut take).is_ok() {}
+    all.into()
+}
+
+/// The ring's end, where it wraps, divides what it holds in two.
+fn receive(stack: &mut Stack, take: &mut impl FnMut(&[u8]) -> usize) -> io::Result<usize> {
+    let mut total = 0;
+    for _ in 0..2 {
+        let (taken, offered) = stack
+            .socket()
+            .recv(|data| {
+                let taken = take(data);
+                (taken, (taken, data.len()))
+            })
+            .map_err(io::Error::other)?;
+        total += taken;
+        if taken < offered || !stack.can_recv() {
+            break;
+        }
+    }
+    Ok(total)
 }

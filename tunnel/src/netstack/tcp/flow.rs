@@ -28,19 +28,20 @@ impl TcpFlow {
         self.tcp.five_tuple
     }
 
-    /// Reads what the host has sent; 0 is its FIN.
+    /// Gives what the host has sent to `take`, which says how much of it it has
+    /// taken, and may be called twice; 0 taken in all is the host's FIN.
     ///
     /// # Errors
     /// [`io::ErrorKind::ConnectionReset`] when either side has reset.
     pub fn poll_read(
         &self,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        take: impl FnMut(&[u8]) -> usize,
         now: Instant,
     ) -> Poll<io::Result<usize>> {
         let now = self.shared.clock.advance(now);
         let mut connection = self.tcp.lock();
-        let result = connection.read(cx, buffer);
+        let result = connection.read(cx, take);
         if let Poll::Ready(Ok(length @ 1..)) = result {
             self.shared.count_to_cluster(length);
             // The window has grown, and smoltcp tells nobody by itself.

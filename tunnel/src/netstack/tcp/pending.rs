@@ -9,7 +9,7 @@ use kvpn_proto::flow::DialError;
 use super::{Tcp, TcpFlow};
 use crate::flow::FiveTuple;
 use crate::netstack::Shared;
-use crate::packet::{self, Transport, Unreachable};
+use crate::packet::{self, Checksum, IcmpError, Transport};
 
 /// A connection that the host wants to open. The host waits, and repeats its
 /// SYN, until it is accepted or refused; when this is dropped, until the
@@ -47,10 +47,23 @@ impl PendingTcp {
     /// refused, with ICMP "destination unreachable" otherwise.
     pub fn refuse(mut self, error: DialError, now: Instant) {
         self.shared.clock.advance(now);
-        if let Some(syn) = self.end()
-            && let Some(answer) = refusal(&syn, error)
-        {
-            self.shared.sink.send(&answer);
+        let Some(syn) = self.end() else { return };
+        let Ok(offending) = packet::parse(&syn, Checksum::Partial) else {
+            return;
+        };
+        match (error, offending.transport) {
+            (DialError::Refused, Transport::Tcp(segment)) => {
+                if let Some(reset) = packet::reset(&offending.five_tuple, &segment) {
+                    self.shared.send(&reset);
+                }
+            }
+            (_, Transport::Tcp(_) | Transport::Udp(_)) => self.shared.send_icmp_error(
+                offending.five_tuple.cluster.ip(),
+                offending.five_tuple.host.ip(),
+                IcmpError::from_dial_error(error),
+                offending.bytes,
+                now,
+            ),
         }
     }
 
@@ -73,19 +86,5 @@ impl Drop for PendingTcp {
 impl fmt::Debug for PendingTcp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PendingTcp({})", self.tcp.five_tuple)
-    }
-}
-
-fn refusal(syn: &[u8], error: DialError) -> Option<Vec<u8>> {
-    let offending = packet::parse(syn).ok()?;
-    match (error, offending.transport) {
-        (DialError::Refused, Transport::Tcp(segment)) => {
-            packet::reset(&offending.five_tuple, &segment)
-        }
-        (_, Transport::Tcp(_) | Transport::Udp(_)) => packet::unreachable(
-            &offending.five_tuple,
-            Unreachable::from_dial_error(error),
-            offending.bytes,
-        ),
     }
 }

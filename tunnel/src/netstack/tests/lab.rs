@@ -14,8 +14,9 @@ use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 
 use crate::netstack::{
-    Netstack, NetstackConfig, NewFlow, PacketSink, PendingTcp, TcpFlow, UdpFlow,
+    EchoFlow, Netstack, NetstackConfig, NewFlow, PacketSink, PendingTcp, TcpFlow, UdpFlow,
 };
+use crate::packet::Checksum;
 
 pub(crate) const HOST_V4: &str = "198.18.0.1";
 pub(crate) const HOST_V6: &str = "fd6b:7670:6e::1";
@@ -31,7 +32,7 @@ pub(crate) fn address(text: &str) -> SocketAddr {
 pub(crate) struct Wire(Arc<Mutex<VecDeque<Vec<u8>>>>);
 
 impl PacketSink for Wire {
-    fn send(&self, packet: &[u8]) {
+    fn send(&self, packet: &[u8], _: Checksum) {
         self.0.lock().unwrap().push_back(packet.to_vec());
     }
 }
@@ -163,6 +164,7 @@ impl Lab {
         match self.new_flows.pop().unwrap() {
             NewFlow::Tcp(pending) => pending,
             NewFlow::Udp(flow) => panic!("{flow:?}"),
+            NewFlow::Echo(flow) => panic!("{flow:?}"),
         }
     }
 
@@ -172,12 +174,25 @@ impl Lab {
         match self.new_flows.pop().unwrap() {
             NewFlow::Udp(flow) => flow,
             NewFlow::Tcp(pending) => panic!("{pending:?}"),
+            NewFlow::Echo(flow) => panic!("{flow:?}"),
+        }
+    }
+
+    /// The only new flow.
+    pub(crate) fn echo(&mut self) -> EchoFlow {
+        assert_eq!(self.new_flows.len(), 1, "{:?}", self.new_flows);
+        match self.new_flows.pop().unwrap() {
+            NewFlow::Echo(flow) => flow,
+            NewFlow::Tcp(pending) => panic!("{pending:?}"),
+            NewFlow::Udp(flow) => panic!("{flow:?}"),
         }
     }
 
     /// Gives the netstack a packet that no socket of the host made.
     pub(crate) fn inject(&mut self, packet: &[u8]) {
-        let flow = self.netstack.handle_tun_packet(packet, self.now);
+        let flow = self
+            .netstack
+            .handle_tun_packet(packet, Checksum::Complete, self.now);
         self.new_flows.extend(flow);
     }
 
@@ -248,9 +263,9 @@ impl Lab {
 
 /// The host's end of the wire.
 #[derive(Default)]
-struct HostEnd {
-    arriving: VecDeque<Vec<u8>>,
-    leaving: Vec<Vec<u8>>,
+pub(crate) struct HostEnd {
+    pub(crate) arriving: VecDeque<Vec<u8>>,
+    pub(crate) leaving: Vec<Vec<u8>>,
 }
 
 impl Device for HostEnd {
@@ -274,7 +289,7 @@ impl Device for HostEnd {
     }
 }
 
-struct Arriving(Vec<u8>);
+pub(crate) struct Arriving(Vec<u8>);
 
 impl RxToken for Arriving {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -282,7 +297,7 @@ impl RxToken for Arriving {
     }
 }
 
-struct Leaving<'a>(&'a mut Vec<Vec<u8>>);
+pub(crate) struct Leaving<'a>(&'a mut Vec<Vec<u8>>);
 
 impl TxToken for Leaving<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
@@ -294,7 +309,7 @@ impl TxToken for Leaving<'_> {
 }
 
 /// Counts how often a task was woken.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Woken(AtomicUsize);
 
 impl Wake for Woken {
@@ -317,7 +332,14 @@ impl Woken {
 /// Reads once; `None` when there is nothing to read yet.
 pub(crate) fn read(lab: &Lab, flow: &TcpFlow, buffer: &mut [u8]) -> Option<std::io::Result<usize>> {
     let mut cx = Context::from_waker(Waker::noop());
-    match flow.poll_read(&mut cx, buffer, lab.now) {
+    let mut read = 0;
+    let take = |data: &[u8]| {
+        let length = data.len().min(buffer.len() - read);
+        buffer[read..read + length].copy_from_slice(&data[..length]);
+        read += length;
+        length
+    };
+    match flow.poll_read(&mut cx, take, lab.now) {
         Poll::Ready(result) => Some(result),
         Poll::Pending => None,
     }
@@ -347,6 +369,15 @@ impl Rng {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
+    }
+
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// One of the numbers below `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
     }
 
     /// True in `percent` of a hundred cases.

@@ -6,10 +6,11 @@ use smoltcp::socket::tcp::State;
 
 use super::lab::{Lab, Meddler, POD_V4, POD_V6, Rng, exchange_bytes, read};
 use crate::netstack::NetstackConfig;
+use crate::seeds::seeds;
 
 /// Loses, repeats or holds back some packets; what is held back comes later.
 fn unreliable(seed: u64, percent: u64) -> Meddler {
-    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut rng = Rng::new(seed);
     let mut held = Vec::new();
     Box::new(move |packets| {
         let mut arriving = Vec::new();
@@ -33,11 +34,8 @@ fn unreliable(seed: u64, percent: u64) -> Meddler {
 
 #[test]
 fn bytes_and_ends_survive_an_unreliable_wire() {
-    let first: u64 =
-        std::env::var("KVPN_TEST_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"));
-    for seed in first..first + 12 {
+    for seed in seeds(12) {
         let pod = if seed % 2 == 0 { POD_V4 } else { POD_V6 };
-        eprintln!("KVPN_TEST_SEED={seed} {pod}");
         run(seed, pod);
     }
 }

@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use kvpn_proto::flow::DialError;
 use smoltcp::socket::tcp::State;
-use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet, TcpPacket};
+use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber};
 
 use super::lab::{Lab, POD_V4, POD_V6, address, read, write};
 use crate::netstack::NetstackConfig;
-use crate::packet::{self, Transport};
+use crate::packet::{self, Checksum, Transport};
 
 #[test]
 fn syn_is_held_until_the_flow_is_accepted() {
@@ -152,17 +152,7 @@ fn fresh_syn_in_time_wait_opens_a_new_flow() {
     assert_eq!(lab.netstack.counters().open_flows, 1, "TIME-WAIT");
     lab.forget(host);
 
-    // The initial sequence numbers of the host's stack are random, so it tries
-    // until one is beyond the old connection.
-    let mut attempts = 0;
-    while lab.new_flows.is_empty() {
-        let again = lab.connect_from(POD_V4, 45_000);
-        if lab.new_flows.is_empty() {
-            lab.forget(again);
-            attempts += 1;
-            assert!(attempts < 64, "no SYN opened a new flow");
-        }
-    }
+    let _again = lab.connect_from(POD_V4, 45_000);
     let again = lab.pending().accept(lab.now);
     lab.settle();
     assert_eq!(again.five_tuple(), flow.five_tuple());
@@ -174,6 +164,51 @@ fn fresh_syn_in_time_wait_opens_a_new_flow() {
     lab.settle();
     assert!(write(&lab, &again, b"alive").unwrap().is_ok());
     assert_eq!(lab.netstack.counters().open_flows, 1);
+}
+
+#[test]
+fn what_the_host_repeats_in_time_wait_is_acknowledged() {
+    let mut lab = Lab::new();
+    let syn = segment_from(45_000, POD_V4, |tcp| tcp.set_syn(true));
+    lab.inject(&syn);
+    let flow = lab.pending().accept(lab.now);
+    let ours = acknowledged(&lab.wire.take());
+    lab.inject(&segment_after_syn(ours, |tcp| tcp.set_ack(true)));
+    flow.shutdown_write(lab.now);
+    let ours = acknowledged(&lab.wire.take());
+    let fin = segment_after_syn(ours, |tcp| {
+        tcp.set_ack(true);
+        tcp.set_fin(true);
+    });
+    for _ in 0..2 {
+        lab.inject(&fin);
+        let answers = lab.wire.take();
+        assert_eq!(answers.len(), 1);
+        let (_, tcp) = super::packets::towards_host(&answers[0]);
+        let tcp = TcpPacket::new_checked(&tcp[..]).unwrap();
+        assert!(!tcp.rst() && !tcp.fin());
+        assert_eq!(tcp.ack_number(), TcpSeqNumber(1_002));
+        assert_eq!(tcp.seq_number().0.cast_unsigned(), ours);
+    }
+
+    lab.inject(&syn);
+    assert!(lab.new_flows.is_empty(), "a copy of the SYN opens nothing");
+    lab.pass(Duration::from_secs(11));
+    assert_eq!(lab.netstack.counters().open_flows, 0);
+}
+
+/// The host's next segment of the connection from port 45000.
+fn segment_after_syn(acknowledged: u32, flags: impl FnOnce(&mut TcpPacket<&mut [u8]>)) -> Vec<u8> {
+    let pod = address(POD_V4);
+    super::packets::tcp_segment(45_000, pod, 1_001, acknowledged, b"", flags)
+}
+
+/// What the host is to acknowledge of the last of these packets.
+fn acknowledged(packets: &[Vec<u8>]) -> u32 {
+    let (_, tcp) = super::packets::towards_host(packets.last().unwrap());
+    let tcp = TcpPacket::new_checked(&tcp[..]).unwrap();
+    let sequence = tcp.seq_number().0.cast_unsigned();
+    sequence.wrapping_add(tcp.segment_len() as u32)
 }
 
 #[test]
@@ -193,7 +228,11 @@ fn too_many_flows_are_not_opened() {
 }
 
 /// A segment of the host: sequence number 1000, acknowledging 2000.
-fn segment_from(port: u16, pod: &str, flags: impl FnOnce(&mut TcpPacket<&mut [u8]>)) -> Vec<u8> {
+pub(crate) fn segment_from(
+    port: u16,
+    pod: &str,
+    flags: impl FnOnce(&mut TcpPacket<&mut [u8]>),
+) -> Vec<u8> {
     super::packets::tcp_segment(port, address(pod), 1_000, 2_000, b"", flags)
 }
 
@@ -206,7 +245,7 @@ fn rst_of(packet: &[u8]) -> (bool, u32) {
 #[test]
 fn segments_made_for_tests_are_read() {
     let syn = segment_from(40_000, POD_V6, |tcp| tcp.set_syn(true));
-    match packet::parse(&syn).unwrap().transport {
+    match packet::parse(&syn, Checksum::Complete).unwrap().transport {
         Transport::Tcp(segment) => assert!(segment.opens()),
         Transport::Udp(_) => panic!("not UDP"),
     }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber, UdpPacket,
-    UdpRepr,
+    Icmpv4Packet, Icmpv6Packet, IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpPacket,
+    TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use super::lab::{HOST_V4, HOST_V6, Lab, POD_V4, POD_V6, address};
@@ -56,6 +56,30 @@ pub(crate) fn datagram(port: u16, pod: SocketAddr, payload: &[u8]) -> Vec<u8> {
             |room| room.copy_from_slice(payload),
             &ChecksumCapabilities::default(),
         );
+    })
+}
+
+/// An echo request of the host, without its sequence number in `payload`.
+pub(crate) fn ping(pod: IpAddr, identifier: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
+    let host = host_of(SocketAddr::new(pod, 0));
+    let (kind, protocol) = match pod {
+        IpAddr::V4(_) => (8, IpProtocol::Icmp),
+        IpAddr::V6(_) => (128, IpProtocol::Icmpv6),
+    };
+    let (from, to) = (host.into(), pod.into());
+    ip_packet(from, to, protocol, 8 + payload.len(), |buffer| {
+        buffer[..4].copy_from_slice(&[kind, 0, 0, 0]);
+        buffer[4..6].copy_from_slice(&identifier.to_be_bytes());
+        buffer[6..8].copy_from_slice(&sequence.to_be_bytes());
+        buffer[8..].copy_from_slice(payload);
+        match (from, to) {
+            (IpAddress::Ipv6(from), IpAddress::Ipv6(to)) => {
+                Icmpv6Packet::new_unchecked(buffer).fill_checksum(&from, &to);
+            }
+            (IpAddress::Ipv4(_) | IpAddress::Ipv6(_), _) => {
+                Icmpv4Packet::new_unchecked(buffer).fill_checksum();
+            }
+        }
     })
 }
 
@@ -175,12 +199,54 @@ proptest! {
                     crate::netstack::NewFlow::Tcp(pending) if accept => {
                         flows.push(pending.accept(lab.now));
                     }
-                    crate::netstack::NewFlow::Tcp(_) | crate::netstack::NewFlow::Udp(_) => {}
+                    crate::netstack::NewFlow::Tcp(_)
+                    | crate::netstack::NewFlow::Udp(_)
+                    | crate::netstack::NewFlow::Echo(_) => {}
                 }
             }
         }
         drop(flows);
         lab.pass(std::time::Duration::from_secs(100));
         prop_assert_eq!(lab.netstack.counters().open_flows, 0);
+    }
+
+    #[test]
+    fn sequence_numbers_may_begin_anywhere_and_wrap(
+        first in prop_oneof![any::<u32>(), u32::MAX - 3_000..],
+        sizes in prop::collection::vec(1_usize..1_000, 1..12),
+    ) {
+        let pod = address(POD_V4);
+        let mut lab = Lab::new();
+        lab.inject(&tcp_segment(7, pod, first, 0, b"", |tcp| tcp.set_syn(true)));
+        let flow = lab.pending().accept(lab.now);
+        let answer = lab.wire.take().remove(0);
+        let answer = TcpPacket::new_unchecked(&answer[20..]).seq_number();
+        let expected = answer.0.cast_unsigned().wrapping_add(1);
+
+        let mut sequence = first.wrapping_add(1);
+        let mut sent = Vec::new();
+        for (size, turn) in sizes.into_iter().zip(0..) {
+            let payload = super::lab::pattern(size, turn);
+            lab.inject(&tcp_segment(7, pod, sequence, expected, &payload, |tcp| tcp.set_ack(true)));
+            sequence = sequence.wrapping_add(size as u32);
+            sent.extend(payload);
+        }
+        lab.inject(&tcp_segment(7, pod, sequence, expected, b"", |tcp| {
+            tcp.set_ack(true);
+            tcp.set_fin(true);
+        }));
+
+        let mut got = Vec::new();
+        let mut buffer = [0; 700];
+        while let Some(count) = super::lab::read(&lab, &flow, &mut buffer) {
+            match count.unwrap() {
+                0 => break,
+                count => got.extend_from_slice(&buffer[..count]),
+            }
+        }
+        prop_assert!(got == sent);
+        let last = lab.wire.take().pop().unwrap();
+        let last = TcpPacket::new_unchecked(&last[20..]).ack_number();
+        prop_assert_eq!(last.0.cast_unsigned(), sequence.wrapping_add(1));
     }
 }

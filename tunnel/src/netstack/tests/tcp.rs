@@ -80,6 +80,26 @@ fn host_may_go_on_after_the_cluster_has_ended() {
 }
 
 #[test]
+fn bytes_for_a_slow_reader_outlive_time_wait() {
+    let mut lab = Lab::new();
+    let (host, flow) = lab.established(POD_V4);
+    flow.shutdown_write(lab.now);
+    lab.settle();
+    lab.socket(host).send_slice(b"slowly").unwrap();
+    lab.socket(host).close();
+    lab.settle();
+    let mut buffer = [0; 4];
+    assert_eq!(read(&lab, &flow, &mut buffer).unwrap().unwrap(), 4);
+
+    lab.pass(Duration::from_secs(60));
+    assert_eq!(lab.netstack.counters().open_flows, 0);
+
+    assert_eq!(read(&lab, &flow, &mut buffer).unwrap().unwrap(), 2);
+    assert_eq!(&buffer[..2], b"ly");
+    assert_eq!(read(&lab, &flow, &mut buffer).unwrap().unwrap(), 0);
+}
+
+#[test]
 fn end_before_the_handshake_follows_it() {
     let mut lab = Lab::new();
     let host = lab.connect(POD_V4);
@@ -116,7 +136,7 @@ fn rst_of_the_host_wakes_and_fails_the_reader() {
         let (host, flow) = lab.established(pod);
         let (woken, waker) = Woken::new();
         let mut cx = Context::from_waker(&waker);
-        assert!(flow.poll_read(&mut cx, &mut [0; 16], lab.now).is_pending());
+        assert!(flow.poll_read(&mut cx, <[u8]>::len, lab.now).is_pending());
 
         lab.socket(host).abort();
         lab.settle();
@@ -229,7 +249,7 @@ fn accepted_flow_ends_when_the_host_does_not_finish_the_handshake() {
     let flow = pending.accept(lab.now);
     let (woken, waker) = Woken::new();
     let mut cx = Context::from_waker(&waker);
-    assert!(flow.poll_read(&mut cx, &mut [0; 1], lab.now).is_pending());
+    assert!(flow.poll_read(&mut cx, <[u8]>::len, lab.now).is_pending());
 
     lab.pass(Duration::from_secs(50));
     assert_eq!(lab.netstack.counters().open_flows, 1);

@@ -3,14 +3,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvpn_proto::flow::DialError;
-use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, UdpPacket};
+use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, UdpPacket};
 
 use super::lab::{Lab, POD_V4, POD_V6, Woken, address, pattern};
 use super::packets::{datagram, host_of, towards_host};
 use crate::netstack::UdpFlow;
+use crate::packet::{self, Reassembler};
 
 fn recv(flow: &UdpFlow) -> Poll<Option<Bytes>> {
-    flow.poll_recv(&mut Context::from_waker(Waker::noop()))
+    let datagram = flow.poll_recv(&mut Context::from_waker(Waker::noop()));
+    datagram.map(|datagram| datagram.map(|datagram| datagram.payload))
 }
 
 #[test]
@@ -58,10 +60,66 @@ fn the_largest_datagrams_fit() {
         let (_, udp) = towards_host(&answers[0]);
         assert!(UdpPacket::new_checked(&udp[..]).unwrap().payload() == payload);
 
-        flow.send(&pattern(largest + 1, 1), lab.now);
         flow.send(&pattern(100_000, 1), lab.now);
         assert!(lab.wire.take().is_empty());
     }
+}
+
+#[test]
+fn v6_datagrams_that_are_longer_than_the_mtu_travel_in_fragments() {
+    let pod = address(POD_V6);
+    let mut lab = Lab::new();
+    let payload = pattern(65_527, 1);
+    let packet = datagram(5_000, pod, &payload);
+    for fragment in packet::fragments(&packet, 65_535, 7).iter().rev() {
+        lab.inject(fragment);
+    }
+    let flow = lab.udp();
+    assert_eq!(recv(&flow), Poll::Ready(Some(Bytes::from(payload.clone()))));
+
+    flow.send(&payload, lab.now);
+    let fragments = lab.wire.take();
+    assert_eq!(fragments.len(), 2);
+    assert!(fragments.iter().all(|fragment| fragment.len() <= 65_535));
+    let mut reassembler = Reassembler::default();
+    assert!(reassembler.push(&fragments[0], lab.now).is_none());
+    let answer = reassembler.push(&fragments[1], lab.now).unwrap();
+    let (_, udp) = towards_host(&answer);
+    assert!(UdpPacket::new_checked(&udp[..]).unwrap().payload() == payload);
+}
+
+#[test]
+fn only_what_a_wire_carries_whole_must_not_be_fragmented() {
+    let whole = |flow: &UdpFlow| {
+        let datagram = flow.poll_recv(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Some(datagram)) = datagram else {
+            panic!("no datagram");
+        };
+        datagram.whole
+    };
+    for (pod, fits) in [(address(POD_V4), 1_472), (address(POD_V6), 1_452)] {
+        let mut lab = Lab::new();
+        lab.inject(&datagram(5_000, pod, &pattern(fits, 1)));
+        let flow = lab.udp();
+        assert!(whole(&flow));
+        lab.inject(&datagram(5_000, pod, &pattern(fits + 1, 1)));
+        assert!(!whole(&flow));
+
+        let cut = datagram(5_000, pod, &pattern(1_000, 1));
+        for fragment in packet::fragments(&cut, 600, 7) {
+            lab.inject(&fragment);
+        }
+        assert!(!whole(&flow), "the host has cut it");
+    }
+
+    let pod = address(POD_V4);
+    let mut lab = Lab::new();
+    let mut may_be_cut = datagram(5_000, pod, b"x");
+    let mut ip = Ipv4Packet::new_unchecked(&mut may_be_cut);
+    ip.set_dont_frag(false);
+    ip.fill_checksum();
+    lab.inject(&may_be_cut);
+    assert!(!whole(&lab.udp()));
 }
 
 #[test]

@@ -1,0 +1,113 @@
+//! Messages of peers, as prost reads them and as domain types.
+
+use std::net::SocketAddr;
+
+use kvpn_proto::flow::Frame;
+use kvpn_proto::{Failure, duration, identity, v1};
+use prost::Message;
+use tonic::{Code, Status};
+
+#[path = "../../../sidecar-agent/src/claims.rs"]
+mod claims;
+
+use crate::session::cluster_info::ClusterInfo;
+use claims::Claims;
+
+/// A flow's frame must survive being sent on.
+pub fn frame(bytes: &[u8]) {
+    if let Ok(message) = v1::Frame::decode(bytes)
+        && let Ok(frame) = Frame::try_from(message)
+    {
+        let wire = v1::Frame::from(frame.clone()).encode_to_vec();
+        let again = v1::Frame::decode(&wire[..]).expect("its own encoding");
+        assert_eq!(Frame::try_from(again), Ok(frame));
+    }
+}
+
+/// The first byte says which message the others are.
+pub fn messages(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return;
+    };
+    match kind % 16 {
+        0 => watch_cluster(bytes),
+        1 => watch_claims(bytes),
+        2 => failure(bytes),
+        3 => {
+            let text = String::from_utf8_lossy(bytes);
+            let _ = duration::parse_duration(&text);
+            if let Some(key) = identity::decode_public_key(&text) {
+                let again = identity::encode_public_key(&key);
+                assert_eq!(again, text.to_ascii_lowercase());
+            }
+        }
+        4 => round_trip::<v1::ChallengeResponse>(bytes),
+        5 => round_trip::<v1::AuthenticateRequest>(bytes),
+        6 => round_trip::<v1::AuthenticateResponse>(bytes),
+        7 => {
+            round_trip::<v1::WatchDialsResponse>(bytes);
+            if let Ok(dial) = v1::WatchDialsResponse::decode(bytes)
+                && let Some(source) = dial.source
+                && let Ok(source) = SocketAddr::try_from(source)
+            {
+                let again = v1::Endpoint::from(source);
+                assert_eq!(SocketAddr::try_from(again), Ok(source));
+            }
+        }
+        8 => round_trip::<v1::LookupRequest>(bytes),
+        9 => round_trip::<v1::DescribeRequest>(bytes),
+        10 => round_trip::<v1::DescribeResponse>(bytes),
+        11 => round_trip::<v1::WatchClaimsRequest>(bytes),
+        12 => round_trip::<v1::LeaseRequest>(bytes),
+        13 => round_trip::<v1::LeaseReply>(bytes),
+        14 => round_trip::<v1::InterceptRequest>(bytes),
+        _ => round_trip::<v1::StatusResponse>(bytes),
+    }
+}
+
+fn round_trip<M: Message + Default + PartialEq>(bytes: &[u8]) {
+    if let Ok(message) = M::decode(bytes) {
+        let wire = message.encode_to_vec();
+        let again = M::decode(&wire[..]).expect("its own encoding");
+        // Not the messages: a number may be NaN.
+        assert_eq!(again.encode_to_vec(), wire);
+    }
+}
+
+fn watch_cluster(bytes: &[u8]) {
+    round_trip::<v1::WatchClusterResponse>(bytes);
+    let Ok(message) = v1::WatchClusterResponse::decode(bytes) else {
+        return;
+    };
+    let info = ClusterInfo::from(message);
+    let api_servers = [[10, 96, 0, 1].into(), [0xfd00; 8].into()];
+    for route in info.routes(&api_servers) {
+        assert!(!api_servers.iter().any(|address| route.contains(address)));
+        assert!(info.contains(route.addr()), "{route} is not the cluster's");
+    }
+    let _ = info.search_domains("shop");
+}
+
+fn watch_claims(bytes: &[u8]) {
+    round_trip::<v1::WatchClaimsResponse>(bytes);
+    let Ok(message) = v1::WatchClaimsResponse::decode(bytes) else {
+        return;
+    };
+    let told = message.claims.len();
+    if let Ok(claims) = Claims::try_from(message.claims) {
+        let ports = claims.ports();
+        assert_eq!(ports.len(), told);
+        assert!(ports.iter().all(|port| *port != 0));
+        assert!(ports.iter().all(|port| claims.get(*port).is_some()));
+    }
+}
+
+/// A status of the traffic manager, with details.
+fn failure(bytes: &[u8]) {
+    let (code, details) = bytes.split_first().unwrap_or((&0, bytes));
+    let code = Code::from_i32(i32::from(*code) % 17);
+    let status = Status::with_details(code, "message", details.to_vec().into());
+    let failure = Failure::from(status);
+    let again = Failure::from(Status::from(failure.clone()));
+    assert_eq!(again, failure);
+}

@@ -1,0 +1,353 @@
+//! The figures: their names, which stay, and the floors under them.
+
+use std::fmt;
+
+/// A way into the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Connected, by the pod's address.
+    Kvpn,
+    /// From a laptop that may reach the pod over the same wire.
+    Direct,
+    /// Raw bytes through the API server, as kvpn's tunnel goes.
+    Pipe,
+}
+
+impl Way {
+    pub const ALL: [Self; 3] = [Self::Kvpn, Self::Direct, Self::Pipe];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvpn => "kvpn",
+            Self::Direct => "direct",
+            Self::Pipe => "pipe",
+        }
+    }
+}
+
+/// What is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Data,
+    Latency,
+    Connect,
+    Idle,
+    Udp,
+    Cpu,
+    Rtt,
+}
+
+impl Group {
+    pub const ALL: [Self; 7] = [
+        Self::Data,
+        Self::Latency,
+        Self::Connect,
+        Self::Idle,
+        Self::Udp,
+        Self::Cpu,
+        Self::Rtt,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Latency => "latency",
+            Self::Connect => "connect",
+            Self::Idle => "idle",
+            Self::Udp => "udp",
+            Self::Cpu => "cpu",
+            Self::Rtt => "rtt",
+        }
+    }
+}
+
+/// What must hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Floor {
+    /// Of the ratio to another way.
+    Ratio(f64),
+    /// Of kvpn's own figure.
+    Value(f64),
+}
+
+/// A figure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Figure {
+    /// Its key in the JSON.
+    pub key: &'static str,
+    pub group: Group,
+    pub unit: &'static str,
+    /// For people.
+    pub title: &'static str,
+    pub more_is_better: bool,
+    /// What kvpn is compared with.
+    pub base: Option<Way>,
+    pub floors: &'static [Floor],
+}
+
+impl Figure {
+    /// The figure of that key.
+    pub fn find(key: &str) -> Option<&'static Self> {
+        ALL.iter().find(|figure| figure.key == key)
+    }
+
+    /// Whether a value is on the right side of a bound.
+    pub fn meets(&self, value: f64, bound: f64) -> bool {
+        match self.more_is_better {
+            true => value >= bound,
+            false => value <= bound,
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key)
+    }
+}
+
+/// Figures by keys and names of groups; all when none is given.
+pub fn select(names: &[String]) -> Result<Vec<&'static Figure>, String> {
+    if names.is_empty() {
+        return Ok(ALL.iter().collect());
+    }
+    let known = |name: &String| {
+        let group = Group::ALL.into_iter().find(|group| group.name() == name);
+        group.is_some() || Figure::find(name).is_some()
+    };
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
+        let groups: Vec<&str> = Group::ALL.into_iter().map(Group::name).collect();
+        return Err(format!(
+            "nothing is called {unknown}; there are {} and each figure by its key, such as {}",
+            groups.join(", "),
+            ALL[0].key
+        ));
+    }
+    let chosen = |figure: &&Figure| {
+        names
+            .iter()
+            .any(|name| name == figure.key || name == figure.group.name())
+    };
+    Ok(ALL.iter().filter(chosen).collect())
+}
+
+const GBITS: &str = "Gbit/s";
+const MICROSECONDS: &str = "µs";
+
+const fn throughput(key: &'static str, title: &'static str, floor: &'static [Floor]) -> Figure {
+    Figure {
+        key,
+        group: Group::Data,
+        unit: GBITS,
+        title,
+        more_is_better: true,
+        base: Some(Way::Pipe),
+        floors: floor,
+    }
+}
+
+const fn latency(key: &'static str, title: &'static str, floors: &'static [Floor]) -> Figure {
+    Figure {
+        key,
+        group: Group::Latency,
+        unit: MICROSECONDS,
+        title,
+        more_is_better: false,
+        base: Some(Way::Pipe),
+        floors,
+    }
+}
+
+const fn alone(
+    group: Group,
+    key: &'static str,
+    unit: &'static str,
+    title: &'static str,
+    floors: &'static [Floor],
+) -> Figure {
+    Figure {
+        key,
+        group,
+        unit,
+        title,
+        more_is_better: false,
+        base: None,
+        floors,
+    }
+}
+
+const fn over_distance(key: &'static str, title: &'static str, floors: &'static [Floor]) -> Figure {
+    Figure {
+        key,
+        group: Group::Rtt,
+        unit: GBITS,
+        title,
+        more_is_better: true,
+        base: Some(Way::Direct),
+        floors,
+    }
+}
+
+const ONE: &[Floor] = &[Floor::Ratio(0.8)];
+const EIGHT: &[Floor] = &[Floor::Ratio(0.65)];
+const P50_BESIDE: &[Floor] = &[Floor::Value(1_000.0)];
+const P99_BESIDE: &[Floor] = &[Floor::Value(5_000.0)];
+const IDLE_BYTES: &[Floor] = &[Floor::Value(16_384.0)];
+
+/// All of them, as they are shown.
+pub const ALL: &[Figure] = &[
+    throughput("tcp_up_1", "1 flow up", ONE),
+    throughput("tcp_down_1", "1 flow down", ONE),
+    throughput("tcp_up_8", "8 flows up", EIGHT),
+    throughput("tcp_down_8", "8 flows down", EIGHT),
+    throughput("tcp_up_1_v6", "1 flow up, IPv6", ONE),
+    throughput("tcp_down_1_v6", "1 flow down, IPv6", ONE),
+    throughput("tcp_up_8_v6", "8 flows up, IPv6", EIGHT),
+    throughput("tcp_down_8_v6", "8 flows down, IPv6", EIGHT),
+    latency("pingpong_p50_us", "ping-pong, median", &[Floor::Ratio(2.5)]),
+    latency("pingpong_p99_us", "ping-pong, p99", &[Floor::Ratio(2.5)]),
+    latency(
+        "pingpong_p50_beside_down_us",
+        "ping-pong beside a download, median",
+        P50_BESIDE,
+    ),
+    latency(
+        "pingpong_p99_beside_down_us",
+        "ping-pong beside a download, p99",
+        P99_BESIDE,
+    ),
+    latency(
+        "pingpong_p50_beside_up_us",
+        "ping-pong beside an upload, median",
+        P50_BESIDE,
+    ),
+    latency(
+        "pingpong_p99_beside_up_us",
+        "ping-pong beside an upload, p99",
+        P99_BESIDE,
+    ),
+    latency(
+        "pingpong_p99_under_bulk_us",
+        "ping-pong beside either, p99",
+        P99_BESIDE,
+    ),
+    Figure {
+        key: "connects_per_s",
+        group: Group::Connect,
+        unit: "/s",
+        title: "connections, 16 at a time",
+        more_is_better: true,
+        base: Some(Way::Direct),
+        floors: &[Floor::Value(2_500.0), Floor::Ratio(0.3)],
+    },
+    alone(
+        Group::Connect,
+        "open_us",
+        MICROSECONDS,
+        "opening one connection",
+        &[],
+    ),
+    alone(
+        Group::Connect,
+        "open_beside_stalled_ratio",
+        "×",
+        "the same beside 16 readers each way that never read",
+        &[Floor::Value(1.2)],
+    ),
+    Figure {
+        more_is_better: true,
+        ..alone(
+            Group::Idle,
+            "idle_10k_throughput_ratio",
+            "×",
+            "1 flow down beside 10,000 idle flows",
+            &[Floor::Value(0.95)],
+        )
+    },
+    alone(
+        Group::Idle,
+        "idle_flow_bytes_session",
+        "bytes",
+        "memory of an idle flow, session",
+        IDLE_BYTES,
+    ),
+    alone(
+        Group::Idle,
+        "idle_flow_bytes_manager",
+        "bytes",
+        "memory of an idle flow, traffic manager",
+        IDLE_BYTES,
+    ),
+    Figure {
+        key: "udp_pps",
+        group: Group::Udp,
+        unit: "/s",
+        title: "datagrams of 1,200 bytes that arrive",
+        more_is_better: true,
+        base: Some(Way::Direct),
+        floors: &[],
+    },
+    alone(
+        Group::Cpu,
+        "cpu_s_per_gbit_session",
+        "s/Gbit",
+        "CPU of the session",
+        &[],
+    ),
+    alone(
+        Group::Cpu,
+        "cpu_s_per_gbit_manager",
+        "s/Gbit",
+        "CPU of the traffic manager",
+        &[],
+    ),
+    over_distance(
+        "tcp_down_1_rtt20",
+        "1 flow down, 20 ms away",
+        &[Floor::Ratio(0.8)],
+    ),
+    over_distance(
+        "tcp_down_1_rtt50_loss01",
+        "1 flow down, 50 ms away, 0.1 % lost",
+        &[Floor::Ratio(1.0)],
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_stay() {
+        let keys: Vec<&str> = ALL.iter().map(|figure| figure.key).collect();
+        insta::assert_json_snapshot!(keys);
+    }
+
+    #[test]
+    fn keys_differ() {
+        for figure in ALL {
+            assert_eq!(Figure::find(figure.key), Some(figure));
+        }
+    }
+
+    #[test]
+    fn figures_are_chosen_by_key_and_by_group() {
+        let keys = |names: &[&str]| -> Vec<&str> {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            let chosen = select(&names).unwrap();
+            chosen.iter().map(|figure| figure.key).collect()
+        };
+        assert_eq!(keys(&["udp", "tcp_up_1"]), ["tcp_up_1", "udp_pps"]);
+        assert_eq!(keys(&[]).len(), ALL.len());
+        let error = select(&["speed".to_owned()]).unwrap_err();
+        assert!(error.starts_with("nothing is called speed; there are data, latency"));
+    }
+
+    #[test]
+    fn less_is_better_for_times() {
+        let time = Figure::find("pingpong_p50_us").unwrap();
+        assert!(time.meets(2.4, 2.5) && !time.meets(2.6, 2.5));
+        let speed = Figure::find("tcp_up_1").unwrap();
+        assert!(speed.meets(0.9, 0.8) && !speed.meets(0.7, 0.8));
+    }
+}

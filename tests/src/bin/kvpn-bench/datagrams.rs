@@ -1,0 +1,74 @@
+//! As many datagrams as go out, and how many of them arrive.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kvpn_tests::bench::ports::{COUNT, UDP};
+use serde_json::{Value, json};
+
+use crate::Time;
+
+/// How long an answer may take, and how often the question is sent.
+const ANSWER: Duration = Duration::from_millis(500);
+const QUESTIONS: usize = 20;
+
+/// Sends for a while, and asks the server what came.
+pub(crate) fn run(address: IpAddr, size: usize, time: Time) -> Result<Value> {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).context("bind")?;
+    socket.connect((address, UDP)).context("connect")?;
+    socket.set_read_timeout(Some(ANSWER))?;
+    // The first one opens the flow.
+    let before = count(&socket)?;
+    let datagram = vec![0x6b; size];
+    let start = Instant::now();
+    let mut sent = 0_u64;
+    let mut refused = 0_u64;
+    while start.elapsed() < time.seconds {
+        match socket.send(&datagram) {
+            Ok(_) => sent += 1,
+            // The device's queue is full.
+            Err(_) => refused += 1,
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let received = settled(&socket)? - before;
+    Ok(json!({
+        "sent": sent,
+        "not_sent": refused,
+        "received": received,
+        "per_second": received as f64 / seconds,
+        "sent_per_second": sent as f64 / seconds,
+        "lost_percent": 100.0 * (1.0 - received as f64 / sent.max(1) as f64),
+    }))
+}
+
+/// The count once nothing is on its way any more.
+fn settled(socket: &UdpSocket) -> Result<u64> {
+    let mut last = count(socket)?;
+    loop {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = count(socket)?;
+        if now == last {
+            return Ok(now);
+        }
+        last = now;
+    }
+}
+
+/// Asks how many datagrams have come.
+fn count(socket: &UdpSocket) -> Result<u64> {
+    let mut answer = [0; 8];
+    for _ in 0..QUESTIONS {
+        // Lost questions are asked again, and so are those that cannot be sent.
+        drop(socket.send(COUNT));
+        if let Ok(8) = socket.recv(&mut answer) {
+            return Ok(u64::from_be_bytes(answer));
+        }
+    }
+    bail!("the server does not say how many datagrams came")
+}
