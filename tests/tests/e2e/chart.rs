@@ -122,6 +122,7 @@ fn developers_may_do_what_the_role_says_and_no_more() -> Result<()> {
         ("create", "sessions.kvpn.dev", "kvpn"),
         ("create", "engagements.kvpn.dev", "shop"),
         ("list", "deployments.apps", "shop"),
+        ("create", "pods/portforward", "kvpn"),
     ] {
         ensure!(
             may(verb, what, namespace)?,
@@ -133,7 +134,7 @@ fn developers_may_do_what_the_role_says_and_no_more() -> Result<()> {
         ("get", "secrets", "shop"),
         ("create", "pods", "shop"),
         ("create", "pods/exec", "shop"),
-        ("create", "pods/portforward", "kvpn"),
+        ("create", "pods/portforward", "shop"),
         ("patch", "pods/ephemeralcontainers", "shop"),
         ("update", "engagements.kvpn.dev/status", "shop"),
         ("revoke", "sessions.kvpn.dev", "kvpn"),

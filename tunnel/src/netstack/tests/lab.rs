@@ -18,6 +18,8 @@ use crate::netstack::{
 };
 use crate::packet::Checksum;
 
+pub(crate) use crate::seeds::{Rng, pattern};
+
 pub(crate) const HOST_V4: &str = "198.18.0.1";
 pub(crate) const HOST_V6: &str = "fd6b:7670:6e::1";
 pub(crate) const POD_V4: &str = "10.1.2.3:80";
@@ -351,38 +353,6 @@ pub(crate) fn write(lab: &Lab, flow: &TcpFlow, data: &[u8]) -> Option<std::io::R
     match flow.poll_write(&mut cx, data, lab.now) {
         Poll::Ready(result) => Some(result),
         Poll::Pending => None,
-    }
-}
-
-/// Bytes that differ from place to place.
-pub(crate) fn pattern(length: usize, seed: u64) -> Vec<u8> {
-    let mut rng = Rng(seed | 1);
-    (0..length).map(|_| rng.next() as u8).collect()
-}
-
-/// A generator for reproducible tests (xorshift64*).
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
-    }
-
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// One of the numbers below `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// True in `percent` of a hundred cases.
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
     }
 }
 
