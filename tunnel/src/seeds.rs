@@ -1,5 +1,5 @@
-//! Reproducible randomness, and seeds of the simulations. `KVPN_SEED` runs a single one, `KVPN_SEEDS` says
-//! how many there are.
+//! Reproducible randomness, and the seeds of simulations. `KVPN_SEED` runs a
+//! single one, `KVPN_SEEDS` says how many there are.
 
 /// Gives the seeds to run, and prints each: the last one printed is the one
 /// that failed.
