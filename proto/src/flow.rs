@@ -27,6 +27,35 @@ pub enum Protocol {
     Udp,
 }
 
+/// What a flow carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Carried {
+    Tcp,
+    Udp,
+    /// Pings; they have no ports.
+    Icmp,
+}
+
+impl Carried {
+    /// As people write it, such as `TCP`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Icmp => "ICMP",
+        }
+    }
+}
+
+impl From<Protocol> for Carried {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+        }
+    }
+}
+
 /// What a flow's `Open` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenTarget {

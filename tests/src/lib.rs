@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cmd;
+pub mod dual_stack;
 pub mod lab;
 pub mod pattern;
 pub mod progress;

@@ -7,7 +7,7 @@ mod flows;
 use std::fmt;
 use std::sync::Arc;
 
-use kvpn_proto::flow::DialError;
+use kvpn_proto::flow::{Carried, DialError};
 use kvpn_proto::version;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -19,7 +19,7 @@ use prometheus_client::registry::Unit;
 
 pub(crate) use access::Access;
 pub(crate) use endpoint::Endpoint;
-pub(crate) use flows::{Carried, FlowStats, Origin};
+pub(crate) use flows::{FlowStats, Origin};
 
 use crate::hub::Hub;
 

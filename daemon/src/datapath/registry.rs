@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use kvpn_proto::flow::{DialError, Protocol};
+use kvpn_proto::flow::{Carried, DialError};
 use kvpn_tunnel::flow::FiveTuple;
 use kvpn_tunnel::packet::EchoId;
 use kvpn_tunnel::relay::{FlowMeter, FrameStream};
@@ -54,15 +54,6 @@ pub(crate) struct FlowAbout {
     pub(crate) cluster: SocketAddr,
     /// For an intercepted connection.
     pub(crate) intercepted: Option<Intercepted>,
-}
-
-/// What a flow carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Carried {
-    Tcp,
-    Udp,
-    /// Pings; they have no ports.
-    Icmp,
 }
 
 /// Where an intercepted connection comes from.
@@ -243,15 +234,6 @@ impl FlowRecord {
 impl Drop for FlowRecord {
     fn drop(&mut self) {
         self.registry.end(self.record.id, self.failure);
-    }
-}
-
-impl From<Protocol> for Carried {
-    fn from(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tcp => Self::Tcp,
-            Protocol::Udp => Self::Udp,
-        }
     }
 }
 

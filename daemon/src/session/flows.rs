@@ -9,9 +9,7 @@ use kvpn_proto::v1;
 use super::cluster_info::ClusterInfo;
 use super::directory::{Directory, Object, short_name};
 use super::manager::Manager;
-use crate::datapath::registry::{
-    Carried, FlowRegistry, FlowState, FlowTotals, FlowView, Intercepted,
-};
+use crate::datapath::registry::{FlowRegistry, FlowState, FlowTotals, FlowView, Intercepted};
 use crate::dns::AskedNames;
 
 /// The flows, and who knows the names of their ends.
@@ -64,7 +62,7 @@ impl Flows {
         let started_at = view.started_at.duration_since(UNIX_EPOCH);
         let mut message = v1::Flow {
             id: view.id,
-            protocol: protocol(about.protocol).to_owned(),
+            protocol: about.protocol.as_str().to_owned(),
             host: end(about.host),
             cluster: end(about.cluster),
             state: state.into(),
@@ -117,14 +115,6 @@ fn end(address: SocketAddr) -> String {
     }
 }
 
-fn protocol(protocol: Carried) -> &'static str {
-    match protocol {
-        Carried::Tcp => "TCP",
-        Carried::Udp => "UDP",
-        Carried::Icmp => "ICMP",
-    }
-}
-
 fn state(state: FlowState) -> (v1::FlowState, &'static str) {
     match state {
         FlowState::Dialling => (v1::FlowState::Dialling, ""),
@@ -137,6 +127,8 @@ fn state(state: FlowState) -> (v1::FlowState, &'static str) {
 
 #[cfg(test)]
 mod tests {
+    use kvpn_proto::flow::Carried;
+
     use super::*;
     use crate::datapath::registry::FlowAbout;
 

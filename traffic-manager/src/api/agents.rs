@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Extensions;
-use kvpn_proto::flow::{DialError, DialFailure, OpenTarget};
+use kvpn_proto::flow::{Carried, DialError, DialFailure, OpenTarget};
 use kvpn_proto::v1::agent_hub_server::AgentHub;
 use kvpn_proto::v1::watch_claims_request::{Event, Hello};
 use kvpn_proto::{Failure, Reason, v1};
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::{FIRST_MESSAGE, opening, refuse};
 use crate::hub::{Hub, OpenLink};
-use crate::metrics::{Carried, FlowStats, Origin};
+use crate::metrics::{FlowStats, Origin};
 use crate::state::{AgentRejected, ClaimSet};
 
 /// How long a session may take to answer a dial.

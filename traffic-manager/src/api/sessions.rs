@@ -7,7 +7,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use http::Extensions;
 use kube::Api;
 use kvpn_proto::crd::Session;
-use kvpn_proto::flow::{self, DialError, DialFailure, OpenTarget};
+use kvpn_proto::flow::{self, Carried, DialError, DialFailure, OpenTarget};
 use kvpn_proto::identity::decode_public_key;
 use kvpn_proto::v1::traffic_manager_server::TrafficManager;
 use kvpn_proto::{Failure, Reason, v1, version};
@@ -24,7 +24,7 @@ use super::{opening, refuse};
 use crate::cluster::ClusterView;
 use crate::dial::Dialer;
 use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
-use crate::metrics::{Carried, FlowStats, Origin};
+use crate::metrics::{FlowStats, Origin};
 use crate::state::{Change, Event, SessionView};
 
 /// How long the API server may take to show a Session.

@@ -41,34 +41,30 @@ impl Endpoint {
 
     /// Answers a request with these headers.
     pub(crate) async fn answer(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        let status = self.access.check(headers).await;
-        let mut response = match status {
+        match self.access.check(headers).await {
             StatusCode::OK => self.render(),
-            StatusCode::UNAUTHORIZED => {
-                let mut response = text("a bearer token is needed that the cluster knows\n");
+            status @ StatusCode::UNAUTHORIZED => {
+                let why = "a bearer token is needed that the cluster knows\n";
+                let mut response = refused(status, why);
                 let scheme = HeaderValue::from_static("Bearer");
                 response
                     .headers_mut()
                     .insert(header::WWW_AUTHENTICATE, scheme);
                 response
             }
-            StatusCode::FORBIDDEN => text("the ClusterRole kvpn-metrics-reader is needed\n"),
-            _ => text("the API server cannot be asked who this is\n"),
-        };
-        *response.status_mut() = match response.status() {
-            StatusCode::OK => status,
-            failed => failed,
-        };
-        response
+            status @ StatusCode::FORBIDDEN => {
+                refused(status, "the ClusterRole kvpn-metrics-reader is needed\n")
+            }
+            status => refused(status, "the API server cannot be asked who this is\n"),
+        }
     }
 
     fn render(&self) -> Response<Full<Bytes>> {
         let mut body = String::new();
         if let Err(error) = text::encode(&mut body, &self.registry) {
             error!(%error, "metrics cannot be written");
-            let mut response = text("metrics cannot be written\n");
-            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-            return response;
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return refused(status, "metrics cannot be written\n");
         }
         let mut response = Response::new(Full::new(Bytes::from(body)));
         response
@@ -78,6 +74,8 @@ impl Endpoint {
     }
 }
 
-fn text(body: &'static str) -> Response<Full<Bytes>> {
-    Response::new(Full::new(Bytes::from_static(body.as_bytes())))
+fn refused(status: StatusCode, why: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
+    *response.status_mut() = status;
+    response
 }

@@ -4,16 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvpn_proto::flow::Protocol;
+use kvpn_proto::flow::Carried;
 use kvpn_tunnel::relay::{FlowMeter, FrameStream};
-
-/// What a flow carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Carried {
-    Tcp,
-    Udp,
-    Icmp,
-}
 
 /// Who opened a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,15 +59,6 @@ impl FlowStats {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-}
-
-impl From<Protocol> for Carried {
-    fn from(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Tcp => Self::Tcp,
-            Protocol::Udp => Self::Udp,
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use kvpn_proto::flow::{DialError, DialFailure};
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -110,21 +110,21 @@ impl DatagramSocket {
         self.socket.ready(interest).await
     }
 
-    /// Receives the next datagram into the end of a buffer that has room for
-    /// it; `None` for one that is not to be passed on.
-    pub(super) fn try_recv(&self, buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
-        let mut room = buffer.limit(MAX_DATAGRAM);
-        self.socket.try_recv_buf(&mut room)?;
-        let mut datagram = room.into_inner().split().freeze();
-        match self.kind {
-            Kind::Udp => Ok(Some(datagram)),
+    /// Receives the next datagram by way of a scratch buffer that has room for
+    /// [`MAX_DATAGRAM`]; `None` for one that is not to be passed on.
+    pub(super) fn try_recv(&self, scratch: &mut [u8]) -> io::Result<Option<Bytes>> {
+        let length = self.socket.try_recv(scratch)?;
+        let datagram = &scratch[..length];
+        let passed_on = match self.kind {
+            Kind::Udp => datagram,
             Kind::Echo { reply, .. } => {
-                if datagram.len() < ECHO_START + 2 || datagram[0] != reply {
+                if length < ECHO_START + 2 || datagram[0] != reply {
                     return Ok(None);
                 }
-                Ok(Some(datagram.split_off(ECHO_START)))
+                &datagram[ECHO_START..]
             }
-        }
+        };
+        Ok(Some(Bytes::copy_from_slice(passed_on)))
     }
 
     /// Sends a datagram; with `whole` not in fragments.

@@ -4,12 +4,13 @@
 //! waits for the tunnel, the oldest is lost. What the network says of a datagram
 //! travels as `Failed`, and the flow goes on.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use kvpn_proto::flow::{DialFailure, Frame};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -26,6 +27,12 @@ const BATCH: usize = 32;
 
 /// How many errors of sent datagrams wait to be told.
 const MAX_ERRORS: usize = 16;
+
+thread_local! {
+    /// Where datagrams arrive: most flows are short or silent, and none needs
+    /// room of its own for the longest.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Copies between a connected socket and an already opened frame stream until
 /// the other end says that it is done or nothing passed for `idle`.
@@ -64,7 +71,6 @@ async fn into_tunnel(
     sent: &mut u64,
 ) -> Result<(), RelayError> {
     let mut queue = Queue::default();
-    let mut buffer = BytesMut::new();
     loop {
         tokio::select! {
             biased;
@@ -76,7 +82,7 @@ async fn into_tunnel(
                 if ready.map_err(RelayError::Local)?.is_error() {
                     queue.tell(socket.take_errors());
                 }
-                receive(socket, &mut buffer, &mut queue);
+                receive(socket, &mut queue);
                 activity.note();
             }
             Some(failure) = errors.recv() => queue.push(Frame::Failed(failure)),
@@ -91,18 +97,18 @@ async fn send_front(sender: &FrameSender, queue: &Queue) -> Result<(), StreamLos
     }
 }
 
-fn receive(socket: &DatagramSocket, buffer: &mut BytesMut, queue: &mut Queue) {
+fn receive(socket: &DatagramSocket, queue: &mut Queue) {
+    let mut scratch = SCRATCH.take();
+    scratch.resize(MAX_DATAGRAM, 0);
     for _ in 0..BATCH {
-        if buffer.capacity() < MAX_DATAGRAM {
-            buffer.reserve(4 * MAX_DATAGRAM);
-        }
-        match socket.try_recv(buffer) {
+        match socket.try_recv(&mut scratch) {
             Ok(Some(datagram)) => queue.push(Frame::Data(datagram)),
             Ok(None) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => queue.tell(socket.explain(&error)),
         }
     }
+    SCRATCH.set(scratch);
 }
 
 async fn from_tunnel(

@@ -150,7 +150,7 @@ async fn call<T>(
     }
 }
 
-fn silent() -> Failure {
+pub(super) fn silent() -> Failure {
     Failure::new(
         Reason::ManagerUnreachable,
         "the traffic manager does not answer in time",

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::Client;
+use super::connection::silent;
 use super::load::{Counted, Load};
 use crate::session::transport::{ByteStream, Transport};
 
@@ -37,7 +38,7 @@ impl Pipe {
         let counted = Counted::new(stream, Arc::clone(&load), end.clone());
         let channel = tokio::time::timeout(PREFACE_DEADLINE, channel(counted))
             .await
-            .map_err(Failure::internal)??;
+            .map_err(|_| silent())??;
         Ok(Self {
             channel,
             transport,

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kvpn_tests::bench::ports::{COUNT, PIPE, Service, UDP};
+use kvpn_tests::dual_stack::{bind, listen};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,9 +22,6 @@ use crate::say;
 
 /// Bytes that are read or written at once.
 const PIECE: usize = 256 << 10;
-
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 4096;
 
 /// Bytes of datagrams that wait to be counted, if the machine allows it.
 const DATAGRAMS: usize = 4 << 20;
@@ -55,10 +53,10 @@ async fn serve() -> Result<()> {
     tokio::spawn(accept(listen(PIPE)?, move |stream| {
         upgrade(tls.clone(), stream)
     }));
-    let socket = dual_stack(Type::DGRAM, UDP)?;
+    let socket = bind(UDP)?;
     // The machine's own limit is as good.
-    drop(socket.set_recv_buffer_size(DATAGRAMS));
-    tokio::spawn(count(UdpSocket::from_std(socket.into())?));
+    drop(SockRef::from(&socket).set_recv_buffer_size(DATAGRAMS));
+    tokio::spawn(count(socket));
     say("ready");
     terminate.recv().await;
     Ok(())
@@ -181,25 +179,4 @@ fn tls() -> Result<ServerConfig> {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .context("prepare TLS")
-}
-
-fn listen(port: u16) -> Result<TcpListener> {
-    let socket = dual_stack(Type::STREAM, port)?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into()).context("listen")
-}
-
-/// A socket on a port of every address of both families.
-fn dual_stack(kind: Type, port: u16) -> Result<Socket> {
-    let socket = Socket::new(Domain::IPV6, kind, None)?;
-    socket.set_only_v6(false)?;
-    if kind == Type::STREAM {
-        socket.set_reuse_address(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    socket
-        .bind(&address.into())
-        .with_context(|| format!("bind port {port}"))?;
-    Ok(socket)
 }

@@ -4,14 +4,14 @@
 
 use std::convert::Infallible;
 use std::io::Write;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
+use kvpn_tests::dual_stack::{bind, listen};
+use tokio::net::UdpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod answer;
@@ -100,32 +100,6 @@ async fn echo(socket: UdpSocket) {
             drop(socket.send_to(&datagram[..size], peer).await);
         }
     }
-}
-
-fn listen(port: u16) -> Result<TcpListener> {
-    let socket = dual_stack(Type::STREAM, port)?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into()).context("listen")
-}
-
-fn bind(port: u16) -> Result<UdpSocket> {
-    let socket = dual_stack(Type::DGRAM, port)?;
-    UdpSocket::from_std(socket.into()).context("take datagrams")
-}
-
-/// A socket on a port of every address of both families.
-fn dual_stack(kind: Type, port: u16) -> Result<Socket> {
-    let socket = Socket::new(Domain::IPV6, kind, None)?;
-    socket.set_only_v6(false)?;
-    if kind == Type::STREAM {
-        socket.set_reuse_address(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    socket
-        .bind(&address.into())
-        .with_context(|| format!("bind port {port}"))?;
-    Ok(socket)
 }
 
 /// Prints a line at once, also into a pipe.
