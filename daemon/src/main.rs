@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kvpn_proto::Failure;
 use kvpn_tunnel::memory::keep_freed;
+use kvpn_tunnel::turns::EVENT_INTERVAL;
 
 mod config;
 mod datapath;
@@ -33,6 +34,7 @@ fn run_session(args: session::args::SessionArgs) -> ExitCode {
     // One thread carries several Gbit/s. Between threads, each packet would wait
     // for another to wake up.
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build();
     match runtime {

@@ -148,7 +148,8 @@ impl DialFailure {
 /// Classifies what `connect(2)` said.
 impl From<&std::io::Error> for DialFailure {
     fn from(error: &std::io::Error) -> Self {
-        // Permission denied is how Linux reports an ICMP "prohibited" on TCP.
+        // Permission denied is how Linux reports an ICMPv6 "prohibited" on TCP; an
+        // ICMP "prohibited" it tells as "host unreachable".
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "std has many kinds and may add more"

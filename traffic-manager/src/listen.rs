@@ -10,7 +10,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
-use kvpn_tunnel::socket::tune;
+use kvpn_tunnel::socket::{read_much, tune};
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -66,9 +67,9 @@ async fn handshake(
     tls: &TlsAcceptor,
     socket: TcpStream,
     peer: SocketAddr,
-) -> Option<TlsStream<TcpStream>> {
+) -> Option<TlsStream<BufReader<TcpStream>>> {
     tune(&socket);
-    match tokio::time::timeout(HANDSHAKE, tls.accept(socket)).await {
+    match tokio::time::timeout(HANDSHAKE, tls.accept(read_much(socket))).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
             debug!(%peer, %error, "no TLS handshake");

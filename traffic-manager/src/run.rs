@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::{Api, Client, Resource};
 use kvpn_proto::{names, version};
 use kvpn_tunnel::dns::{Forwarder, ResolvConf, parse_resolv_conf};
+use kvpn_tunnel::turns::EVENT_INTERVAL;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -39,6 +40,7 @@ const DNS_PORT: u16 = 53;
 /// Runs the traffic manager until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
         .context("start the runtime")?;

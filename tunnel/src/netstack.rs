@@ -5,8 +5,9 @@
 //! reads no clock: packets and times come in as arguments, packets go out
 //! through [`PacketSink`].
 //!
-//! Locks are taken in the order flow, timers; the table of flows and the locks
-//! of flows never together. Tasks are woken without any.
+//! Locks are taken in the order flow, timers; those of the table of flows, of the
+//! pings, of fragments and of the budget for errors alone. Tasks are woken without
+//! any.
 
 mod buffers;
 mod clock;

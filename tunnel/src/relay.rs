@@ -11,6 +11,7 @@ mod dial;
 mod forward;
 mod frames;
 mod meter;
+mod queue;
 mod splice;
 
 use std::io;
@@ -22,13 +23,13 @@ pub use datagrams::splice_datagrams;
 pub use dial::dial_tcp;
 pub use forward::forward;
 pub use frames::{FrameReceiver, FrameSender, FrameStream, StreamLost};
-pub(crate) use frames::{Outgoing, incoming, outgoing};
+pub(crate) use frames::{incoming, outgoing};
 pub use meter::FlowMeter;
+pub(crate) use queue::Outgoing;
 pub use splice::{abort_on_close, splice, splice_tcp};
 
-/// The most bytes that one `Data` frame carries: with its headers it fits one
-/// HTTP/2 frame.
-pub const MAX_DATA: usize = crate::grpc::MAX_FRAME as usize - 64;
+/// The most bytes that one `Data` frame carries.
+pub const MAX_DATA: usize = crate::grpc::MAX_FRAME as usize;
 
 /// What a finished flow has moved, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget, Protocol};
 use kvpn_tunnel::flow::is_routable;
 use kvpn_tunnel::host;
-use kvpn_tunnel::netstack::{EchoFlow, NewFlow, PendingTcp, UdpFlow};
+use kvpn_tunnel::netstack::{EchoFlow, HOP_V4, HOP_V6, NewFlow, PendingTcp, UdpFlow};
 use kvpn_tunnel::relay::{FrameStream, RelayError};
 use tokio::task::JoinSet;
 use tracing::debug;
@@ -64,9 +64,11 @@ impl Carrier {
         while self.flows.try_join_next().is_some() {}
     }
 
-    /// A flow to the host itself would come back for ever.
+    /// A flow to the host itself would come back for ever, and one to the first
+    /// hop has arrived.
     fn is_foreign(&self, destination: IpAddr) -> bool {
-        is_routable(destination) && !self.own.contains(&destination)
+        let is_hop = destination == HOP_V4 || destination == HOP_V6;
+        is_routable(destination) && !is_hop && !self.own.contains(&destination)
     }
 }
 
@@ -121,8 +123,13 @@ async fn carry_echo(flow: EchoFlow, manager: Manager, record: FlowRecord) {
             return flow.unreachable(failure.error, Instant::now());
         }
     };
-    if let Err(error) = host::splice_echo(&flow, frames).await {
-        debug!(%cluster, %error, "Ping broke");
+    match host::splice_echo(&flow, frames).await {
+        Ok(moved) => debug!(%cluster, moved.sent, moved.received, "Ping ended"),
+        Err(RelayError::Failed(failure)) => {
+            record.failed(failure.error);
+            debug!(%cluster, error = %failure, "Ping cannot be sent");
+        }
+        Err(error) => debug!(%cluster, %error, "Ping broke"),
     }
 }
 

@@ -30,8 +30,10 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// The longest packet and its header, in bytes.
 const MAX_READ: usize = HEADER + 65_536;
 
-/// How many packets are taken before others get their turn.
+/// How many packets, and how many bytes of them, are taken before others get
+/// their turn.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 512 << 10;
 
 /// The device, for reading.
 pub(super) struct Tun {
@@ -98,10 +100,15 @@ pub(super) async fn read(
     let mut buffer = vec![0; MAX_READ];
     loop {
         let mut ready = tun.device.readable().await?;
+        let mut taken = 0;
         for _ in 0..BATCH {
+            if taken >= BATCH_BYTES {
+                break;
+            }
             match nix::unistd::read(ready.get_inner(), &mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(length) => {
+                    taken += length;
                     let (header, packet) = buffer[..length].split_at(HEADER.min(length));
                     let checksum = match header.first() {
                         Some(flags) if flags & NEEDS_CHECKSUM != 0 => Checksum::Partial,

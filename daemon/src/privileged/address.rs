@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use kvpn_tunnel::netstack::{HOP_V4, HOP_V6};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -60,8 +61,18 @@ pub(super) async fn configure(
     for address in &addresses {
         add(netlink, index, *address).await?;
         wait_until_local(netlink, *address).await?;
+        route::add(netlink, index, hop(*address).into(), *address).await?;
     }
     Ok(addresses)
+}
+
+/// The first hop behind the device. A host that checks where packets come from
+/// believes its answers only when it has a route to it.
+fn hop(own: IpAddr) -> IpAddr {
+    match own {
+        IpAddr::V4(_) => HOP_V4.into(),
+        IpAddr::V6(_) => HOP_V6.into(),
+    }
 }
 
 /// Waits until packets to the address stay on this host. The kernel sees to

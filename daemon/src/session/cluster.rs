@@ -1,5 +1,6 @@
 //! The way to the API server.
 
+mod api_stream;
 mod aside;
 mod explain;
 mod http_client;

@@ -40,6 +40,8 @@ fn lease_gives_device_routes_and_dns_and_takes_everything_back() {
         "10.96.0.0/16 proto static scope link src 198.18.0.1",
         "10.244.0.0/24 proto static scope link src 198.18.0.1",
         "fd00:96::/108 proto static src fd6b:7670:6e::1",
+        "198.18.0.2 proto static scope link src 198.18.0.1",
+        "fd6b:7670:6e::2 proto static src fd6b:7670:6e::1",
     ] {
         assert!(routes.contains(route), "{route}: {routes}");
     }

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use kvpn_tunnel::turns;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
@@ -18,8 +19,8 @@ pub(super) trait Tag: Clone + Send + Sync + Unpin + 'static {
     fn is_known(&self) -> bool;
 }
 
-/// A byte stream with what calls that come over it should know. It ends when
-/// `cut` completes, and when a caller sends too much before it is known.
+/// A byte stream with what calls that come over it should know, whose bytes are
+/// paid for. It ends when `cut` completes, and when a caller sends too much before it is known.
 pub(super) struct Tagged<S, T> {
     stream: S,
     tag: T,
@@ -65,6 +66,7 @@ impl<S: AsyncRead + Unpin, T: Tag> AsyncRead for Tagged<S, T> {
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        turns::charge(cx, buf.filled().len() - before);
         if !self.is_known {
             self.is_known = self.tag.is_known();
             self.unknown += buf.filled().len() - before;
@@ -80,7 +82,9 @@ impl<S: AsyncWrite + Unpin, T: Tag> AsyncWrite for Tagged<S, T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        charge(cx, &written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -96,11 +100,19 @@ impl<S: AsyncWrite + Unpin, T: Tag> AsyncWrite for Tagged<S, T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        charge(cx, &written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+fn charge(cx: &mut Context<'_>, written: &Poll<io::Result<usize>>) {
+    if let Poll::Ready(Ok(bytes)) = written {
+        turns::charge(cx, *bytes);
     }
 }
 

@@ -5,8 +5,9 @@ use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::Stream;
+use futures::future::Either;
 use http::header::{CONTENT_TYPE, HeaderValue, TE};
 use http::{Extensions, HeaderMap, Method, Request, Response, Version};
 use http_body::{Body as _, Frame as BodyFrame};
@@ -22,6 +23,11 @@ use crate::relay::{FrameStream, Outgoing, StreamLost, incoming, outgoing};
 
 const NAME: &str = "kvpn.v1.Tunnel";
 const PATH: &str = "/kvpn.v1.Tunnel/Carry";
+
+/// From how many bytes on a chunk of small frames is long enough: it fits one
+/// TLS record with the frame that was put there last.
+const BATCH: usize = 11 << 10;
+
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// Calls for flows over one connection.
@@ -101,7 +107,7 @@ impl<H> NamedService for TunnelServer<H> {
 impl<H: TunnelHandler> Service<Request<Body>> for TunnelServer<H> {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<Body>, Infallible>>;
+    type Future = Either<Ready<Result<Response<Body>, Infallible>>, Answer>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -110,20 +116,37 @@ impl<H: TunnelHandler> Service<Request<Body>> for TunnelServer<H> {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (parts, body) = request.into_parts();
         if parts.uri.path() != PATH {
-            return ready(Ok(Status::unimplemented("no such call").into_http()));
+            let refusal = Status::unimplemented("no such call").into_http();
+            return Either::Left(ready(Ok(refusal)));
         }
         let (sender, frames) = outgoing();
         let receiver = incoming(Receiving::new(body));
         let frames_of_call = FrameStream { sender, receiver };
-        let response = match self.handler.carry(&parts.extensions, frames_of_call) {
-            Ok(()) => {
-                let mut response = Response::new(Body::new(Sending::new(frames, true)));
-                response.headers_mut().insert(CONTENT_TYPE, GRPC);
-                response
-            }
-            Err(status) => status.into_http(),
-        };
-        ready(Ok(response))
+        match self.handler.carry(&parts.extensions, frames_of_call) {
+            Ok(()) => Either::Right(Answer(Some(frames))),
+            Err(status) => Either::Left(ready(Ok(status.into_http()))),
+        }
+    }
+}
+
+/// The response, once there is a frame for it: they travel together.
+#[derive(Debug)]
+pub struct Answer(Option<Outgoing>);
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(frames) = &mut self.0 {
+            std::task::ready!(frames.poll_ready(cx));
+        }
+        let body = self
+            .0
+            .take()
+            .map_or_else(Body::empty, |frames| Body::new(Sending::new(frames, true)));
+        let mut response = Response::new(body);
+        response.headers_mut().insert(CONTENT_TYPE, GRPC);
+        Poll::Ready(Ok(response))
     }
 }
 
@@ -144,6 +167,15 @@ impl Sending {
             owes_status,
         }
     }
+
+    /// What comes after the last frame.
+    fn end(&mut self) -> Option<Result<BodyFrame<Bytes>, Infallible>> {
+        std::mem::take(&mut self.owes_status).then(|| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            Ok(BodyFrame::trailers(trailers))
+        })
+    }
 }
 
 impl http_body::Body for Sending {
@@ -157,19 +189,21 @@ impl http_body::Body for Sending {
         if let Some(payload) = self.payload.take() {
             return Poll::Ready(Some(Ok(BodyFrame::data(payload))));
         }
-        match std::task::ready!(self.frames.poll_recv(cx)) {
-            Some(frame) => {
-                let (head, payload) = messages::encode(frame);
-                self.payload = payload;
-                Poll::Ready(Some(Ok(BodyFrame::data(head))))
+        let mut chunk = BytesMut::new();
+        while chunk.len() < BATCH {
+            match self.frames.poll_recv(cx) {
+                Poll::Ready(Some(frame)) => {
+                    self.payload = messages::encode(frame, &mut chunk);
+                    if self.payload.is_some() {
+                        break;
+                    }
+                }
+                Poll::Ready(None) if chunk.is_empty() => return Poll::Ready(self.end()),
+                Poll::Pending if chunk.is_empty() => return Poll::Pending,
+                Poll::Ready(None) | Poll::Pending => break,
             }
-            None if std::mem::take(&mut self.owes_status) => {
-                let mut trailers = HeaderMap::new();
-                trailers.insert("grpc-status", HeaderValue::from_static("0"));
-                Poll::Ready(Some(Ok(BodyFrame::trailers(trailers))))
-            }
-            None => Poll::Ready(None),
         }
+        Poll::Ready(Some(Ok(BodyFrame::data(chunk.freeze()))))
     }
 }
 

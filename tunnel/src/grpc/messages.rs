@@ -12,7 +12,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kvpn_proto::flow::Frame;
 use kvpn_proto::v1;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 /// Octets before each message: a flag and a length.
 const PREFIX: usize = 5;
@@ -41,39 +41,41 @@ pub(super) enum BadMessage {
     Malformed(String),
 }
 
-/// The chunks of a frame's message: the second is what a large frame carries.
-pub(super) fn encode(frame: Frame) -> (Bytes, Option<Bytes>) {
+/// Appends a frame's message to a chunk. What a large frame carries is returned
+/// instead, to follow as a chunk of its own.
+pub(super) fn encode(frame: Frame, chunk: &mut BytesMut) -> Option<Bytes> {
     match frame {
-        Frame::Data(payload) => encode_payload(DATA, payload),
-        Frame::Whole(payload) => encode_payload(WHOLE, payload),
+        Frame::Data(payload) => encode_payload(DATA, payload, chunk),
+        Frame::Whole(payload) => encode_payload(WHOLE, payload, chunk),
         Frame::Open(_) | Frame::Opened | Frame::Failed(_) | Frame::Fin | Frame::Reset => {
             let message = v1::Frame::from(frame);
-            let mut chunk = begin(message.encoded_len());
+            begin(message.encoded_len(), chunk);
             // A BytesMut has room for anything.
-            let _ = message.encode(&mut chunk);
-            (chunk.freeze(), None)
+            let _ = message.encode(chunk);
+            None
         }
     }
 }
 
-fn encode_payload(field: u32, payload: Bytes) -> (Bytes, Option<Bytes>) {
-    let mut head = BytesMut::with_capacity(MAX_HEAD);
-    encode_key(field, WireType::LengthDelimited, &mut head);
-    encode_varint(payload.len() as u64, &mut head);
-    let mut chunk = begin(head.len() + payload.len());
-    chunk.put_slice(&head);
-    if payload.len() <= SMALL {
-        chunk.put_slice(&payload);
-        return (chunk.freeze(), None);
+fn encode_payload(field: u32, payload: Bytes, chunk: &mut BytesMut) -> Option<Bytes> {
+    let length = payload.len() as u64;
+    begin(
+        key_len(field) + encoded_len_varint(length) + payload.len(),
+        chunk,
+    );
+    encode_key(field, WireType::LengthDelimited, chunk);
+    encode_varint(length, chunk);
+    if payload.len() > SMALL {
+        return Some(payload);
     }
-    (chunk.freeze(), Some(payload))
+    chunk.put_slice(&payload);
+    None
 }
 
-fn begin(length: usize) -> BytesMut {
-    let mut chunk = BytesMut::with_capacity(PREFIX + length.min(SMALL + MAX_HEAD));
+fn begin(length: usize, chunk: &mut BytesMut) {
+    chunk.reserve(PREFIX + length.min(SMALL + MAX_HEAD));
     chunk.put_u8(0);
     chunk.put_u32(length as u32);
-    chunk
 }
 
 /// Puts messages together again from the chunks of a stream.
@@ -228,8 +230,9 @@ mod tests {
     fn wire(frames: Vec<Frame>) -> Vec<u8> {
         let mut wire = Vec::new();
         for frame in frames {
-            let (head, payload) = encode(frame);
-            wire.extend_from_slice(&head);
+            let mut chunk = BytesMut::new();
+            let payload = encode(frame, &mut chunk);
+            wire.extend_from_slice(&chunk);
             wire.extend_from_slice(&payload.unwrap_or_default());
         }
         wire
@@ -262,10 +265,10 @@ mod tests {
     #[test]
     fn a_large_payload_is_not_copied() {
         let payload = Bytes::from(vec![8; 100 << 10]);
-        let (head, second) = encode(Frame::Data(payload.clone()));
-        let second = second.unwrap();
+        let mut head = BytesMut::new();
+        let second = encode(Frame::Data(payload.clone()), &mut head).unwrap();
         assert_eq!(second.as_ptr(), payload.as_ptr());
-        let Some(Frame::Data(received)) = read([head, second]).unwrap().pop() else {
+        let Some(Frame::Data(received)) = read([head.freeze(), second]).unwrap().pop() else {
             panic!("no data");
         };
         assert_eq!(received.as_ptr(), payload.as_ptr());

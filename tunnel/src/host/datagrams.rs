@@ -1,7 +1,6 @@
 //! UDP flows and pings of the host, over frame streams.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use kvpn_proto::flow::{DialError, DialFailure, Frame};
@@ -9,14 +8,18 @@ use tokio::time::timeout;
 
 use crate::netstack::{Datagram, EchoFlow, UdpFlow};
 use crate::relay::{FrameReceiver, FrameSender, FrameStream, RelayError, StreamLost, Transferred};
+use crate::turns;
 
 /// How long the far side may take to answer the dial.
 const DIAL_DEADLINE: Duration = Duration::from_secs(15);
 
+/// After which silence of the host a ping is over.
+const ECHO_IDLE: Duration = Duration::from_secs(30);
+
 /// A flow of datagrams, whichever they are.
 trait DatagramFlow {
     /// `None` when the flow is over.
-    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Datagram>>;
+    fn recv(&self) -> impl Future<Output = Option<Datagram>> + Send;
 
     fn send(&self, payload: &[u8]);
 
@@ -25,8 +28,8 @@ trait DatagramFlow {
 }
 
 impl DatagramFlow for UdpFlow {
-    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Datagram>> {
-        self.poll_recv(cx)
+    async fn recv(&self) -> Option<Datagram> {
+        poll_fn(|cx| self.poll_recv(cx)).await
     }
 
     fn send(&self, payload: &[u8]) {
@@ -39,8 +42,12 @@ impl DatagramFlow for UdpFlow {
 }
 
 impl DatagramFlow for EchoFlow {
-    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Datagram>> {
-        self.poll_recv(cx).map(Some)
+    async fn recv(&self) -> Option<Datagram> {
+        let request = timeout(ECHO_IDLE, poll_fn(|cx| self.poll_recv(cx))).await;
+        if request.is_err() {
+            self.close();
+        }
+        request.ok()
     }
 
     fn send(&self, payload: &[u8]) {
@@ -53,8 +60,8 @@ impl DatagramFlow for EchoFlow {
 }
 
 /// Copies between a UDP flow and a frame stream whose `Open` has been sent,
-/// until either falls silent. The host's datagrams do not wait for the answer to
-/// the dial; `opened` is called when it comes. The host hears "unreachable" of
+/// until it falls silent. The host's datagrams do not wait for the answer to the
+/// dial; `opened` is called when it comes. The host hears "unreachable" of
 /// what does not arrive, and when the flow could not be opened or is lost.
 pub async fn splice_udp(
     flow: &UdpFlow,
@@ -70,9 +77,8 @@ pub async fn splice_udp(
     outcome
 }
 
-/// Copies between a ping and a frame stream as [`splice_udp`] does. The far side
-/// ends it. A ping that the far side may not send stays unanswered: nobody in
-/// the cluster has prohibited it.
+/// Copies between a ping and a frame stream as [`splice_udp`] does. A ping that the
+/// far side may not send stays unanswered: nobody in the cluster has prohibited it.
 pub async fn splice_echo(flow: &EchoFlow, frames: FrameStream) -> Result<Transferred, RelayError> {
     let outcome = copy(flow, frames, || ()).await;
     if let Err(error) = &outcome
@@ -120,7 +126,7 @@ async fn into_tunnel(
     sender: &FrameSender,
     sent: &mut u64,
 ) -> Result<(), RelayError> {
-    while let Some(Datagram { payload, whole }) = poll_fn(|cx| flow.poll_recv(cx)).await {
+    while let Some(Datagram { payload, whole }) = flow.recv().await {
         *sent += payload.len() as u64;
         let frame = match whole {
             true => Frame::Whole(payload),
@@ -154,6 +160,7 @@ async fn from_tunnel(
             Frame::Data(datagram) | Frame::Whole(datagram) => {
                 *received += datagram.len() as u64;
                 flow.send(&datagram);
+                turns::pay(datagram.len()).await;
             }
             Frame::Failed(failure) => flow.unreachable(failure.error),
             Frame::Fin => return Ok(()),

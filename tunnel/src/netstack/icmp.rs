@@ -17,8 +17,10 @@ use super::udp::{Datagram, MAX_QUOTED, wake};
 use crate::packet::{self, Checksum, EchoId, EchoRequest, IcmpError, MAX_WIRE};
 
 /// Whom a host sees that asks for the way to the cluster: the netstack, which is
-/// the first hop.
+/// the first hop. The host must have a route to it, or it may take what comes
+/// from there for forged.
 pub const HOP_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+/// The same over IPv6.
 pub const HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x7670, 0x6e, 0, 0, 0, 0, 2);
 
 /// How many pings there may be at once.
@@ -112,7 +114,7 @@ impl Echo {
 }
 
 /// A ping of the host: echo requests to one address, under one identifier.
-/// Whoever holds it decides when it is over, by dropping it.
+/// Whoever holds it decides when it is over.
 pub struct EchoFlow {
     echo: Arc<Echo>,
     shared: Arc<Shared>,
@@ -146,19 +148,23 @@ impl EchoFlow {
         }
     }
 
+    /// Has the host's next request begin another ping.
+    pub fn close(&self) {
+        self.shared.echoes.remove(&self.echo);
+    }
+
     /// Tells the host that its last request did not arrive.
     pub fn unreachable(&self, error: DialError, now: Instant) {
         let EchoId { host, cluster, .. } = self.echo.id;
         let offending = self.echo.lock().last_packet.clone();
-        let why = IcmpError::from_dial_error(error);
         self.shared
-            .send_icmp_error(cluster, host, why, &offending, now);
+            .send_unreachable(cluster, host, error, &offending, now);
     }
 }
 
 impl Drop for EchoFlow {
     fn drop(&mut self) {
-        self.shared.echoes.remove(&self.echo);
+        self.close();
     }
 }
 
@@ -215,9 +221,32 @@ impl Shared {
         }
     }
 
+    /// Tells the host that its packet for `cluster` did not arrive. That a port is
+    /// closed says the destination; anything else says the way to it.
+    pub(super) fn send_unreachable(
+        &self,
+        cluster: IpAddr,
+        host: IpAddr,
+        error: DialError,
+        offending: &[u8],
+        now: Instant,
+    ) {
+        let from = match error {
+            DialError::Refused => cluster,
+            DialError::HostUnreachable
+            | DialError::NetworkUnreachable
+            | DialError::Prohibited
+            | DialError::TimedOut
+            | DialError::TunnelLost
+            | DialError::TooBig(_) => hop(host),
+        };
+        let why = IcmpError::from_dial_error(error);
+        self.send_icmp_error(from, host, why, offending, now);
+    }
+
     /// Tells the host what became of its packet, unless it has been told too
     /// much already.
-    pub(super) fn send_icmp_error(
+    fn send_icmp_error(
         &self,
         from: IpAddr,
         to: IpAddr,
@@ -236,10 +265,13 @@ impl Shared {
 
     /// Tells the host that its packet was to live for one hop, which is us.
     pub(super) fn send_time_exceeded(&self, host: IpAddr, offending: &[u8], now: Instant) {
-        let hop = match host {
-            IpAddr::V4(_) => HOP_V4.into(),
-            IpAddr::V6(_) => HOP_V6.into(),
-        };
-        self.send_icmp_error(hop, host, IcmpError::HopLimit, offending, now);
+        self.send_icmp_error(hop(host), host, IcmpError::HopLimit, offending, now);
+    }
+}
+
+fn hop(host: IpAddr) -> IpAddr {
+    match host {
+        IpAddr::V4(_) => HOP_V4.into(),
+        IpAddr::V6(_) => HOP_V6.into(),
     }
 }

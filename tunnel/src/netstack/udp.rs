@@ -14,7 +14,7 @@ use kvpn_proto::flow::DialError;
 use super::Shared;
 use super::timers::Timer;
 use crate::flow::FiveTuple;
-use crate::packet::{self, IcmpError, MAX_WIRE, Packet};
+use crate::packet::{self, MAX_WIRE, Packet};
 
 /// How many datagrams, and how many bytes of them, wait for the flow's holder.
 const MAX_QUEUED: usize = 256;
@@ -179,9 +179,8 @@ impl UdpFlow {
         self.shared.clock.advance(now);
         let offending = self.udp.lock().last_packet.clone();
         let FiveTuple { host, cluster, .. } = self.udp.five_tuple;
-        let why = IcmpError::from_dial_error(error);
         self.shared
-            .send_icmp_error(cluster.ip(), host.ip(), why, &offending, now);
+            .send_unreachable(cluster.ip(), host.ip(), error, &offending, now);
     }
 }
 

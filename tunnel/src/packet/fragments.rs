@@ -12,8 +12,9 @@ use smoltcp::wire::{IPV6_HEADER_LEN, IpProtocol, Ipv4Packet, Ipv6Packet};
 
 use super::Ignored;
 
-/// How long the fragments of a packet wait for the missing ones: what RFC 1122
-/// section 3.3.2 and RFC 8200 section 4.5 allow, at the least 30 s.
+/// How long the fragments of a packet wait for the missing ones: as long
+/// as Linux waits. RFC 1122 section 3.3.2 and RFC 8200 section 4.5 would have 60 s,
+/// but these come over no network.
 const EXPIRY: Duration = Duration::from_secs(30);
 
 /// How many incomplete packets, and how many bytes of them, are kept.

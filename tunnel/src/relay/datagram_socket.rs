@@ -40,6 +40,14 @@ pub struct DatagramSocket {
     whole: AtomicBool,
 }
 
+/// What the kernel has queued about a datagram.
+struct Report {
+    failure: DialFailure,
+    /// The kernel refused to send it; otherwise the network speaks of one that
+    /// was sent.
+    is_own: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Udp,
@@ -113,16 +121,19 @@ impl DatagramSocket {
     /// Receives the next datagram by way of a scratch buffer that has room for
     /// [`MAX_DATAGRAM`]; `None` for one that is not to be passed on.
     pub(super) fn try_recv(&self, scratch: &mut [u8]) -> io::Result<Option<Bytes>> {
-        let length = self.socket.try_recv(scratch)?;
+        let (length, source) = self.socket.try_recv_from(scratch)?;
         let datagram = &scratch[..length];
         let passed_on = match self.kind {
             Kind::Udp => datagram,
-            Kind::Echo { reply, .. } => {
-                if length < ECHO_START + 2 || datagram[0] != reply {
-                    return Ok(None);
-                }
+            // The kernel gives a ping socket replies from whomever.
+            Kind::Echo { reply, .. }
+                if length >= ECHO_START + 2
+                    && datagram[0] == reply
+                    && source.ip() == self.peer.ip() =>
+            {
                 &datagram[ECHO_START..]
             }
+            Kind::Echo { .. } => return Ok(None),
         };
         Ok(Some(Bytes::copy_from_slice(passed_on)))
     }
@@ -147,25 +158,35 @@ impl DatagramSocket {
         let mut failures = Vec::new();
         // The readiness is used up, until the kernel tells of another error.
         let _ = self.socket.try_io(Interest::ERROR, || -> io::Result<()> {
-            while let Some(failure) = self.take_error() {
-                failures.push(failure);
-            }
+            failures.extend(self.reports().map(|report| report.failure));
             Err(io::ErrorKind::WouldBlock.into())
         });
         failures
     }
 
     /// What a failed operation means: what the kernel has queued, else the
-    /// error itself.
-    pub(super) fn explain(&self, error: &io::Error) -> Vec<DialFailure> {
-        let mut failures: Vec<_> = std::iter::from_fn(|| self.take_error()).collect();
-        if failures.is_empty() && error.raw_os_error() != Some(libc::EMSGSIZE) {
+    /// error itself; and whether it may have been about an earlier datagram.
+    /// A full queue on the way is nobody's failure: datagrams get lost.
+    pub(super) fn explain(&self, error: &io::Error) -> (Vec<DialFailure>, bool) {
+        let queue_full = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
+        let mut earlier = !queue_full;
+        let mut failures = Vec::new();
+        for report in self.reports() {
+            earlier &= !report.is_own;
+            failures.push(report.failure);
+        }
+        let is_told = queue_full || error.raw_os_error() == Some(libc::EMSGSIZE);
+        if failures.is_empty() && !is_told {
             failures.push(failure(self.peer, error));
         }
-        failures
+        (failures, earlier)
     }
 
-    fn take_error(&self) -> Option<DialFailure> {
+    fn reports(&self) -> impl Iterator<Item = Report> {
+        std::iter::from_fn(|| self.take_error())
+    }
+
+    fn take_error(&self) -> Option<Report> {
         let mut control = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
         let mut payload = [0; 64];
         let mut pieces = [IoSliceMut::new(&mut payload)];
@@ -189,7 +210,10 @@ impl DatagramSocket {
             };
             let detail = Errno::from_raw(report.ee_errno.cast_signed()).desc();
             let detail = format!("{}: {detail}", self.peer);
-            Some(DialFailure::new(classify(&report), detail))
+            Some(Report {
+                failure: DialFailure::new(classify(&report), detail),
+                is_own: report.ee_origin == libc::SO_EE_ORIGIN_LOCAL,
+            })
         })
     }
 }

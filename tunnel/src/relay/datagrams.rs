@@ -15,6 +15,8 @@ use kvpn_proto::flow::{DialFailure, Frame};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use crate::turns;
+
 use super::datagram_socket::{DatagramSocket, MAX_DATAGRAM};
 use super::{FrameReceiver, FrameSender, FrameStream, RelayError, StreamLost, Transferred};
 
@@ -105,7 +107,7 @@ fn receive(socket: &DatagramSocket, queue: &mut Queue) {
             Ok(Some(datagram)) => queue.push(Frame::Data(datagram)),
             Ok(None) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => queue.tell(socket.explain(&error)),
+            Err(error) => queue.tell(socket.explain(&error).0),
         }
     }
     SCRATCH.set(scratch);
@@ -134,6 +136,7 @@ async fn from_tunnel(
         };
         activity.note();
         *received += datagram.len() as u64;
+        turns::pay(datagram.len()).await;
         for failure in send(socket, &datagram, whole).await {
             // When there is no room the host has been told enough.
             let _ = errors.try_send(failure);
@@ -145,10 +148,9 @@ async fn send(socket: &DatagramSocket, datagram: &Bytes, whole: bool) -> Vec<Dia
     let Err(error) = socket.send(datagram, whole).await else {
         return Vec::new();
     };
-    let failures = socket.explain(&error);
-    if error.raw_os_error() != Some(nix::libc::EMSGSIZE) {
-        // The error is about an earlier datagram, and this one has not been
-        // sent. Should it fail too, the next will tell.
+    let (failures, earlier) = socket.explain(&error);
+    if earlier {
+        // This one has not been sent. Should it fail too, the next will tell.
         let again = socket.send(datagram, whole).await;
         tracing::trace!(?again, "datagram sent again");
     }

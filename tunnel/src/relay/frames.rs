@@ -3,19 +3,14 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use kvpn_proto::flow::Frame;
-use tokio::sync::mpsc;
 
 use super::RelayError;
 use super::meter::{FlowMeter, Step};
-
-/// Frames that wait between a splice and the gRPC stream. Few, so that a slow
-/// reader slows its own flow and memory stays bounded.
-const QUEUED_FRAMES: usize = 4;
+use super::queue::{self, Outgoing};
 
 /// Both directions of one flow's gRPC stream.
 #[derive(Debug)]
@@ -61,7 +56,7 @@ impl StreamLost {
 /// the stream.
 #[derive(Debug)]
 pub struct FrameSender {
-    frames: mpsc::Sender<Frame>,
+    frames: queue::Sender,
     pub(super) meter: Option<Arc<FlowMeter>>,
 }
 
@@ -83,17 +78,14 @@ impl FrameSender {
         self.frames.closed().await;
     }
 
-    /// Sends `Reset` without waiting. When there is no room for it the end of
-    /// the stream, which follows, says the same.
+    /// Sends `Reset`, without waiting for room.
     pub fn reset(self) {
-        // Full or closed: see above.
-        let _ = self.frames.try_send(Frame::Reset);
+        self.frames.push(Frame::Reset);
     }
 
     /// Puts the first frame into the empty queue.
     pub(crate) fn begin(&self, open: Frame) {
-        // There is room, and the receiving end has just been made.
-        let _ = self.frames.try_send(open);
+        self.frames.push(open);
     }
 }
 
@@ -138,24 +130,11 @@ impl fmt::Debug for FrameReceiver {
     }
 }
 
-/// Frames on their way into a gRPC stream.
-#[derive(Debug)]
-pub(crate) struct Outgoing {
-    frames: mpsc::Receiver<Frame>,
-}
-
-impl Outgoing {
-    /// The next frame; `None` when the sender is gone.
-    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
-        self.frames.poll_recv(cx)
-    }
-}
-
 /// The sending side of a stream.
 pub(crate) fn outgoing() -> (FrameSender, Outgoing) {
-    let (tx, frames) = mpsc::channel(QUEUED_FRAMES);
+    let (frames, outgoing) = queue::queue();
     let meter = None;
-    (FrameSender { frames: tx, meter }, Outgoing { frames })
+    (FrameSender { frames, meter }, outgoing)
 }
 
 /// The receiving side of a stream.

@@ -1,19 +1,23 @@
 //! A byte stream and a frame stream.
 
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use kvpn_proto::flow::Frame;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 
+use crate::turns;
+
 use super::{
     FrameReceiver, FrameSender, FrameStream, MAX_DATA, RelayError, StreamLost, Transferred,
 };
 
-/// How much is read at once from a stream that says little. An idle flow keeps
-/// a buffer of this size.
+/// How much is read at once from a stream that says little, in bytes.
 const MIN_READ: usize = 2 << 10;
 
 /// Copies between a byte stream and an already opened frame stream until both
@@ -77,24 +81,34 @@ async fn send<S: AsyncRead>(
     sender: &FrameSender,
     sent: &mut u64,
 ) -> Result<(), RelayError> {
-    let mut buffer = BytesMut::new();
     let mut size = MIN_READ;
     loop {
-        buffer.reserve(size);
-        let mut room = (&mut buffer).limit(size);
-        let count = tokio::select! {
+        let data = tokio::select! {
             // The other half may wait for a reader that never comes, so this
             // one notices that the tunnel is gone.
             () = sender.closed() => return Err(StreamLost::new("the stream was cancelled").into()),
-            count = reader.read_buf(&mut room) => count.map_err(RelayError::Local)?,
+            data = read(&mut reader, size) => data.map_err(RelayError::Local)?,
         };
-        if count == 0 {
+        if data.is_empty() {
             return Ok(sender.send(Frame::Fin).await?);
         }
-        *sent += count as u64;
-        size = next_size(size, count);
-        sender.send(Frame::Data(buffer.split().freeze())).await?;
+        *sent += data.len() as u64;
+        size = next_size(size, data.len());
+        turns::pay(data.len()).await;
+        sender.send(Frame::Data(data)).await?;
     }
+}
+
+/// Reads as much as is there, up to `size` bytes; nothing at the end. While
+/// there is nothing to read there is no buffer either: most flows wait.
+async fn read<S: AsyncRead>(reader: &mut ReadHalf<S>, size: usize) -> io::Result<Bytes> {
+    poll_fn(|cx| {
+        let mut buffer = BytesMut::with_capacity(size);
+        let mut room = (&mut buffer).limit(size);
+        let read = pin!(reader.read_buf(&mut room)).poll(cx);
+        read.map_ok(|_| buffer.freeze())
+    })
+    .await
 }
 
 /// Grows with a stream that fills what it is given, and shrinks with it too.
@@ -114,6 +128,7 @@ async fn receive<S: AsyncWrite>(
     received: &mut u64,
 ) -> Result<(), RelayError> {
     while let Some(data) = receiver.data().await? {
+        turns::pay(data.len()).await;
         writer.write_all(&data).await.map_err(RelayError::Local)?;
         *received += data.len() as u64;
     }

@@ -14,17 +14,17 @@ use hyper_util::client::legacy::connect::{Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::{Body, ConfigExt};
 use kube::{Client, Config};
-use kvpn_tunnel::socket::tune;
 use tokio::net::TcpStream;
 use tower::util::MapResponse;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use super::CONNECT_DEADLINE;
+use super::api_stream::ApiStream;
 use super::aside::Aside;
 use crate::session::proxy::{Protocol, Proxy};
 
 /// Opens TCP connections; the tunnel's come out of it too.
-type Tcp = MapResponse<HttpConnector, fn(TokioIo<TcpStream>) -> TokioIo<TcpStream>>;
+type Tcp = MapResponse<HttpConnector, fn(TokioIo<TcpStream>) -> TokioIo<ApiStream>>;
 
 /// Builds the client; exec plugins run here for the first time.
 pub(super) fn build(config: Config, proxy: Option<&Proxy>) -> kube::Result<Client> {
@@ -68,10 +68,7 @@ fn tcp() -> Tcp {
     connector.set_keepalive(Some(Duration::from_secs(15)));
     connector.set_keepalive_interval(Some(Duration::from_secs(5)));
     connector.set_keepalive_retries(Some(3));
-    connector.map_response(|stream| {
-        tune(stream.inner());
-        stream
-    })
+    connector.map_response(|stream| TokioIo::new(ApiStream::new(stream.into_inner())))
 }
 
 /// The client over a connector that leads to the API server.

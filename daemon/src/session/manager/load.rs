@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use kvpn_tunnel::turns;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -58,10 +59,15 @@ impl Load {
     }
 
     /// The smaller, the better for a new flow: first by the bytes of late, in
-    /// coarse steps, then by the number of flows.
+    /// coarse steps, then by the number of flows. What flows have carried that are
+    /// over tells nothing.
     pub(super) fn rank(&self, now: Instant) -> (u64, usize) {
+        let flows = self.flows.load(Ordering::Relaxed);
+        if flows == 0 {
+            return (0, 0);
+        }
         let bytes = self.recent(now, |recent| recent.now + recent.before);
-        (bytes / STEP, self.flows.load(Ordering::Relaxed))
+        (bytes / STEP, flows)
     }
 
     fn recent<T>(&self, now: Instant, use_it: impl FnOnce(&mut Recent) -> T) -> T {
@@ -84,8 +90,8 @@ impl Drop for Taken {
     }
 }
 
-/// A byte stream whose bytes are counted, and whose end is noticed: whoever
-/// speaks on it drops it then.
+/// A byte stream whose bytes are counted and paid for, and whose end is noticed:
+/// whoever speaks on it drops it then.
 pub(super) struct Counted<S> {
     stream: S,
     load: Arc<Load>,
@@ -102,9 +108,14 @@ impl<S> Counted<S> {
         }
     }
 
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn count(
+        &self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.load.carried(*bytes, Instant::now());
+            turns::charge(cx, *bytes);
         }
         written
     }
@@ -121,6 +132,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         if read.is_ready() {
             let bytes = buf.filled().len() - before;
             self.load.carried(bytes, Instant::now());
+            turns::charge(cx, bytes);
         }
         read
     }
@@ -133,7 +145,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.count(written)
+        self.count(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -150,7 +162,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.count(written)
+        self.count(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -166,21 +178,27 @@ mod tests {
     #[test]
     fn bytes_are_forgotten_within_two_periods() {
         let start = Instant::now();
-        let load = Load::new(start);
+        let load = Arc::new(Load::new(start));
+        let taken = load.take();
         load.carried(8 << 20, start);
-        assert_eq!(load.rank(start), (8, 0));
-        assert_eq!(load.rank(start + PERIOD), (8, 0));
-        assert_eq!(load.rank(start + 2 * PERIOD), (0, 0));
+        assert_eq!(load.rank(start), (8, 1));
+        assert_eq!(load.rank(start + PERIOD), (8, 1));
+        assert_eq!(load.rank(start + 2 * PERIOD), (0, 1));
         load.carried(3 << 20, start + 2 * PERIOD);
-        assert_eq!(load.rank(start + 9 * PERIOD), (0, 0));
+        assert_eq!(load.rank(start + 2 * PERIOD), (3, 1));
+        assert_eq!(load.rank(start + 9 * PERIOD), (0, 1));
+        load.carried(3 << 20, start + 9 * PERIOD);
+        drop(taken);
+        assert_eq!(load.rank(start + 9 * PERIOD), (0, 0), "what flows are over");
     }
 
     #[test]
     fn a_trickle_makes_no_connection_busy() {
         let start = Instant::now();
-        let load = Load::new(start);
+        let load = Arc::new(Load::new(start));
+        let _taken = load.take();
         load.carried(100 << 10, start);
-        assert_eq!(load.rank(start), (0, 0));
+        assert_eq!(load.rank(start), (0, 1));
     }
 
     #[test]
@@ -197,6 +215,7 @@ mod tests {
     async fn bytes_of_both_directions_count_and_the_end_is_noticed() {
         let load = Arc::new(Load::new(Instant::now()));
         let end = CancellationToken::new();
+        let _taken = load.take();
         let (near, mut far) = tokio::io::duplex(4 << 20);
         let mut counted = Counted::new(near, load.clone(), end.clone());
         counted.write_all(&vec![0; 1 << 20]).await.unwrap();

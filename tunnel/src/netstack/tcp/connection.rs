@@ -18,7 +18,7 @@ use crate::packet::{self, Checksum, Segment};
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a connection that the cluster's end closed first is remembered. The
-/// device neither loses nor reorders, so this is for what the host repeats.
+/// device does not reorder, so this is for what the host repeats.
 const TIME_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) struct Connection {
@@ -102,13 +102,10 @@ impl Connection {
                 // the round trip.
                 if segment.opens() {
                     packet.clone_into(syn);
+                    self.opened_by = segment.sequence;
                 }
             }
             Phase::Open(stack) => {
-                if stack.state() == State::TimeWait && segment.opens_another(self.opened_by) {
-                    self.over = true;
-                    return Delivery::Over;
-                }
                 let previous = std::mem::replace(&mut self.acknowledged, segment.acknowledgement);
                 if stack.waits_for_fin() && segment.repeats(previous) {
                     // smoltcp would take this for a loss of data, find none to
@@ -193,9 +190,7 @@ impl Connection {
 
     pub(super) fn reset(&mut self) {
         self.reset = true;
-        if let Phase::Open(stack) = &mut self.phase
-            && stack.state() != State::TimeWait
-        {
+        if let Phase::Open(stack) = &mut self.phase {
             stack.socket().abort();
         }
     }

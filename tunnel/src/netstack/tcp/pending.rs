@@ -9,7 +9,7 @@ use kvpn_proto::flow::DialError;
 use super::{Tcp, TcpFlow};
 use crate::flow::FiveTuple;
 use crate::netstack::Shared;
-use crate::packet::{self, Checksum, IcmpError, Transport};
+use crate::packet::{self, Checksum, Transport};
 
 /// A connection that the host wants to open. The host waits, and repeats its
 /// SYN, until it is accepted or refused; when this is dropped, until the
@@ -57,10 +57,10 @@ impl PendingTcp {
                     self.shared.send(&reset);
                 }
             }
-            (_, Transport::Tcp(_) | Transport::Udp(_)) => self.shared.send_icmp_error(
+            (_, Transport::Tcp(_) | Transport::Udp(_)) => self.shared.send_unreachable(
                 offending.five_tuple.cluster.ip(),
                 offending.five_tuple.host.ip(),
-                IcmpError::from_dial_error(error),
+                error,
                 offending.bytes,
                 now,
             ),
