@@ -256,7 +256,9 @@ impl Lab {
     }
 
     /// Loses a share of the packets on the wire, in percent.
-    pub fn lose_packets(&self, percent: f64) -> Result<()> {
+    pub fn lose_packets(&mut self, percent: f64) -> Result<()> {
+        self.state.loss_percent = percent;
+        self.state.save(&self.layout)?;
         wire::lose(percent)
     }
 

@@ -1,5 +1,7 @@
 //! Dials of sessions into the cluster.
 
+mod under_way;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -7,15 +9,19 @@ use kvpn_proto::flow::{DialError, DialFailure, Frame, Protocol};
 use kvpn_tunnel::relay::{self, DatagramSocket, FrameStream};
 use tracing::{debug, warn};
 
+use under_way::UnderWay;
+
 /// How long a TCP target may take to answer: as long as Linux waits by default,
 /// so that it is the host that gives up on a target that is silent.
 const DIAL: Duration = Duration::from_secs(130);
 
-/// After which silence a UDP flow is over.
-const UDP_IDLE: Duration = Duration::from_secs(60);
+/// How many TCP dials of one session may be under way.
+const MAX_DIALS: usize = 4_096;
 
-/// After which silence a ping is over.
-const ECHO_IDLE: Duration = Duration::from_secs(30);
+/// After which silence a UDP flow or a ping is over. Longer than the session's
+/// limits: only where datagrams come in can a flow end without losing one.
+const UDP_IDLE: Duration = Duration::from_secs(90);
+const ECHO_IDLE: Duration = Duration::from_secs(60);
 
 /// Where clouds serve metadata and credentials of the node outside the
 /// link-local subnet: Alibaba's, Azure's and Oracle's.
@@ -38,6 +44,7 @@ pub(crate) struct Dialer {
     /// Addresses of the traffic manager's own pod.
     own: Vec<IpAddr>,
     can_ping: bool,
+    under_way: UnderWay,
 }
 
 impl Dialer {
@@ -46,7 +53,11 @@ impl Dialer {
         if !can_ping {
             warn!("net.ipv4.ping_group_range lets nobody here ping; pings get no answer");
         }
-        Self { own, can_ping }
+        Self {
+            own,
+            can_ping,
+            under_way: UnderWay::new(MAX_DIALS),
+        }
     }
 
     /// Whether the kernel lets this process send ICMP echo requests.
@@ -54,10 +65,17 @@ impl Dialer {
         self.can_ping
     }
 
-    /// Carries a flow to an address until it ends.
-    pub(crate) async fn serve(&self, protocol: Protocol, address: SocketAddr, frames: FrameStream) {
+    /// Carries a flow of a session to an address until it ends. The session is
+    /// named by its UID.
+    pub(crate) async fn serve(
+        &self,
+        session: &str,
+        protocol: Protocol,
+        address: SocketAddr,
+        frames: FrameStream,
+    ) {
         let ended = match protocol {
-            Protocol::Tcp => self.serve_tcp(address, frames).await,
+            Protocol::Tcp => self.serve_tcp(session, address, frames).await,
             Protocol::Udp => self.serve_udp(address, frames).await,
         };
         if let Err(error) = ended {
@@ -65,9 +83,15 @@ impl Dialer {
         }
     }
 
-    async fn serve_tcp(&self, address: SocketAddr, frames: FrameStream) -> anyhow::Result<()> {
+    async fn serve_tcp(
+        &self,
+        session: &str,
+        address: SocketAddr,
+        frames: FrameStream,
+    ) -> anyhow::Result<()> {
         let dialed = async {
             self.check(address.ip())?;
+            let _place = self.under_way.begin(session)?;
             relay::dial_tcp(address, DIAL).await
         };
         let dialed = tokio::select! {

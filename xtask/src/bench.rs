@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use kvpn_tests::bench::{Pace, Plan, Report, figures};
 use kvpn_tests::progress::step;
@@ -43,7 +43,7 @@ pub(crate) struct BenchArgs {
     /// Leave the lab up, with the release build installed
     #[arg(long)]
     keep: bool,
-    /// Write the table and the picture of docs/benchmarks.md
+    /// Write the table and the picture of docs/benchmarks.md, of a full run
     #[arg(long)]
     docs: bool,
     /// Measure nothing; show what an earlier run wrote
@@ -52,6 +52,18 @@ pub(crate) struct BenchArgs {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if args.docs {
+        // Before anything is measured in vain.
+        let is_full = args.what.is_empty()
+            && !args.quick
+            && args.rounds.is_none_or(|rounds| rounds >= Pace::FULL.rounds);
+        ensure!(
+            is_full,
+            "--docs takes a full run: all figures, without --quick, at least {} rounds. Run \
+             `cargo xtask bench --docs`",
+            Pace::FULL.rounds
+        );
+    }
     if args.from.is_none() && !args.no_build {
         kvpn_tests::bench::build()?;
     }

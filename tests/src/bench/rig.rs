@@ -59,7 +59,10 @@ pub(super) enum Family {
 struct Found {
     up: bool,
     kvpn: bool,
+    sample: bool,
     delay: Duration,
+    /// In percent.
+    loss: f64,
 }
 
 /// The lab, ready for measuring.
@@ -77,10 +80,13 @@ impl Rig {
         interrupt::defer()?;
         Lab::reserve()?;
         let current = Lab::current().ok();
+        let state = current.as_ref().map(Lab::state);
         let found = Found {
-            up: current.is_some(),
-            kvpn: current.as_ref().is_some_and(|lab| lab.state().kvpn),
-            delay: Duration::from_millis(current.map_or(0, |lab| lab.state().delay_ms)),
+            up: state.is_some(),
+            kvpn: state.is_some_and(|state| state.kvpn),
+            sample: state.is_some_and(|state| state.sample),
+            delay: Duration::from_millis(state.map_or(0, |state| state.delay_ms)),
+            loss: state.map_or(0.0, |state| state.loss_percent),
         };
         let options = Options {
             kvpn: true,
@@ -117,7 +123,7 @@ impl Rig {
     /// Undoes everything, also what has only half been done.
     pub(super) fn end(mut self, keep: bool) -> Result<()> {
         let isolated = self.lab.isolate();
-        let mended = self.wire(self.found.delay, 0.0);
+        let mended = self.wire(self.found.delay, self.found.loss);
         let left = self.kvpn(CONNECTED, &["quit"]);
         let restored = match keep {
             true => Ok(()),
@@ -135,6 +141,9 @@ impl Rig {
         }
         self.lab.remove_bench()?;
         let mut lab = self.lab.with_profile(Profile::Dev);
+        if !self.found.sample {
+            lab.remove_sample()?;
+        }
         if !self.found.kvpn {
             return lab.remove_kvpn();
         }

@@ -38,6 +38,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Removes the sample application, if it is deployed.
+    pub fn remove_sample(&mut self) -> Result<()> {
+        let Self { layout, state } = self;
+        if state.sample {
+            sample::remove(layout)?;
+            state.sample = false;
+            state.save(layout)?;
+        }
+        Ok(())
+    }
+
     /// Deploys the servers of namespace `services`, unless they are.
     pub fn deploy_services(&mut self) -> Result<()> {
         let Self { layout, state } = self;

@@ -111,6 +111,16 @@ pub(crate) fn create() -> Result<()> {
     Ok(())
 }
 
+/// Has every segment sent as a packet of its own, as on a wire of copper, or lets
+/// the kernel pass many of them at once.
+pub(crate) fn segment(alone: bool) -> Result<()> {
+    let segments = if alone { "1" } else { "65535" };
+    for name in LAPTOPS.map(laptop).iter().map(String::as_str).chain([NODE]) {
+        ip(&["-n", name, "link", "set", "eth0", "gso_max_segs", segments])?;
+    }
+    Ok(())
+}
+
 /// The wire's interface towards a laptop.
 pub(crate) fn wire_interface(number: u8) -> String {
     format!("laptop{number}")

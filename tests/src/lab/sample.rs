@@ -21,6 +21,9 @@ const WORKLOADS: [&str; 4] = [
     "deployment/client",
 ];
 
+/// Its Services.
+const SERVICES: [&str; 3] = ["service/web", "service/api", "service/store"];
+
 /// Installs the cluster's DNS.
 pub(crate) fn apply_dns(layout: &Layout) -> Result<()> {
     apply(layout, "manifests/coredns.yaml")
@@ -70,6 +73,19 @@ pub(crate) fn deploy(layout: &Layout, restart: bool) -> Result<()> {
     )?;
     step("The sample application answers in namespace shop");
     Ok(())
+}
+
+/// Removes it, and leaves the namespace, in which users may do something also
+/// without it.
+pub(crate) fn remove(layout: &Layout) -> Result<()> {
+    let delete = ["-n", NAMESPACE, "delete", "--ignore-not-found"];
+    kubectl(layout, &delete)
+        // Waits for the pods too.
+        .arg("--cascade=foreground")
+        .args(WORKLOADS)
+        .args(SERVICES)
+        .ok()
+        .map(drop)
 }
 
 /// Applies a file of the tests' folder.

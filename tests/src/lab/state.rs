@@ -27,6 +27,9 @@ pub struct State {
     /// The delay of the wire in milliseconds, when it has one.
     #[serde(default)]
     pub delay_ms: u64,
+    /// The share of packets that the wire loses, in percent.
+    #[serde(default)]
+    pub loss_percent: f64,
 }
 
 impl State {

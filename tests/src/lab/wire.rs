@@ -119,6 +119,7 @@ pub(crate) fn block_api_server(laptop: u8, block: bool) -> Result<()> {
 /// Loses that share of the packets between laptops and node, both ways.
 pub(crate) fn lose(percent: f64) -> Result<()> {
     nft("flush chain inet lab loss")?;
+    net::segment(percent > 0.0)?;
     // In millionths, the finest that people ask for.
     let share = (percent.clamp(0.0, 100.0) * 10_000.0).round();
     if share > 0.0 {

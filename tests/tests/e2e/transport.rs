@@ -68,6 +68,14 @@ fn a_way_that_is_closed_leaves_the_other_and_two_are_told() -> Result<()> {
     assert_eq!(transport(&developer)?, "port-forward");
     assert_eq!(developer.get(["http://web/"])?.service, "web");
     developer.kvpn(["quit"])?.success()?;
+    // One way is enough, also for whoever looks for what is wrong.
+    let findings = developer.kvpn_json(["doctor", "-n", SHOP])?;
+    assert_eq!(findings["ok"], true, "{findings}");
+    let checks = findings["checks"].as_array().context("no checks")?;
+    let is_warned = |check: &Value| {
+        check["name"] == "Traffic manager by proxy" && check["outcome"] == "warning"
+    };
+    ensure!(checks.iter().any(is_warned), "{findings}");
 
     let forward = Withdrawn::new(lab, "role", "kvpn-port-forward", "pods/portforward")?;
     let output = wait_for("both are closed", Duration::from_secs(10), || {

@@ -229,7 +229,8 @@ impl SessionApi {
         match opening(&mut frames.receiver).await {
             Ok(OpenTarget::Destination { protocol, address }) => {
                 let (_open, frames) = self.flows.begin(protocol.into(), Origin::Laptop, frames);
-                self.dialer.serve(protocol, address, frames).await;
+                let session = &identity.uid;
+                self.dialer.serve(session, protocol, address, frames).await;
             }
             Ok(OpenTarget::Echo(address)) => {
                 let (_open, frames) = self.flows.begin(Carried::Icmp, Origin::Laptop, frames);

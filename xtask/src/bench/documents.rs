@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
-use kvpn_tests::bench::Report;
+use anyhow::{Context, Result, ensure};
+use kvpn_tests::bench::figures::ALL;
+use kvpn_tests::bench::{Pace, Report};
 use kvpn_tests::lab::layout::Layout;
 
 use super::{picture, table};
@@ -11,8 +12,31 @@ use super::{picture, table};
 const BEGIN: &str = "<!-- cargo xtask bench --docs: begin -->\n";
 const END: &str = "<!-- cargo xtask bench --docs: end -->\n";
 
+/// Refuses a report that is not of a full run: what is published must not depend
+/// on who looked at what last.
+fn check(report: &Report) -> Result<()> {
+    let (about, full) = (&report.about, Pace::FULL);
+    let missing = ALL
+        .iter()
+        .filter(|figure| !report.figures.contains_key(figure.key))
+        .count();
+    ensure!(
+        missing == 0 && about.rounds >= full.rounds && about.seconds >= full.seconds,
+        "--docs takes a full run, with all {} figures and at least {} rounds of {} s; this one \
+         has {} figures and {} rounds of {} s. Run `cargo xtask bench --docs`",
+        ALL.len(),
+        full.rounds,
+        full.seconds,
+        ALL.len() - missing,
+        about.rounds,
+        about.seconds
+    );
+    Ok(())
+}
+
 /// Writes both, and leaves the rest of the document alone.
 pub(super) fn write(report: &Report) -> Result<()> {
+    check(report)?;
     let docs = Layout::new().repository().join("docs");
     let path = docs.join("benchmarks.md");
     let old = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -56,6 +80,22 @@ mod tests {
         let new = replace(&document, "new\n").unwrap();
         assert_eq!(new, format!("# Title\n{BEGIN}new\n{END}the rest\n"));
         assert_eq!(replace("# Title\n", "new\n"), None);
+    }
+
+    #[test]
+    fn only_a_full_run_is_published() {
+        let mut report = report();
+        let error = check(&report).unwrap_err().to_string();
+        assert!(error.contains("this one has 5 figures"), "{error}");
+        assert!(error.ends_with("`cargo xtask bench --docs`"), "{error}");
+        let result = report.figures["tcp_up_8"].clone();
+        for figure in ALL {
+            let key = figure.key.to_owned();
+            report.figures.insert(key, result.clone());
+        }
+        assert!(check(&report).is_ok());
+        report.about.seconds = Pace::QUICK.seconds;
+        assert!(check(&report).is_err());
     }
 
     #[test]

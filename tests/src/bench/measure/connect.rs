@@ -42,9 +42,7 @@ fn open(work: &mut Work<'_>, key: &'static str, way: Way, how: &[&str], what: &s
         .chain(how.iter().copied())
         .collect();
     let measured = work.rig.client(way, Family::V4, &args)?;
-    for name in ["p99_us", "failures", "first_failure"] {
-        let noted = format!("{name}_{}", way.name());
-        work.samples.note(key, noted, measured[name].clone());
-    }
+    let noted = format!("p99_us_{}", way.name());
+    work.samples.note(key, noted, measured["p99_us"].clone());
     number(&measured, what)
 }

@@ -30,10 +30,9 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
     if !work.wants_any(&[RATIO, MEMORY[0].0, MEMORY[1].0]) {
         return Ok(());
     }
-    // Memory that earlier flows have left would hide what these take.
-    work.rig.renew()?;
     for round in work.rounds() {
-        let without = speed(work)?;
+        // Memory that earlier flows have left would hide what these take.
+        work.rig.renew()?;
         let memory = |work: &Work<'_>| -> Result<Vec<u64>> {
             MEMORY
                 .iter()
@@ -45,15 +44,19 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
         let mut idle = work.rig.hold(Way::Kvpn, Family::V4, &["idle", &count])?;
         let opened = idle.wait_for_line("opened", OPEN)?;
         let opened: Value = serde_json::from_str(&opened).context("read what opened")?;
-        if round == 0 {
-            let after = memory(work)?;
-            for (((key, _), before), after) in MEMORY.into_iter().zip(before).zip(after) {
-                let each = (after as f64 - before as f64) / f64::from(FLOWS);
-                work.samples.add(key, Way::Kvpn, each);
-            }
-            work.tell(round, &MEMORY.map(|(key, _)| key));
+        let after = memory(work)?;
+        for (((key, _), before), after) in MEMORY.into_iter().zip(before).zip(after) {
+            let each = (after as f64 - before as f64) / f64::from(FLOWS);
+            work.samples.add(key, Way::Kvpn, each);
         }
+        work.tell(round, &MEMORY.map(|(key, _)| key));
         let beside = speed(work)?;
+        drop(idle);
+        let manager = Role::Manager.pid(work.rig.lab())?;
+        wait_for("the idle flows are gone", GONE, || {
+            Ok((open_files(manager)? < FILES).then_some(()))
+        })?;
+        let without = speed(work)?;
         work.samples.add(RATIO, Way::Kvpn, beside / without);
         work.samples
             .note(RATIO, "gbit_per_s_without", without.into());
@@ -62,11 +65,6 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
         work.samples
             .note(RATIO, "opened_per_s", (f64::from(FLOWS) / seconds).into());
         work.tell(round, &[RATIO]);
-        drop(idle);
-        let manager = Role::Manager.pid(work.rig.lab())?;
-        wait_for("the idle flows are gone", GONE, || {
-            Ok((open_files(manager)? < FILES).then_some(()))
-        })?;
     }
     Ok(())
 }

@@ -22,19 +22,12 @@ pub(crate) fn run(address: IpAddr, size: usize, time: Time) -> Result<Value> {
     let socket = UdpSocket::bind((any, 0)).context("bind")?;
     socket.connect((address, UDP)).context("connect")?;
     socket.set_read_timeout(Some(ANSWER))?;
-    // The first one opens the flow.
-    let before = count(&socket)?;
     let datagram = vec![0x6b; size];
+    // The first one opens the flow.
+    send(&socket, &datagram, time.warm);
+    let before = settled(&socket)?;
     let start = Instant::now();
-    let mut sent = 0_u64;
-    let mut refused = 0_u64;
-    while start.elapsed() < time.seconds {
-        match socket.send(&datagram) {
-            Ok(_) => sent += 1,
-            // The device's queue is full.
-            Err(_) => refused += 1,
-        }
-    }
+    let (sent, refused) = send(&socket, &datagram, time.seconds);
     let seconds = start.elapsed().as_secs_f64();
     let received = settled(&socket)? - before;
     Ok(json!({
@@ -45,6 +38,20 @@ pub(crate) fn run(address: IpAddr, size: usize, time: Time) -> Result<Value> {
         "sent_per_second": sent as f64 / seconds,
         "lost_percent": 100.0 * (1.0 - received as f64 / sent.max(1) as f64),
     }))
+}
+
+/// Sends for so long; gives how many went out, and how many did not.
+fn send(socket: &UdpSocket, datagram: &[u8], time: Duration) -> (u64, u64) {
+    let start = Instant::now();
+    let (mut sent, mut refused) = (0, 0);
+    while start.elapsed() < time {
+        match socket.send(datagram) {
+            Ok(_) => sent += 1,
+            // The device's queue is full.
+            Err(_) => refused += 1,
+        }
+    }
+    (sent, refused)
 }
 
 /// The count once nothing is on its way any more.
