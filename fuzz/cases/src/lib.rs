@@ -3,6 +3,7 @@
 //! wrong, and are what the targets in `fuzz/targets` run.
 
 mod dns;
+mod frames;
 mod input;
 mod messages;
 mod netstack;
@@ -12,6 +13,7 @@ mod session;
 mod streams;
 
 pub use dns::dns;
+pub use frames::frames;
 pub use messages::{frame, messages};
 pub use netstack::netstack;
 pub use packet::packet;
@@ -21,9 +23,10 @@ pub use streams::{lease, probe};
 pub type Case = fn(&[u8]);
 
 /// All cases by name, which is that of their target.
-pub const CASES: [(&str, Case); 7] = [
+pub const CASES: [(&str, Case); 8] = [
     ("dns", dns),
     ("frame", frame),
+    ("frames", frames),
     ("lease", lease),
     ("messages", messages),
     ("netstack", netstack),
