@@ -1,6 +1,6 @@
 //! Runs `kvpnd check` and reads what it finds.
 
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use kvpn_proto::check::Check;
@@ -57,23 +57,40 @@ async fn collect(
     loop {
         let line = timeout_at(deadline, lines.next_line())
             .await
-            .map_err(|_| {
-                Failure::new(
-                    Reason::TimedOut,
-                    format!("the checks did not end within {} s", DEADLINE.as_secs()),
-                    "look at the last finding before this one",
-                )
-            })?
+            .map_err(|_| late())?
             .map_err(Failure::internal)?;
         let Some(line) = line else { break };
         let check: Check = serde_json::from_str(&line).map_err(|_| other_version())?;
         progress.step(format!("{} checked", check.name));
         checks.push(check);
     }
-    match timeout_at(deadline, child.wait()).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(_) | Err(_) => Err(other_version()),
+    let status = timeout_at(deadline, child.wait())
+        .await
+        .map_err(|_| late())?
+        .map_err(Failure::internal)?;
+    ended(status)
+}
+
+/// Whether it has ended as it does after its last check.
+fn ended(status: ExitStatus) -> Result<(), Failure> {
+    match status.code() {
+        Some(0) => Ok(()),
+        // It does not know what it was asked for.
+        Some(code) if code == i32::from(Reason::Usage.exit_code()) => Err(other_version()),
+        Some(_) | None => Err(Failure::new(
+            Reason::Internal,
+            format!("kvpnd has not ended its checks: {status}"),
+            "this is a fault in kvpn; run `kvpnd check` and report what it prints",
+        )),
     }
+}
+
+fn late() -> Failure {
+    Failure::new(
+        Reason::TimedOut,
+        format!("the checks did not end within {} s", DEADLINE.as_secs()),
+        "look at the last finding before this one",
+    )
 }
 
 fn other_version() -> Failure {

@@ -180,3 +180,16 @@ async fn doctor_without_a_fitting_kvpnd_says_so() {
     let old = user.run("doctor").await;
     assert_eq!(old.code, 26, "{old:?}");
 }
+
+#[tokio::test]
+async fn doctor_tells_a_kvpnd_that_dies_at_its_checks() {
+    let user = User::new();
+    for (script, how) in [("kill -KILL $$", "signal: 9"), ("exit 101", "101")] {
+        user.install_daemon(script);
+        let dead = user.run("doctor").await;
+        assert_eq!(dead.code, 1, "{dead:?}");
+        let start = "failure  Program kvpnd: kvpnd has not ended its checks: ";
+        assert!(dead.stdout.starts_with(start), "{dead:?}");
+        assert!(dead.stdout.contains(how), "{dead:?}");
+    }
+}

@@ -36,7 +36,8 @@ pub(crate) struct Granted {
     pub(crate) addresses: Vec<IpAddr>,
     /// The host's own name servers.
     pub(crate) upstreams: Vec<SocketAddr>,
-    /// Carries IP packets without a header before them; non-blocking.
+    /// Carries IP packets, each behind a `virtio_net_hdr` of ten octets;
+    /// non-blocking.
     pub(crate) tun: OwnedFd,
     /// Bound to port 53 of `addresses`; non-blocking.
     pub(crate) dns_udp: Vec<UdpSocket>,

@@ -237,7 +237,8 @@ fn ping(info: &ClusterInfo) -> Check {
         PING,
         "the traffic manager may not send echo requests, so a ping gets no answer; everything \
          else works",
-        "have an administrator widen net.ipv4.ping_group_range in its pod",
+        "have an administrator set `ping.allow=true` in the chart's values, which widens \
+         net.ipv4.ping_group_range in its pod",
     )
 }
 

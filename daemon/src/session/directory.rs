@@ -15,10 +15,13 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::cluster_info::ClusterInfo;
-use super::manager::Manager;
+use super::manager::{LookupError, Manager};
 
 /// How long an answer holds; pods come and go.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// For how long a Service is not asked for again of which nothing was heard.
+const SILENT: Duration = Duration::from_secs(30);
 
 /// How long a look waits for answers; what comes later is not waited for.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -48,7 +51,15 @@ pub(crate) struct Directory {
 
 struct Known {
     object: Option<Object>,
-    at: Instant,
+    /// When it is asked for again.
+    until: Instant,
+}
+
+/// What was heard of an address.
+enum Heard {
+    /// What it belongs to, if anything.
+    Object(Option<Object>),
+    Nothing,
 }
 
 impl Directory {
@@ -72,32 +83,34 @@ impl Directory {
             };
             stale.into_iter().partition(is_service)
         };
-        let answers = tokio::join!(self.ask_pods(&pods), self.ask_services(&services));
+        let heard = tokio::join!(self.ask_pods(&pods), self.ask_services(&services));
         let now = Instant::now();
         let mut known = self.lock();
         if known.len() + addresses.len() > MAX_KNOWN {
             known.clear();
         }
-        for (address, object) in answers.0.into_iter().chain(answers.1) {
-            known.insert(address, Known { object, at: now });
+        for (address, heard) in heard.0.into_iter().chain(heard.1) {
+            let (object, holds) = match heard {
+                Heard::Object(object) => (object, FRESH),
+                // What it was before, it most likely still is.
+                Heard::Nothing => (known.remove(&address).and_then(|old| old.object), SILENT),
+            };
+            let until = now + holds;
+            known.insert(address, Known { object, until });
         }
         let object = |address| Some((address, known.get(&address)?.object.clone()?));
         addresses.into_iter().filter_map(object).collect()
     }
 
     fn stale(&self, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        let known = self.lock();
-        let is_fresh = |ip: &IpAddr| {
-            known
-                .get(ip)
-                .is_some_and(|known| known.at.elapsed() < FRESH)
-        };
+        let (known, now) = (self.lock(), Instant::now());
+        let is_fresh = |ip: &IpAddr| known.get(ip).is_some_and(|known| now < known.until);
         let stale = addresses.iter().filter(|address| !is_fresh(address));
         stale.copied().collect()
     }
 
     /// Nothing when the traffic manager does not answer; it is asked again then.
-    async fn ask_pods(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Option<Object>)> {
+    async fn ask_pods(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Heard)> {
         let addresses = &addresses[..addresses.len().min(MAX_PODS)];
         let Some(mut client) = self.manager.client().filter(|_| !addresses.is_empty()) else {
             return Vec::new();
@@ -125,24 +138,24 @@ impl Directory {
             })
             .collect();
         let answers = addresses.iter();
-        answers.map(|ip| (*ip, found.remove(ip))).collect()
+        answers
+            .map(|ip| (*ip, Heard::Object(found.remove(ip))))
+            .collect()
     }
 
-    async fn ask_services(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Option<Object>)> {
+    async fn ask_services(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, Heard)> {
         let addresses = &addresses[..addresses.len().min(MAX_SERVICES)];
-        let info = self.manager.cluster().borrow().clone();
-        let questions = addresses.iter().map(|address| {
-            let info = &info;
-            async move {
-                let answer = self.manager.lookup(reverse_question(*address)?).await;
-                let answer = Message::from_vec(&answer.ok()?).ok()?;
-                Some((*address, service(&answer, info)))
-            }
+        let manager = &self.manager;
+        let info = manager.cluster().borrow().clone();
+        let answers = ask_names(addresses, DEADLINE, |question| manager.lookup(question)).await;
+        let heard = answers.into_iter().map(|(address, answer)| {
+            let heard = match answer {
+                Some(answer) => Heard::Object(service(&answer, &info)),
+                None => Heard::Nothing,
+            };
+            (address, heard)
         });
-        match timeout(DEADLINE, join_all(questions)).await {
-            Ok(answers) => answers.into_iter().flatten().collect(),
-            Err(_) => Vec::new(),
-        }
+        heard.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Known>> {
@@ -154,6 +167,31 @@ impl Directory {
 pub(crate) fn short_name<'a>(name: &'a str, info: &ClusterInfo) -> &'a str {
     let suffix = format!(".svc.{}", info.domain);
     name.strip_suffix(&suffix).unwrap_or(name)
+}
+
+/// Asks for the reverse names of addresses side by side, each for so long.
+/// Leaves out those that could not be asked for.
+async fn ask_names<F>(
+    addresses: &[IpAddr],
+    deadline: Duration,
+    lookup: impl Fn(Vec<u8>) -> F,
+) -> Vec<(IpAddr, Option<Message>)>
+where
+    F: Future<Output = Result<Vec<u8>, LookupError>>,
+{
+    let questions = addresses.iter().filter_map(|&address| {
+        let answer = lookup(reverse_question(address)?);
+        Some(async move {
+            match timeout(deadline, answer).await {
+                Ok(Ok(answer)) => Some((address, Message::from_vec(&answer).ok())),
+                Ok(Err(LookupError::Down)) => None,
+                Ok(Err(LookupError::TimedOut | LookupError::Failed(_))) | Err(_) => {
+                    Some((address, None))
+                }
+            }
+        })
+    });
+    join_all(questions).await.into_iter().flatten().collect()
 }
 
 fn reverse_question(address: IpAddr) -> Option<Vec<u8>> {
@@ -227,6 +265,25 @@ mod tests {
         let message = Message::from_vec(&question).unwrap();
         let name = message.queries[0].name().to_ascii();
         assert_eq!(name, "7.0.96.10.in-addr.arpa.");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_not_told_keeps_no_other_away() {
+        let addresses: [IpAddr; 2] = ["10.96.0.7", "10.96.0.8"].map(|ip| ip.parse().unwrap());
+        let answers = ask_names(&addresses, Duration::from_millis(20), |question| {
+            let question = Message::from_vec(&question).unwrap();
+            let is_silent = question.queries[0].name().to_ascii() == "7.0.96.10.in-addr.arpa.";
+            async move {
+                if is_silent {
+                    std::future::pending::<()>().await;
+                }
+                Ok(answer("web.shop.svc.cluster.local.").to_vec().unwrap())
+            }
+        });
+        let answers = answers.await;
+        assert!(matches!(answers[0], (address, None) if address == addresses[0]));
+        let told = answers[1].1.as_ref().unwrap();
+        assert_eq!(service(told, &info()).unwrap().name, "web");
     }
 
     #[tokio::test]

@@ -47,6 +47,11 @@ pub(crate) enum Choice {
 pub(crate) struct Transports {
     cluster: Cluster,
     namespace: String,
+    ways: Ways,
+}
+
+/// Which way is taken.
+struct Ways {
     choice: Choice,
     history: Mutex<History>,
 }
@@ -65,44 +70,80 @@ impl Transports {
         Self {
             cluster,
             namespace: namespace.to_owned(),
-            choice,
-            history: Mutex::default(),
+            ways: Ways::new(choice),
         }
     }
 
-    /// Opens a byte stream: by the way that worked last, else by the one that
-    /// does.
-    pub(crate) async fn open(&self) -> Result<(Box<dyn ByteStream>, Transport), Failure> {
-        let history = *self.history();
-        let first = first(self.choice, history);
-        let failed = match self.attempt(first).await {
-            Ok(stream) => return Ok((stream, first)),
-            Err(failed) => failed,
+    /// Opens a byte stream and greets the traffic manager on it: by the way that
+    /// worked last, else by the one that does. A way works once the greeting is
+    /// answered, since some let a stream open and then carry nothing.
+    pub(crate) async fn open<T, F>(
+        &self,
+        greet: impl Fn(Box<dyn ByteStream>, Transport) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let greet = &greet;
+        let attempt = |transport: Transport| async move {
+            let stream = self.dial(transport).await?;
+            greet(stream, transport).await.map_err(Failed::by_way)
         };
-        let Some(second) = second(self.choice, history, failed.blame) else {
-            return Err(failed.failure);
-        };
-        debug!(transport = first.name(), error = %failed.failure, "One way is closed");
-        match self.attempt(second).await {
-            Ok(stream) => {
-                info!(transport = second.name(), "The other way is open");
-                Ok((stream, second))
-            }
-            Err(other) => Err(neither([(first, failed), (second, other)])),
-        }
+        self.ways.open(attempt).await
     }
 
     /// Opens a further byte stream, by the way that works.
     pub(crate) async fn open_further(&self) -> Result<(Box<dyn ByteStream>, Transport), Failure> {
-        let transport = first(self.choice, *self.history());
+        let transport = first(self.ways.choice, *self.ways.history());
         match self.dial(transport).await {
             Ok(stream) => Ok((stream, transport)),
             Err(failed) => Err(failed.failure),
         }
     }
 
-    async fn attempt(&self, transport: Transport) -> Result<Box<dyn ByteStream>, Failed> {
-        let outcome = self.dial(transport).await;
+    async fn dial(&self, transport: Transport) -> Result<Box<dyn ByteStream>, Failed> {
+        let stream = match transport {
+            Transport::Proxy => upgrade::open(&self.cluster, &self.namespace).await?,
+            Transport::PortForward => port_forward::open(&self.cluster, &self.namespace).await?,
+        };
+        Ok(Box::new(stream))
+    }
+}
+
+impl Ways {
+    fn new(choice: Choice) -> Self {
+        Self {
+            choice,
+            history: Mutex::default(),
+        }
+    }
+
+    /// Attempts the way that worked last, then the other where that may help.
+    async fn open<T, F>(&self, attempt: impl Fn(Transport) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        let history = *self.history();
+        let first = first(self.choice, history);
+        let failed = match self.note(first, attempt(first).await) {
+            Ok(opened) => return Ok(opened),
+            Err(failed) => failed,
+        };
+        let Some(second) = second(self.choice, history, failed.blame) else {
+            return Err(failed.failure);
+        };
+        debug!(transport = first.name(), error = %failed.failure, "One way is closed");
+        match self.note(second, attempt(second).await) {
+            Ok(opened) => {
+                info!(transport = second.name(), "The other way is open");
+                Ok(opened)
+            }
+            Err(other) => Err(neither([(first, failed), (second, other)])),
+        }
+    }
+
+    /// Remembers what came of an attempt.
+    fn note<T>(&self, transport: Transport, outcome: Result<T, Failed>) -> Result<T, Failed> {
         let mut history = self.history();
         match &outcome {
             Ok(_) => {
@@ -114,15 +155,8 @@ impl Transports {
             Err(_) if history.worked == Some(transport) => history.failures += 1,
             Err(_) => {}
         }
+        drop(history);
         outcome
-    }
-
-    async fn dial(&self, transport: Transport) -> Result<Box<dyn ByteStream>, Failed> {
-        let stream = match transport {
-            Transport::Proxy => upgrade::open(&self.cluster, &self.namespace).await?,
-            Transport::PortForward => port_forward::open(&self.cluster, &self.namespace).await?,
-        };
-        Ok(Box::new(stream))
     }
 
     fn history(&self) -> MutexGuard<'_, History> {
@@ -259,6 +293,41 @@ mod tests {
             second(Choice::Auto, history(worked, PATIENCE - 1), Blame::Way),
             Some(Transport::PortForward)
         );
+    }
+
+    /// Attempts of which only those by one way are answered.
+    async fn open(ways: &Ways, answers: Transport) -> Result<Transport, Failure> {
+        ways.open(|transport| {
+            let silent = Failure::new(
+                Reason::ManagerUnreachable,
+                "the traffic manager does not answer in time",
+                "look at its log",
+            );
+            let answered = transport == answers;
+            let outcome = answered.then_some(transport);
+            std::future::ready(outcome.ok_or_else(|| Failed::by_way(silent)))
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_way_on_which_nothing_answers_has_not_worked_and_leaves_the_other() {
+        let ways = Ways::new(Choice::Auto);
+        let opened = open(&ways, Transport::PortForward).await;
+        assert_eq!(opened, Ok(Transport::PortForward));
+        let worked = history(Some(Transport::PortForward), 0);
+        assert_eq!(*ways.history(), worked);
+    }
+
+    #[tokio::test]
+    async fn silence_uses_up_the_patience_with_the_way_that_has_worked() {
+        let ways = Ways::new(Choice::Auto);
+        assert!(open(&ways, Transport::Proxy).await.is_ok());
+        for _ in 1..PATIENCE {
+            assert!(open(&ways, Transport::PortForward).await.is_err());
+        }
+        let opened = open(&ways, Transport::PortForward).await;
+        assert_eq!(opened, Ok(Transport::PortForward));
     }
 
     #[test]

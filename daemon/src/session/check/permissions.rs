@@ -7,7 +7,7 @@ use k8s_openapi::api::authorization::v1::{
 use kube::Api;
 use kube::api::PostParams;
 use kvpn_proto::check::Check;
-use kvpn_proto::{Failure, Reason, names};
+use kvpn_proto::{Failure, Reason};
 
 use crate::session::cluster::Cluster;
 
@@ -21,17 +21,13 @@ struct Rule {
     verbs: &'static [&'static str],
 }
 
-/// What connecting needs, in the traffic manager's namespace.
+/// What connecting needs, in the traffic manager's namespace. The ways to the
+/// traffic manager are checked by themselves: one of them is enough.
 const TO_CONNECT: &[Rule] = &[
     Rule {
         group: "kvpn.dev",
         resource: "sessions",
         verbs: OWN,
-    },
-    Rule {
-        group: "",
-        resource: "services/proxy",
-        verbs: &["get"],
     },
     Rule {
         group: "",
@@ -165,21 +161,13 @@ fn right(rule: &Rule, verb: &str) -> String {
 }
 
 async fn may(cluster: &Cluster, namespace: &str, rule: &Rule, verb: &str) -> Result<bool, Failure> {
-    let (resource, subresource) = match rule.resource.split_once('/') {
-        Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
-        None => (rule.resource, None),
-    };
-    // The role lets sessions reach this one service.
-    let name = subresource.is_some().then(names::manager_proxy_name);
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
             resource_attributes: Some(ResourceAttributes {
                 namespace: Some(namespace.to_owned()),
                 verb: Some(verb.to_owned()),
                 group: Some(rule.group.to_owned()),
-                resource: Some(resource.to_owned()),
-                subresource,
-                name,
+                resource: Some(rule.resource.to_owned()),
                 ..ResourceAttributes::default()
             }),
             ..SelfSubjectAccessReviewSpec::default()
@@ -206,8 +194,7 @@ mod tests {
         };
         assert_eq!(
             failure.message,
-            "alice@example.com may not create sessions.kvpn.dev, get services/proxy, \
-             get services in namespace kvpn"
+            "alice@example.com may not create sessions.kvpn.dev, get services in namespace kvpn"
         );
         assert!(
             failure

@@ -10,7 +10,7 @@ use super::pipe::Pipe;
 use super::{Client, Versions};
 use crate::session::cluster_info::ClusterInfo;
 use crate::session::identity::{OwnSession, SessionKey};
-use crate::session::transport::Transports;
+use crate::session::transport::{ByteStream, Transport, Transports};
 
 /// How long a call that only asks may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -39,17 +39,17 @@ pub(crate) struct Connection {
 impl Greeting {
     /// Opens a connection and asks for its nonce.
     pub(crate) async fn open(transports: &Transports) -> Result<Self, Failure> {
-        let (stream, transport) = transports.open().await?;
-        Self::receive(Pipe::new(stream, transport).await?).await
+        transports.open(Self::receive).await
     }
 
     /// Opens a connection besides one that is up, and asks for its nonce.
     pub(super) async fn open_further(transports: &Transports) -> Result<Self, Failure> {
         let (stream, transport) = transports.open_further().await?;
-        Self::receive(Pipe::new(stream, transport).await?).await
+        Self::receive(stream, transport).await
     }
 
-    async fn receive(pipe: Pipe) -> Result<Self, Failure> {
+    async fn receive(stream: Box<dyn ByteStream>, transport: Transport) -> Result<Self, Failure> {
+        let pipe = Pipe::new(stream, transport).await?;
         let challenge = call(pipe.client().challenge(v1::ChallengeRequest {})).await?;
         Ok(Self {
             pipe,
