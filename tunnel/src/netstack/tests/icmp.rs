@@ -153,12 +153,16 @@ fn broken_requests_and_replies_open_nothing() {
 
 #[test]
 fn unreachable_target_of_a_ping_is_told() {
-    for (pod, kind) in pods().into_iter().zip([[3, 1], [1, 3]]) {
+    let hops: [IpAddr; 2] = [HOP_V4.into(), HOP_V6.into()];
+    for (pod, (hop, kind)) in pods()
+        .into_iter()
+        .zip(hops.into_iter().zip([[3, 1], [1, 3]]))
+    {
         let mut lab = Lab::new();
         let packet = ping(pod, 7, 1, b"payload");
         lab.inject(&packet);
         lab.echo().unreachable(DialError::HostUnreachable, lab.now);
-        assert_eq!(icmp(&lab.wire.take()[0]), (pod, kind, packet));
+        assert_eq!(icmp(&lab.wire.take()[0]), (hop, kind, packet));
     }
 }
 

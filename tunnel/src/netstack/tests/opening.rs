@@ -5,7 +5,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber};
 
 use super::lab::{Lab, POD_V4, POD_V6, address, read, write};
-use crate::netstack::NetstackConfig;
+use crate::netstack::{HOP_V4, HOP_V6, NetstackConfig};
 use crate::packet::{self, Checksum, Transport};
 
 #[test]
@@ -78,7 +78,7 @@ fn unreachable_v4_destinations_answer_syn_with_icmp() {
         let (syn, answer) = unreachable_answer(POD_V4, error);
         let ip = Ipv4Packet::new_checked(&answer[..]).unwrap();
         assert!(ip.verify_checksum());
-        assert_eq!(ip.src_addr(), address(POD_V4).ip());
+        assert_eq!(ip.src_addr(), HOP_V4);
         let icmp = Icmpv4Packet::new_checked(ip.payload()).unwrap();
         assert!(icmp.verify_checksum());
         assert_eq!(u8::from(icmp.msg_type()), 3);
@@ -98,7 +98,7 @@ fn unreachable_v6_destinations_answer_syn_with_icmp() {
     ] {
         let (syn, answer) = unreachable_answer(POD_V6, error);
         let ip = Ipv6Packet::new_checked(&answer[..]).unwrap();
-        assert_eq!(ip.src_addr(), address(POD_V6).ip());
+        assert_eq!(ip.src_addr(), HOP_V6);
         let icmp = Icmpv6Packet::new_checked(ip.payload()).unwrap();
         assert!(icmp.verify_checksum(&ip.src_addr(), &ip.dst_addr()));
         assert_eq!(u8::from(icmp.msg_type()), 1);
