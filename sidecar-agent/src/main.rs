@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use kvpn_tunnel::turns::EVENT_INTERVAL;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
@@ -45,6 +46,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     // One thread: the agent lives in somebody else's pod and stays small.
     tokio::runtime::Builder::new_current_thread()
+        .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
         .context("start the runtime")?

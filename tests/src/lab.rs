@@ -257,9 +257,9 @@ impl Lab {
 
     /// Loses a share of the packets on the wire, in percent.
     pub fn lose_packets(&mut self, percent: f64) -> Result<()> {
+        wire::lose(percent)?;
         self.state.loss_percent = percent;
-        self.state.save(&self.layout)?;
-        wire::lose(percent)
+        self.state.save(&self.layout)
     }
 
     /// Delays every packet on the wire, each way.

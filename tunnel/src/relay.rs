@@ -28,7 +28,7 @@ pub use meter::FlowMeter;
 pub(crate) use queue::Outgoing;
 pub use splice::{abort_on_close, splice, splice_tcp};
 
-/// The most bytes that one `Data` frame carries.
+/// The most bytes that one `Data` frame carries: what fits one HTTP/2 frame.
 pub const MAX_DATA: usize = crate::grpc::MAX_FRAME as usize;
 
 /// What a finished flow has moved, in bytes.

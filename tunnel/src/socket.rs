@@ -95,11 +95,14 @@ mod tests {
     #[test]
     fn a_peer_on_this_machine_is_near() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(round_trip(&socket).unwrap() < FAR);
-        tune(&socket);
-        let chosen = SockRef::from(&socket).tcp_congestion().unwrap();
-        let chosen = chosen.split(|octet| *octet == 0).next().unwrap();
-        assert!(NEAR_CONGESTION_CONTROL.contains(&chosen), "{chosen:?}");
+        // A machine that is busy may take its time once.
+        let is_near = (0..10).any(|_| {
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            tune(&socket);
+            let chosen = SockRef::from(&socket).tcp_congestion().unwrap();
+            let chosen = chosen.split(|octet| *octet == 0).next().unwrap();
+            round_trip(&socket).unwrap() < FAR && NEAR_CONGESTION_CONTROL.contains(&chosen)
+        });
+        assert!(is_near);
     }
 }

@@ -17,18 +17,19 @@ const UNIT: usize = 4 << 10;
 /// packet may wait behind tens of megabytes.
 pub const EVENT_INTERVAL: u32 = 4;
 
-/// Pays for bytes that have been moved; waits for the next turn when this one is
-/// over.
+/// Pays for bytes that have been moved, be they none; waits for the next turn when
+/// this one is over.
 pub async fn pay(bytes: usize) {
-    for _ in 0..bytes.div_ceil(UNIT) {
+    for _ in 0..=bytes / UNIT {
         consume_budget().await;
     }
 }
 
 /// Pays where nothing can be awaited. When the turn is over, the task is woken
-/// for its next one, and until then no operation of tokio's is ready.
+/// for its next one, and until then no operation of tokio's is ready that takes
+/// part in this.
 pub fn charge(cx: &mut Context<'_>, bytes: usize) {
-    for _ in 0..bytes.div_ceil(UNIT) {
+    for _ in 0..=bytes / UNIT {
         if pin!(consume_budget()).poll(cx).is_pending() {
             return;
         }

@@ -64,8 +64,8 @@ impl Carrier {
         while self.flows.try_join_next().is_some() {}
     }
 
-    /// A flow to the host itself would come back for ever, and one to the first
-    /// hop has arrived.
+    /// A flow to the host itself would come back for ever, and nobody
+    /// listens at the first hop.
     fn is_foreign(&self, destination: IpAddr) -> bool {
         let is_hop = destination == HOP_V4 || destination == HOP_V6;
         is_routable(destination) && !is_hop && !self.own.contains(&destination)

@@ -8,18 +8,24 @@ mod tls;
 mod upgrade;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::cluster::Cluster;
-use attempt::{Blame, Failed};
+use attempt::{Blame, Failed, no_answer};
 
 /// How often in a row the way that has worked may fail before the other one is
 /// tried: a traffic manager that restarts is soon there again.
 const PATIENCE: u32 = 4;
+
+/// How long an attempt may take, with the greeting: two of them fit into what a
+/// person waits for.
+const ATTEMPT: Duration = Duration::from_secs(12);
 
 /// A byte stream to the traffic manager.
 pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -86,8 +92,13 @@ impl Transports {
     {
         let greet = &greet;
         let attempt = |transport: Transport| async move {
-            let stream = self.dial(transport).await?;
-            greet(stream, transport).await.map_err(Failed::by_way)
+            let attempt = async {
+                let stream = self.dial(transport).await?;
+                greet(stream, transport).await.map_err(Failed::by_way)
+            };
+            timeout(ATTEMPT, attempt)
+                .await
+                .unwrap_or_else(|_| Err(no_answer(&self.namespace, "no answer in time")))
         };
         self.ways.open(attempt).await
     }

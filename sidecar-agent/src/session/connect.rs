@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
 use kvpn_proto::names::MANAGER_TLS_NAME;
+use kvpn_tunnel::socket::{read_much, tune};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -25,10 +26,10 @@ pub(super) async fn connect(
 
 async fn open(manager: SocketAddr, tls: Arc<ClientConfig>) -> anyhow::Result<Channel> {
     let socket = tokio::net::TcpStream::connect(manager).await?;
-    socket.set_nodelay(true)?;
+    tune(&socket);
     let name = ServerName::try_from(MANAGER_TLS_NAME)?;
     let stream = TlsConnector::from(tls)
-        .connect(name, socket)
+        .connect(name, read_much(socket))
         .await
         .context("TLS")?;
     let mut stream = Some(TokioIo::new(stream));

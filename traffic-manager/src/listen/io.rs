@@ -20,7 +20,8 @@ pub(super) trait Tag: Clone + Send + Sync + Unpin + 'static {
 }
 
 /// A byte stream with what calls that come over it should know, whose bytes are
-/// paid for. It ends when `cut` completes, and when a caller sends too much before it is known.
+/// paid for. It ends when `cut` completes, and when a caller sends too much before
+/// it is known.
 pub(super) struct Tagged<S, T> {
     stream: S,
     tag: T,

@@ -134,6 +134,26 @@ async fn read_to_end(io: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn a_flow_may_end_before_it_is_answered() {
+    let mut tunnel = Tunnel::new().await;
+    let open = Frame::Open(OpenTarget::Dial("d".into()));
+    let mut near = tunnel.client.carry(open.clone());
+    let (ended, far) = tokio::join!(timeout(DEADLINE, near.receiver.recv()), async {
+        tunnel.flows.recv().await.map(drop)
+    });
+    assert!(far.is_some());
+    assert!(!matches!(ended.unwrap(), Some(Ok(_))));
+
+    let mut near = tunnel.client.carry(open);
+    let far = tokio::select! {
+        answer = near.receiver.recv() => panic!("nobody has answered {answer:?}"),
+        far = tunnel.flows.recv() => far.unwrap(),
+    };
+    drop(near);
+    timeout(DEADLINE, far.sender.closed()).await.unwrap();
+}
+
+#[tokio::test]
 async fn directions_end_one_by_one_whichever_side_ends_first() {
     let mut tunnel = Tunnel::new().await;
     for caller_first in [true, false] {

@@ -1,6 +1,7 @@
 //! UDP flows and pings of the host, over frame streams.
 
 use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use kvpn_proto::flow::{DialError, DialFailure, Frame};
@@ -43,11 +44,15 @@ impl DatagramFlow for UdpFlow {
 
 impl DatagramFlow for EchoFlow {
     async fn recv(&self) -> Option<Datagram> {
-        let request = timeout(ECHO_IDLE, poll_fn(|cx| self.poll_recv(cx))).await;
-        if request.is_err() {
-            self.close();
+        if let Ok(request) = timeout(ECHO_IDLE, poll_fn(|cx| self.poll_recv(cx))).await {
+            return Some(request);
         }
-        request.ok()
+        self.close();
+        // One may have come just now.
+        match poll_fn(|cx| Poll::Ready(self.poll_recv(cx))).await {
+            Poll::Ready(request) => Some(request),
+            Poll::Pending => None,
+        }
     }
 
     fn send(&self, payload: &[u8]) {

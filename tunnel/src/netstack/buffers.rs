@@ -2,17 +2,13 @@
 //!
 //! A ring must be large to be fast, while most connections carry little. The
 //! rings are mapped, so the kernel gives them memory page by page as bytes come
-//! to lie there. The places where each ring begins to be filled share a page, so
-//! an idle connection costs one.
+//! to lie there: an idle connection costs a page each.
 
 use memmap2::MmapMut;
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 
 /// How much each ring holds when the system maps no more memory.
 const SMALL: usize = 16 << 10;
-
-/// How much of each ring lies in the page that they share.
-const SHARE: usize = 2 << 10;
 
 /// What a socket's rings lie in. Must be kept for as long as the socket.
 pub(super) struct Buffers {
@@ -22,18 +18,10 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Makes a socket with two rings of `size` bytes each.
     pub(super) fn socket(size: usize) -> (Socket<'static>, Self) {
-        match MmapMut::map_anon(2 * (size + SHARE)) {
+        match MmapMut::map_anon(2 * size) {
             Ok(mut memory) => {
-                let (receive, send) = lend(&mut memory)[SHARE..].split_at_mut(size);
-                let (mut receive, send) = (
-                    SocketBuffer::new(receive),
-                    SocketBuffer::new(&mut send[..size]),
-                );
-                // Nothing is received yet; the ring turns until its next byte
-                // lies just before the first one to send.
-                receive.enqueue_unallocated(size - SHARE.min(size));
-                receive.dequeue_allocated(size - SHARE.min(size));
-                let socket = Socket::new(receive, send);
+                let (receive, send) = lend(&mut memory).split_at_mut(size);
+                let socket = Socket::new(SocketBuffer::new(receive), SocketBuffer::new(send));
                 let memory = Some(memory);
                 (socket, Self { _memory: memory })
             }

@@ -169,17 +169,14 @@ impl DatagramSocket {
     /// A full queue on the way is nobody's failure: datagrams get lost.
     pub(super) fn explain(&self, error: &io::Error) -> (Vec<DialFailure>, bool) {
         let queue_full = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
-        let mut earlier = !queue_full;
-        let mut failures = Vec::new();
-        for report in self.reports() {
-            earlier &= !report.is_own;
-            failures.push(report.failure);
-        }
-        let is_told = queue_full || error.raw_os_error() == Some(libc::EMSGSIZE);
-        if failures.is_empty() && !is_told {
+        let too_long = error.raw_os_error() == Some(libc::EMSGSIZE);
+        let reports: Vec<_> = self.reports().collect();
+        let is_own = reports.iter().any(|report| report.is_own) || (reports.is_empty() && too_long);
+        let mut failures: Vec<_> = reports.into_iter().map(|report| report.failure).collect();
+        if failures.is_empty() && !queue_full && !too_long {
             failures.push(failure(self.peer, error));
         }
-        (failures, earlier)
+        (failures, !queue_full && !is_own)
     }
 
     fn reports(&self) -> impl Iterator<Item = Report> {

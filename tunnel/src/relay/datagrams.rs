@@ -78,7 +78,9 @@ async fn into_tunnel(
             biased;
             taken = send_front(sender, &queue), if !queue.frames.is_empty() => {
                 taken?;
-                *sent += queue.pop() as u64;
+                let length = queue.pop();
+                *sent += length as u64;
+                turns::pay(length).await;
             }
             ready = socket.ready() => {
                 if ready.map_err(RelayError::Local)?.is_error() {

@@ -2,6 +2,8 @@
 
 use kvpn_proto::flow::Frame;
 
+use crate::turns;
+
 use super::{FrameReceiver, FrameSender, FrameStream, RelayError, StreamLost};
 
 /// Forwards frames both ways between two streams, whatever they say, until
@@ -52,9 +54,12 @@ async fn pump(from: &mut FrameReceiver, to: &FrameSender) -> Result<(), Ended> {
                 .unwrap_or_else(|| Err(StreamLost::new("the stream ended early")))?,
         };
         match &frame {
-            Frame::Open(_) | Frame::Opened | Frame::Data(_) | Frame::Whole(_) => {
-                to.send(frame).await?
+            Frame::Data(data) | Frame::Whole(data) => {
+                let length = data.len();
+                to.send(frame).await?;
+                turns::pay(length).await;
             }
+            Frame::Open(_) | Frame::Opened => to.send(frame).await?,
             Frame::Fin => return Ok(to.send(frame).await?),
             Frame::Reset => return Err(Ended::Reset),
             Frame::Failed(_) => {

@@ -249,6 +249,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_pushed_finds_room_in_a_full_queue() {
+        let (sender, mut frames) = queue();
+        sender.send(of(MAX_BYTES)).await.unwrap();
+        sender.push(Frame::Reset);
+        assert_eq!(recv(&mut frames).await, Some(of(MAX_BYTES)));
+        assert_eq!(recv(&mut frames).await, Some(Frame::Reset));
+    }
+
+    #[tokio::test]
     async fn a_waiting_sender_goes_on_when_there_is_room() {
         let (sender, mut frames) = queue();
         sender.send(of(MAX_BYTES)).await.unwrap();

@@ -115,7 +115,7 @@ async fn read<S: AsyncRead>(reader: &mut ReadHalf<S>, size: usize) -> io::Result
 fn next_size(size: usize, read: usize) -> usize {
     if read == size {
         (size * 4).min(MAX_DATA)
-    } else if read < size / 4 {
+    } else if read < size / 2 {
         read.next_power_of_two().max(MIN_READ)
     } else {
         size
