@@ -17,8 +17,8 @@ const LONGEST: usize = 1 << 20;
 /// How a stream ends.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    AfterMessage,
-    WithinMessage,
+    Complete,
+    Cut,
     BadMessage,
 }
 
@@ -37,7 +37,7 @@ pub fn frames(bytes: &[u8]) {
     let expected = prost_frames(&stream);
     assert_eq!(frames_of(cut(stream, lengths)), expected);
     let frames = expected.0;
-    assert_eq!(frames_of(encode(&frames)), (frames, End::AfterMessage));
+    assert_eq!(frames_of(encode(&frames)), (frames, End::Complete));
 }
 
 /// A prefix and a message each, of a length that the input says.
@@ -82,9 +82,9 @@ fn frames_of(chunks: Vec<Bytes>) -> (Vec<Frame>, End) {
         }
     }
     if decoder.is_empty() {
-        (frames, End::AfterMessage)
+        (frames, End::Complete)
     } else {
-        (frames, End::WithinMessage)
+        (frames, End::Cut)
     }
 }
 
@@ -94,7 +94,7 @@ fn prost_frames(mut stream: &[u8]) -> (Vec<Frame>, End) {
     let mut frames = Vec::new();
     while !stream.is_empty() {
         let Some((prefix, rest)) = stream.split_first_chunk::<5>() else {
-            return (frames, End::WithinMessage);
+            return (frames, End::Cut);
         };
         let [flag, length @ ..] = *prefix;
         let length = u32::from_be_bytes(length) as usize;
@@ -102,7 +102,7 @@ fn prost_frames(mut stream: &[u8]) -> (Vec<Frame>, End) {
             return (frames, End::BadMessage);
         }
         let Some((message, rest)) = rest.split_at_checked(length) else {
-            return (frames, End::WithinMessage);
+            return (frames, End::Cut);
         };
         match v1::Frame::decode(message).map(Frame::try_from) {
             Ok(Ok(frame)) => frames.push(frame),
@@ -110,7 +110,7 @@ fn prost_frames(mut stream: &[u8]) -> (Vec<Frame>, End) {
         }
         stream = rest;
     }
-    (frames, End::AfterMessage)
+    (frames, End::Complete)
 }
 
 /// As frames are sent: small ones share a chunk.
