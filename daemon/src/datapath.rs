@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use kvpn_proto::{Failure, Reason};
-use kvpn_tunnel::host::run_timers;
+use kvpn_tunnel::host::{run_keep_alives, run_timers};
 use kvpn_tunnel::netstack::{Counters, Netstack, NetstackConfig};
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
@@ -49,7 +49,9 @@ impl Datapath {
         let netstack = Arc::new(Netstack::new(config, tun.sink()));
         let timers = {
             let netstack = netstack.clone();
-            tokio::spawn(async move { run_timers(&netstack).await })
+            tokio::spawn(async move {
+                tokio::join!(run_timers(&netstack), run_keep_alives(&netstack));
+            })
         };
         let reader = {
             let netstack = netstack.clone();

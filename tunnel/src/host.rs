@@ -6,14 +6,21 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{MissedTickBehavior, interval};
 
 pub use datagrams::{splice_echo, splice_udp};
 
 use crate::netstack::{Netstack, TcpFlow};
 use crate::relay::{self, FrameStream, RelayError, Transferred};
+use crate::turns;
+
+/// After which silence the host is asked whether it still knows a connection, and
+/// how often that is looked at.
+const SILENCE: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A TCP flow as a byte stream of tokio.
 #[derive(Debug)]
@@ -101,6 +108,20 @@ pub async fn run_timers(netstack: &Netstack) {
             None => earlier.await,
         }
         netstack.handle_timeout(Instant::now());
+    }
+}
+
+/// Asks the host now and then whether it still knows the connections on which it
+/// is silent. Never returns.
+pub async fn run_keep_alives(netstack: &Netstack) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        for five_tuple in netstack.silent(SILENCE, Instant::now()) {
+            netstack.ask(&five_tuple);
+            turns::pay(0).await;
+        }
     }
 }
 

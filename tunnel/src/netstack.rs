@@ -217,6 +217,23 @@ impl Netstack {
         }
     }
 
+    /// Open connections on which the host has said nothing for `limit`.
+    pub fn silent(&self, limit: Duration, now: Instant) -> Vec<FiveTuple> {
+        let now = self.shared.clock.advance(now);
+        let tcp = self.shared.table.tcp().into_iter();
+        tcp.filter(|tcp| tcp.is_silent(limit, now))
+            .map(|tcp| tcp.five_tuple)
+            .collect()
+    }
+
+    /// Asks the host whether it still knows a connection: the device may have
+    /// dropped its RST. One that the host knows, or says nothing about, stays.
+    pub fn ask(&self, five_tuple: &FiveTuple) {
+        if let Some(Entry::Tcp(tcp)) = self.shared.table.get(five_tuple) {
+            tcp.ask(&self.shared);
+        }
+    }
+
     pub fn counters(&self) -> Counters {
         Counters {
             open_flows: (self.shared.table.len() + self.shared.echoes.len()) as u64,

@@ -36,7 +36,7 @@ pub use icmp::{EchoId, EchoRequest, IcmpError, echo_reply, icmp_error, parse_ech
 pub(crate) use partial::fill_partial_checksum;
 pub use partial::{TCP_CHECKSUM_OFFSET, tcp_offset};
 
-pub(crate) use build::acknowledgement;
+pub(crate) use build::{acknowledgement, keep_alive};
 pub use build::{reset, udp};
 
 /// The longest packet that Ethernet carries, in bytes.

@@ -78,6 +78,16 @@ impl Table {
         );
     }
 
+    /// The TCP flows that there are.
+    pub(super) fn tcp(&self) -> Vec<Arc<Tcp>> {
+        let flows = self.lock();
+        let tcp = flows.values().filter_map(|entry| match entry {
+            Entry::Tcp(tcp) => Some(tcp.clone()),
+            Entry::Udp(_) => None,
+        });
+        tcp.collect()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.lock().len()
     }

@@ -5,7 +5,7 @@ mod flow;
 mod pending;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smoltcp::time::Instant as SmolInstant;
 
@@ -61,6 +61,16 @@ impl Tcp {
         if connection.take_timer(at) {
             self.settle(shared, connection, now);
         }
+    }
+
+    /// Tells whether the host has said nothing for so long, and should be asked.
+    pub(super) fn is_silent(&self, limit: Duration, now: SmolInstant) -> bool {
+        self.lock().is_silent(limit, now)
+    }
+
+    /// Asks the host whether it still knows the connection.
+    pub(super) fn ask(&self, shared: &Shared) {
+        self.lock().ask(shared, &self.five_tuple);
     }
 
     /// Sends what is to be sent after a change, sets the timer, lets go of the

@@ -31,8 +31,8 @@ pub(super) struct Connection {
     over: bool,
     /// The sequence number of the SYN that opened it.
     opened_by: u32,
-    /// What the host has acknowledged last.
-    acknowledged: Option<u32>,
+    /// The host's last segment, and when it came.
+    last: Option<(Segment, SmolInstant)>,
     /// What a connection in TIME-WAIT has received, and nobody has read yet.
     unread: Bytes,
     /// The earliest deadline that the timers hold for it.
@@ -59,7 +59,7 @@ impl Connection {
             reset: false,
             over: false,
             opened_by: sequence,
-            acknowledged: None,
+            last: None,
             unread: Bytes::new(),
             timer: None,
             reader: None,
@@ -106,7 +106,8 @@ impl Connection {
                 }
             }
             Phase::Open(stack) => {
-                let previous = std::mem::replace(&mut self.acknowledged, segment.acknowledgement);
+                let last = self.last.replace((*segment, now));
+                let previous = last.and_then(|(segment, _)| segment.acknowledgement);
                 if stack.waits_for_fin() && segment.repeats(previous) {
                     // smoltcp would take this for a loss of data, find none to
                     // repeat, and with that forget that the FIN may be lost.
@@ -204,6 +205,26 @@ impl Connection {
             }
             Phase::Open(_) | Phase::Pending(_) => self.reset(),
             Phase::TimeWait(_) => {}
+        }
+    }
+
+    /// Tells whether the host has said nothing for so long, and has not closed:
+    /// one that has may forget the connection while the cluster still reads, and
+    /// its RST would take away what is on its way.
+    pub(super) fn is_silent(&self, limit: Duration, now: SmolInstant) -> bool {
+        let is_open = match &self.phase {
+            Phase::Open(stack) => matches!(stack.state(), State::Established | State::FinWait2),
+            Phase::Pending(_) | Phase::TimeWait(_) => false,
+        };
+        is_open && self.last.is_some_and(|(_, at)| now >= at + limit.into())
+    }
+
+    /// Sends a keep-alive.
+    pub(super) fn ask(&self, shared: &Shared, five_tuple: &FiveTuple) {
+        if let Some((last, _)) = &self.last
+            && let Some(packet) = packet::keep_alive(five_tuple, last)
+        {
+            shared.sink.send(&packet, Checksum::Complete);
         }
     }
 

@@ -6,6 +6,8 @@ use smoltcp::socket::tcp::State;
 
 use super::lab::{Lab, POD_V4, POD_V6, Woken, exchange_bytes, pattern, read, write};
 
+const HOURS: Duration = Duration::from_hours(5);
+
 #[test]
 fn a_megabyte_arrives_unchanged_both_ways() {
     for pod in [POD_V4, POD_V6] {
@@ -265,8 +267,69 @@ fn silent_connection_stays_open() {
     for pod in [POD_V4, POD_V6] {
         let mut lab = Lab::new();
         let (host, flow) = lab.established(pod);
-        lab.pass(Duration::from_secs(3_000));
+        lab.pass(HOURS);
         exchange_bytes(&mut lab, host, &flow, 1_000);
+    }
+}
+
+#[test]
+fn only_a_host_that_is_silent_for_long_is_asked() {
+    let mut lab = Lab::new();
+    let (host, flow) = lab.established(POD_V4);
+    lab.pass(HOURS);
+    assert_eq!(
+        lab.netstack.silent(HOURS, lab.now),
+        [flow.five_tuple()],
+        "established"
+    );
+    exchange_bytes(&mut lab, host, &flow, 10);
+    assert_eq!(lab.netstack.silent(HOURS, lab.now), []);
+
+    lab.socket(host).close();
+    lab.settle();
+    lab.pass(HOURS);
+    assert_eq!(
+        lab.netstack.silent(HOURS, lab.now),
+        [],
+        "the host has closed"
+    );
+}
+
+#[test]
+fn host_that_knows_the_connection_or_hears_nothing_keeps_it() {
+    for pod in [POD_V4, POD_V6] {
+        let mut lab = Lab::new();
+        let (host, flow) = lab.established(pod);
+        exchange_bytes(&mut lab, host, &flow, 1_000);
+        lab.pass(HOURS);
+        lab.netstack.ask(&flow.five_tuple());
+        lab.settle();
+        assert_eq!(lab.netstack.silent(HOURS, lab.now), [], "it has answered");
+        exchange_bytes(&mut lab, host, &flow, 1_000);
+
+        lab.cut();
+        lab.netstack.ask(&flow.five_tuple());
+        lab.pass(HOURS);
+        lab.mend();
+        exchange_bytes(&mut lab, host, &flow, 1_000);
+    }
+}
+
+#[test]
+fn connection_that_the_host_has_forgotten_ends_although_its_rst_was_lost() {
+    for pod in [POD_V4, POD_V6] {
+        let mut lab = Lab::new();
+        let (host, flow) = lab.established(pod);
+        exchange_bytes(&mut lab, host, &flow, 1_000);
+        lab.forget(host);
+        lab.pass(HOURS);
+        assert!(read(&lab, &flow, &mut [0; 1]).is_none());
+
+        lab.netstack.ask(&flow.five_tuple());
+        lab.settle();
+        let error = read(&lab, &flow, &mut [0; 1]).unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(lab.netstack.counters().open_flows, 0);
     }
 }
 
