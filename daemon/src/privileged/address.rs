@@ -10,6 +10,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use super::netlink::{Netlink, run};
 use super::route;
@@ -61,7 +62,14 @@ pub(super) async fn configure(
     for address in &addresses {
         add(netlink, index, *address).await?;
         wait_until_local(netlink, *address).await?;
-        route::add(netlink, index, hop(*address).into(), *address).await?;
+        match route::add(netlink, index, hop(*address).into(), *address).await {
+            // The connection works without it, but the host may drop what the first
+            // hop says: unreachable, too big, TTL exceeded.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                warn!(hop = %hop(*address), "The host has another route to the first hop, and may not hear its ICMP errors");
+            }
+            outcome => outcome?,
+        }
     }
     Ok(addresses)
 }
