@@ -1,6 +1,6 @@
 //! Sockets on a port of every address of both families.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use socket2::{Domain, Socket, Type};
@@ -20,6 +20,14 @@ pub fn listen(port: u16) -> Result<TcpListener> {
 pub fn bind(port: u16) -> Result<UdpSocket> {
     let socket = bound(Type::DGRAM, port)?;
     UdpSocket::from_std(socket.into()).context("take datagrams")
+}
+
+/// Any address of this host of the family of another address, to bind to.
+pub fn any_of(other: IpAddr) -> IpAddr {
+    match other {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn bound(kind: Type, port: u16) -> Result<Socket> {

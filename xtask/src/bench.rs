@@ -22,7 +22,7 @@ const SOAK: &str = "soak";
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Groups (data, latency, connect, idle, udp, cpu, rtt) or figures by their
+    /// Groups (data, latency, connect, dns, idle, udp, cpu, rtt) or figures by their
     /// keys, such as tcp_down_1; all when none is given. Alone: soak
     what: Vec<String>,
     /// Write what was measured to a file

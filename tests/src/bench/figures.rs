@@ -31,6 +31,7 @@ pub enum Group {
     Data,
     Latency,
     Connect,
+    Dns,
     Idle,
     Udp,
     Cpu,
@@ -38,10 +39,11 @@ pub enum Group {
 }
 
 impl Group {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Data,
         Self::Latency,
         Self::Connect,
+        Self::Dns,
         Self::Idle,
         Self::Udp,
         Self::Cpu,
@@ -53,6 +55,7 @@ impl Group {
             Self::Data => "data",
             Self::Latency => "latency",
             Self::Connect => "connect",
+            Self::Dns => "dns",
             Self::Idle => "idle",
             Self::Udp => "udp",
             Self::Cpu => "cpu",
@@ -158,6 +161,18 @@ const fn latency(key: &'static str, title: &'static str, floors: &'static [Floor
     }
 }
 
+const fn name(key: &'static str, title: &'static str) -> Figure {
+    Figure {
+        key,
+        group: Group::Dns,
+        unit: MICROSECONDS,
+        title,
+        more_is_better: false,
+        base: Some(Way::Direct),
+        floors: &[],
+    }
+}
+
 const fn alone(
     group: Group,
     key: &'static str,
@@ -256,6 +271,8 @@ pub const ALL: &[Figure] = &[
         "the same beside 16 readers each way that never read",
         AS_FAST,
     ),
+    name("name_p50_us", "a service's name, median"),
+    name("name_p99_us", "a service's name, p99"),
     Figure {
         more_is_better: true,
         ..alone(

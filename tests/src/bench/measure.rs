@@ -1,6 +1,7 @@
 //! What is run for each figure: in each round all ways, one after the other.
 
 mod connect;
+mod dns;
 mod idle;
 mod latency;
 mod rtt;
@@ -32,6 +33,7 @@ pub(super) fn all(rig: &mut Rig, figures: &[&'static Figure]) -> Result<Samples>
     throughput::run(&mut work)?;
     latency::run(&mut work)?;
     connect::run(&mut work)?;
+    dns::run(&mut work)?;
     udp::run(&mut work)?;
     idle::run(&mut work)?;
     rtt::run(&mut work)?;

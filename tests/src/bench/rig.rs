@@ -191,11 +191,12 @@ impl Rig {
 
     /// Runs a client and gives what it measured.
     pub(super) fn client(&self, way: Way, family: Family, args: &[&str]) -> Result<Value> {
-        interrupt::check()?;
-        let client = self.command(way, family, args)?.deadline(GRACE);
-        let output = client.run()?.success();
-        interrupt::check()?;
-        output?.json()
+        measure(self.command(way, family, args)?)
+    }
+
+    /// The same for a client that does not go to the server.
+    pub(super) fn local_client(&self, way: Way, args: &[&str]) -> Result<Value> {
+        measure(self.user(way)?.cmd(["kvpn-bench"]).args(args))
     }
 
     /// Deploys the sample application.
@@ -236,6 +237,13 @@ impl Rig {
         let user = self.lab.laptop(laptop)?.user();
         user.run(["kvpn"].iter().chain(args))?.success().map(drop)
     }
+}
+
+fn measure(client: Cmd) -> Result<Value> {
+    interrupt::check()?;
+    let output = client.deadline(GRACE).run()?.success();
+    interrupt::check()?;
+    output?.json()
 }
 
 /// Addresses of the server's pod: IPv4, then IPv6.

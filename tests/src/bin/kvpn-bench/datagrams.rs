@@ -1,10 +1,11 @@
 //! As many datagrams as go out, and how many of them arrive.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kvpn_tests::bench::ports::{COUNT, UDP};
+use kvpn_tests::dual_stack::any_of;
 use serde_json::{Value, json};
 
 use crate::Time;
@@ -15,11 +16,7 @@ const QUESTIONS: usize = 20;
 
 /// Sends for a while, and asks the server what came.
 pub(crate) fn run(address: IpAddr, size: usize, time: Time) -> Result<Value> {
-    let any: IpAddr = match address {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).context("bind")?;
+    let socket = UdpSocket::bind((any_of(address), 0)).context("bind")?;
     socket.connect((address, UDP)).context("connect")?;
     socket.set_read_timeout(Some(ANSWER))?;
     let datagram = vec![0x6b; size];

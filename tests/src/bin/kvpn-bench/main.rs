@@ -17,6 +17,7 @@ mod bulk;
 mod connects;
 mod datagrams;
 mod idle;
+mod names;
 mod pingpong;
 mod pipe;
 mod server;
@@ -74,6 +75,14 @@ enum Command {
         to: To,
         #[arg(long)]
         count: usize,
+    },
+    /// How long a name of the cluster takes
+    Names {
+        /// The name server, if not the host's own
+        #[arg(long)]
+        server: Option<IpAddr>,
+        #[command(flatten)]
+        time: Time,
     },
     /// Datagrams per second
     Datagrams {
@@ -149,6 +158,7 @@ fn run(command: Command) -> Result<Value> {
             time,
         } => connects::run(&to.target()?, at_once, stalled, time),
         Command::Idle { to, count } => idle::run(&to.target()?, count),
+        Command::Names { server, time } => names::run(server, time),
         Command::Datagrams { to, size, time } => datagrams::run(to.address()?, size, time),
     }?;
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time")?;

@@ -1,0 +1,76 @@
+//! How long a name of the cluster takes.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
+use kvpn_tests::dual_stack::any_of;
+use serde_json::Value;
+
+use crate::Time;
+use crate::pingpong::summary;
+
+/// A service that every cluster has.
+const NAME: &str = "kubernetes.default.svc.cluster.local.";
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest answer without EDNS (RFC 1035), in bytes.
+const MAX_ANSWER: usize = 512;
+
+/// Asks again and again, one question at a time: that name server, or the host's.
+pub(crate) fn run(server: Option<IpAddr>, time: Time) -> Result<Value> {
+    let server = match server {
+        Some(server) => server,
+        None => configured()?,
+    };
+    let socket = UdpSocket::bind((any_of(server), 0)).context("bind")?;
+    socket.connect((server, 53)).context("connect")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let warm = Instant::now() + time.warm;
+    while Instant::now() < warm {
+        ask(&socket)?;
+    }
+    let start = Instant::now();
+    let mut took = Vec::new();
+    while start.elapsed() < time.seconds {
+        let sent = Instant::now();
+        ask(&socket)?;
+        took.push(sent.elapsed().as_secs_f64() * 1e6);
+    }
+    summary(&took)
+}
+
+/// The first name server of resolv.conf(5).
+fn configured() -> Result<IpAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").context("read resolv.conf")?;
+    let server = text
+        .lines()
+        .find_map(|line| line.strip_prefix("nameserver "))
+        .context("resolv.conf names no server")?;
+    server.trim().parse().context("a name server's address")
+}
+
+fn ask(socket: &UdpSocket) -> Result<()> {
+    let mut question = Message::query();
+    let name = Name::from_ascii(NAME).context("a name")?;
+    question.add_query(Query::query(name, RecordType::A));
+    question.metadata.recursion_desired = true;
+    socket.send(&question.to_vec()?).context("ask")?;
+    let mut answer = [0; MAX_ANSWER];
+    let length = socket.recv(&mut answer).context("no answer")?;
+    let answer = Message::from_vec(&answer[..length]).context("read the answer")?;
+    ensure!(
+        answer.metadata.id == question.metadata.id,
+        "the answer is to another question"
+    );
+    ensure!(
+        !answer.answers.is_empty(),
+        "the name was not found: {}",
+        answer.metadata.response_code
+    );
+    Ok(())
+}
