@@ -93,6 +93,17 @@ pub(crate) fn create() -> Result<()> {
         ["10.77.0.254", "fd00:77::fe"],
     )?;
     for number in LAPTOPS {
+        let settings = [
+            // The benchmark opens more connections within a minute than there are ports.
+            "net.ipv4.tcp_tw_reuse=1",
+            // As many distributions have it: replies come from where requests go.
+            "net.ipv4.conf.all.rp_filter=1",
+            "net.ipv4.conf.default.rp_filter=1",
+        ];
+        inside(&laptop(number), "sysctl")
+            .arg("-qw")
+            .args(settings)
+            .ok()?;
         let [v4, v6] = laptop_addresses(number);
         let gateways = [gateway_v4(number), format!("fd00:77:{number}::1")];
         let gateways = [gateways[0].as_str(), gateways[1].as_str()];
