@@ -63,6 +63,28 @@ fn open_flows_are_told_with_names_pods_and_bytes() -> Result<()> {
 }
 
 #[test]
+fn flows_are_watched_on_a_screen_of_their_own() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let _held = hold(&developer, "web", 80)?;
+    // A terminal, and Ctrl-C after some looks.
+    let watch = "timeout --foreground --preserve-status --signal=INT 5 kvpn flows --watch";
+    let terminal = ["script", "-qefc", watch, "/dev/null"];
+    let output = developer.laptop.user().run(terminal)?;
+    assert_eq!(output.code(), 130, "{}", output.stdout);
+    let (_, screen) = output
+        .stdout
+        .split_once("\x1b[?1049h")
+        .context("no screen of its own")?;
+    let (shown, after) = screen
+        .split_once("\x1b[?1049l")
+        .context("the screen is not left")?;
+    let looks = shown.matches("web.shop:80").count();
+    ensure!(looks >= 2, "{looks} looks:\n{shown}");
+    ensure!(!after.contains("web.shop"), "{after}");
+    Ok(())
+}
+
+#[test]
 fn flow_that_is_refused_is_told_for_a_while() -> Result<()> {
     let developer = Developer::connected(1)?;
     let address = &pod(&developer.lab, "web")?.addresses[0];

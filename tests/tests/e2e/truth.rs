@@ -3,17 +3,20 @@
 
 mod datagrams;
 mod icmp;
+mod quic;
 mod tcp;
 
 use std::fs::File;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use kvpn_tests::Lab;
+use anyhow::{Context, Result, ensure};
 use kvpn_tests::lab::laptop::Laptop;
 use kvpn_tests::lab::net;
+use kvpn_tests::{Cmd, Lab};
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 
 use crate::support::{Developer, bracketed, cluster_ips, pod};
 
@@ -95,6 +98,24 @@ fn clusters_own_name_server_answers_over_udp_and_tcp() -> Result<()> {
 }
 
 #[test]
+fn route_of_the_host_to_the_first_hop_is_let_be() -> Result<()> {
+    let developer = Developer::at(1)?;
+    let network = net::file(&net::laptop(1)).display().to_string();
+    let own = ["198.18.0.2/32", "fd6b:7670:6e::2/128"];
+    let routes: Vec<Route> = own
+        .iter()
+        .map(|hop| Route::add(&network, &[hop, "dev", "eth0"]))
+        .collect::<Result<_>>()?;
+    developer.connect()?;
+    assert_eq!(developer.get(["http://web/"])?.service, "web");
+    developer.kvpn(["quit"])?.success()?;
+    for route in &routes {
+        ensure!(route.exists()?, "it is gone");
+    }
+    Ok(())
+}
+
+#[test]
 fn large_bodies_arrive_whole_both_ways() -> Result<()> {
     let developer = Developer::connected(1)?;
     for family in ["-4", "-6"] {
@@ -113,9 +134,20 @@ fn large_bodies_arrive_whole_both_ways() -> Result<()> {
 }
 
 /// Where the pods of `web` serve HTTP and send datagrams back, and where a TCP
-/// server with odd manners listens.
+/// server with odd manners listens, and a QUIC server.
 const PORT: u16 = 8080;
 const MANNERS: u16 = 7000;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connects to the server with manners, and says which.
+fn connect(to: SocketAddr, manner: &[u8]) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    stream.write_all(manner)?;
+    Ok(stream)
+}
 
 /// A port of the pod of `web`: over IPv4, then over IPv6.
 fn web(lab: &Lab, port: u16) -> Result<Vec<SocketAddr>> {
@@ -124,6 +156,75 @@ fn web(lab: &Lab, port: u16) -> Result<Vec<SocketAddr>> {
         .iter()
         .map(|ip| Ok(SocketAddr::new(ip.parse()?, port)));
     ips.collect()
+}
+
+/// A route in a network, until this is dropped.
+struct Route {
+    network: String,
+    route: Vec<String>,
+}
+
+impl Route {
+    fn add(network: &str, route: &[&str]) -> Result<Self> {
+        let added = Self {
+            network: network.to_owned(),
+            route: route.iter().map(|&word| word.to_owned()).collect(),
+        };
+        // One that a test has left is none of this one's.
+        added.ip(&["route", "replace"])?;
+        Ok(added)
+    }
+
+    /// In the network of the traffic manager's pod.
+    fn of_manager(lab: &Lab, route: &[&str]) -> Result<Self> {
+        let pods: Value = lab
+            .kubectl(["-n", "kvpn", "get", "pods", "-ojson"])
+            .run()?
+            .success()?
+            .json()?;
+        let ip = pods["items"][0]["status"]["podIP"]
+            .as_str()
+            .context("the manager has no address")?;
+        for process in std::fs::read_dir("/proc")? {
+            let path = process?.path();
+            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+            if name.trim() != "traffic-manager" {
+                continue;
+            }
+            let network = path.join("ns/net").display().to_string();
+            if ip_inside(&network, &["-4", "addr"])?.contains(&format!(" {ip}/")) {
+                return Self::add(&network, route);
+            }
+        }
+        anyhow::bail!("no traffic manager has {ip}")
+    }
+
+    fn exists(&self) -> Result<bool> {
+        Ok(!self.ip(&["route", "show"])?.is_empty())
+    }
+
+    fn ip(&self, action: &[&str]) -> Result<String> {
+        let is_v6 = self.route.iter().any(|word| word.contains(':'));
+        let route = self.route.iter().map(String::as_str);
+        let family = if is_v6 { "-6" } else { "-4" };
+        let args: Vec<&str> = std::iter::once(family)
+            .chain(action.iter().copied())
+            .chain(route)
+            .collect();
+        ip_inside(&self.network, &args)
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        drop(self.ip(&["route", "del"]));
+    }
+}
+
+/// Runs `ip` in a network namespace.
+fn ip_inside(network: &str, args: &[&str]) -> Result<String> {
+    let enter = Cmd::new("nsenter").arg(format!("--net={network}"));
+    enter.arg("ip").args(args).ok()
 }
 
 /// Works in a laptop's network, on a thread of its own.

@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 mod answer;
 mod manners;
 mod pattern;
+mod quic;
 
 /// A small service, to try kvpn with
 #[derive(Clone, Debug, Parser)]
@@ -30,7 +31,7 @@ struct Options {
     /// Name of the pod to answer with
     #[arg(long, env = "POD", default_value = "")]
     pod: String,
-    /// Port of a TCP server with odd manners
+    /// Port of a TCP server with odd manners and, over UDP, of a QUIC server
     #[arg(long, env = "MANNERS_PORT")]
     manners_port: Option<u16>,
     /// HOST:PORT of the service that /chain calls
@@ -61,7 +62,9 @@ async fn serve(options: Options) -> Result<()> {
     let listener = listen(options.port)?;
     tokio::spawn(echo(bind(options.port)?));
     if let Some(port) = options.manners_port {
-        tokio::spawn(manners::serve(listen(port)?));
+        let quic = quic::Server::new(bind(port)?)?;
+        tokio::spawn(manners::serve(listen(port)?, quic.certificate()));
+        tokio::spawn(quic.serve());
     }
     say(&format!(
         "{} listens on port {}",

@@ -2,9 +2,11 @@
 //! first byte says which:
 //!
 //! - `e`: says nothing until the client is done, then all it got.
+//! - `l`: the same, and is late to read.
 //! - `h`: says `bye`, is done, and goes on listening to the client.
 //! - `r`: says `bye`, and resets the connection once the client speaks again.
 //! - `?`: tells how the client of the last `h` ended.
+//! - `c`: tells the certificate of the QUIC server at the same port.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,23 +19,29 @@ use tokio::net::{TcpListener, TcpStream};
 /// How the client of the last half-closed connection ended.
 type Ended = Arc<Mutex<String>>;
 
+/// For how long a late reader does not read.
+const LATE: Duration = Duration::from_secs(3);
+
 /// Serves for ever.
-pub(crate) async fn serve(listener: TcpListener) {
+pub(crate) async fn serve(listener: TcpListener, certificate: Vec<u8>) {
     let ended = Ended::default();
     loop {
         if let Ok((stream, _)) = listener.accept().await {
-            let ended = ended.clone();
+            let (ended, certificate) = (ended.clone(), certificate.clone());
             tokio::spawn(async move {
                 // A client that goes away is not this server's trouble.
-                drop(behave(stream, ended).await);
+                drop(behave(stream, ended, &certificate).await);
             });
         }
     }
 }
 
-async fn behave(mut stream: TcpStream, ended: Ended) -> io::Result<()> {
+async fn behave(mut stream: TcpStream, ended: Ended, certificate: &[u8]) -> io::Result<()> {
     match stream.read_u8().await? {
-        b'e' => {
+        manner @ (b'e' | b'l') => {
+            if manner == b'l' {
+                tokio::time::sleep(LATE).await;
+            }
             let mut got = Vec::new();
             stream.read_to_end(&mut got).await?;
             stream.write_all(&got).await
@@ -58,6 +66,7 @@ async fn behave(mut stream: TcpStream, ended: Ended) -> io::Result<()> {
             let text = ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
             stream.write_all(text.as_bytes()).await
         }
+        b'c' => stream.write_all(certificate).await,
         _ => Ok(()),
     }
 }

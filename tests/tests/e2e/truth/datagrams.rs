@@ -1,26 +1,21 @@
 //! Datagrams: of any size, refused, and too long for a path.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kvpn_tests::{Cmd, Lab};
+use kvpn_tests::dual_stack::any_of;
 use nix::libc;
-use serde_json::Value;
 
-use super::{PORT, in_network, web};
+use super::{PORT, Route, in_network, web};
 use crate::support::Developer;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
 fn socket(to: SocketAddr) -> Result<UdpSocket> {
-    let any: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any_of(to.ip()), 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(DEADLINE))?;
     Ok(socket)
@@ -73,63 +68,13 @@ fn refused_datagrams_are_refused_again_and_again() -> Result<()> {
     Ok(())
 }
 
-/// A path from the traffic manager to a pod that takes packets of 1,400 octets,
-/// until this is dropped.
-struct Narrow {
-    network: String,
-    to: IpAddr,
-}
-
-impl Narrow {
-    fn new(lab: &Lab, to: IpAddr) -> Result<Self> {
-        let pods: Value = lab
-            .kubectl(["-n", "kvpn", "get", "pods", "-ojson"])
-            .run()?
-            .success()?
-            .json()?;
-        let ip = pods["items"][0]["status"]["podIP"]
-            .as_str()
-            .context("the manager has no address")?;
-        for process in std::fs::read_dir("/proc")? {
-            let path = process?.path();
-            let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
-            if name.trim() != "traffic-manager" {
-                continue;
-            }
-            let network = path.join("ns/net").display().to_string();
-            if inside(&network, &["-4", "addr"])?.contains(&format!(" {ip}/")) {
-                let narrow = Self { network, to };
-                narrow.route("add")?;
-                return Ok(narrow);
-            }
-        }
-        anyhow::bail!("no traffic manager has {ip}")
-    }
-
-    fn route(&self, action: &str) -> Result<()> {
-        let to = self.to.to_string();
-        let route = ["route", action, &to, "dev", "eth0", "mtu", "1400"];
-        inside(&self.network, &route).map(drop)
-    }
-}
-
-impl Drop for Narrow {
-    fn drop(&mut self) {
-        drop(self.route("del"));
-    }
-}
-
-/// Runs `ip` in a network namespace.
-fn inside(network: &str, args: &[&str]) -> Result<String> {
-    let enter = Cmd::new("nsenter").arg(format!("--net={network}"));
-    enter.arg("ip").args(args).ok()
-}
-
 #[test]
 fn host_learns_the_mtu_of_a_path_in_the_cluster() -> Result<()> {
     let developer = Developer::connected(1)?;
     for server in web(&developer.lab, PORT)? {
-        let _narrow = Narrow::new(&developer.lab, server.ip())?;
+        let to = server.ip().to_string();
+        let narrow = [&*to, "dev", "eth0", "mtu", "1400"];
+        let _narrow = Route::of_manager(&developer.lab, &narrow)?;
         in_network(&developer.laptop, || {
             // One that must learn what fits, as QUIC's.
             let prober = socket(server)?;

@@ -2,25 +2,19 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kvpn_tests::wait_for;
+use kvpn_tests::{pattern, wait_for};
 use nix::libc;
 use serde_json::Value;
 use socket2::SockRef;
 
-use super::{MANNERS, in_network, web};
+use super::{DEADLINE, MANNERS, Route, connect, in_network, web};
 use crate::support::Developer;
 
-const DEADLINE: Duration = Duration::from_secs(10);
-
-fn connect(to: SocketAddr, manner: &[u8]) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    stream.write_all(manner)?;
-    Ok(stream)
-}
+/// For how long a late reader does not read.
+const LATE: Duration = Duration::from_secs(3);
 
 fn read_to_end(mut stream: &TcpStream) -> Result<String> {
     let mut text = String::new();
@@ -47,6 +41,30 @@ fn answer_to_all_arrives_after_the_client_is_done() -> Result<()> {
             stream.write_all(sent.as_bytes())?;
             stream.shutdown(Shutdown::Write)?;
             ensure!(read_to_end(&stream)? == sent, "another answer");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn windows_that_stay_shut_for_seconds_lose_nothing() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    for server in web(&developer.lab, MANNERS)? {
+        in_network(&developer.laptop, || {
+            let mut stream = connect(server, b"l")?;
+            // More than all buffers on the way hold.
+            let mut sent = vec![0; 48 << 20];
+            pattern::fill(1, 0, &mut sent);
+            let start = Instant::now();
+            stream.write_all(&sent)?;
+            ensure!(start.elapsed() > LATE / 2, "no window was shut");
+            stream.shutdown(Shutdown::Write)?;
+            // The windows of the other direction shut meanwhile.
+            std::thread::sleep(LATE);
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received)?;
+            ensure!(received == sent, "{} other bytes came back", received.len());
             Ok(())
         })?;
     }
@@ -90,6 +108,15 @@ fn reset_travels_both_ways() -> Result<()> {
     Ok(())
 }
 
+/// The error number of a connection that must fail.
+fn dial_error(developer: &Developer, to: SocketAddr) -> Result<Option<i32>> {
+    let error = in_network(&developer.laptop, || {
+        let connected = TcpStream::connect_timeout(&to, DEADLINE);
+        connected.err().context("connected")
+    })?;
+    Ok(error.raw_os_error())
+}
+
 #[test]
 fn failed_dials_are_told_with_their_kind() -> Result<()> {
     let developer = Developer::connected(1)?;
@@ -113,11 +140,24 @@ fn failed_dials_are_told_with_their_kind() -> Result<()> {
         (own(1)?, libc::EACCES),
     ] {
         let to = SocketAddr::new(ip.parse()?, 8_443);
-        let error = in_network(&developer.laptop, || {
-            let connected = TcpStream::connect_timeout(&to, DEADLINE);
-            connected.err().context("connected")
-        })?;
-        assert_eq!(error.raw_os_error(), Some(expected), "{to}: {error}");
+        assert_eq!(dial_error(&developer, to)?, Some(expected), "{to}");
+    }
+    Ok(())
+}
+
+#[test]
+fn routes_in_the_cluster_are_told_with_their_kind() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    for (kind, expected) in [
+        // The look-up goes on elsewhere, and finds nothing.
+        ("throw", libc::ENETUNREACH),
+        ("unreachable", libc::EHOSTUNREACH),
+    ] {
+        for ip in ["10.244.0.249", "fd00:244::f9"] {
+            let _route = Route::of_manager(&developer.lab, &[kind, ip])?;
+            let to = SocketAddr::new(ip.parse()?, 80);
+            assert_eq!(dial_error(&developer, to)?, Some(expected), "{kind} {to}");
+        }
     }
     Ok(())
 }
