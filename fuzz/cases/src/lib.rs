@@ -2,6 +2,7 @@
 //! of bytes that come from a TUN or from a peer. They panic when something is
 //! wrong, and are what the targets in `fuzz/targets` run.
 
+mod channel;
 mod dns;
 mod frames;
 mod input;
@@ -12,6 +13,7 @@ mod packets;
 mod session;
 mod streams;
 
+pub use channel::channel;
 pub use dns::dns;
 pub use frames::frames;
 pub use messages::{frame, messages};
@@ -23,7 +25,8 @@ pub use streams::{lease, probe};
 pub type Case = fn(&[u8]);
 
 /// All cases by name, which is that of their target.
-pub const CASES: [(&str, Case); 8] = [
+pub const CASES: [(&str, Case); 9] = [
+    ("channel", channel),
     ("dns", dns),
     ("frame", frame),
     ("frames", frames),
