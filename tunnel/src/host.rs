@@ -22,6 +22,10 @@ use crate::turns;
 const SILENCE: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(60);
 
+/// What a question costs of a turn, in bytes. Its answer comes at once, and those of
+/// one turn are read in one.
+const QUESTION: usize = 12 << 10;
+
 /// A TCP flow as a byte stream of tokio.
 #[derive(Debug)]
 pub struct HostStream {
@@ -120,7 +124,7 @@ pub async fn run_keep_alives(netstack: &Netstack) {
         looks.tick().await;
         for five_tuple in netstack.silent(SILENCE, Instant::now()) {
             netstack.ask(&five_tuple);
-            turns::pay(0).await;
+            turns::pay(QUESTION).await;
         }
     }
 }

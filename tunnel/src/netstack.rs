@@ -217,7 +217,8 @@ impl Netstack {
         }
     }
 
-    /// Open connections on which the host has said nothing for `limit`.
+    /// Connections on which the host has said nothing for `limit`, and which it has
+    /// not closed.
     pub fn silent(&self, limit: Duration, now: Instant) -> Vec<FiveTuple> {
         let now = self.shared.clock.advance(now);
         let tcp = self.shared.table.tcp().into_iter();

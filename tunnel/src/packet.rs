@@ -33,8 +33,8 @@ use crate::flow::{FiveTuple, is_routable};
 pub(crate) use extensions::without_extensions;
 pub(crate) use fragments::{Reassembler, fragments};
 pub use icmp::{EchoId, EchoRequest, IcmpError, echo_reply, icmp_error, parse_echo};
-pub(crate) use partial::fill_partial_checksum;
 pub use partial::{TCP_CHECKSUM_OFFSET, tcp_offset};
+pub(crate) use partial::{acknowledged, fill_partial_checksum};
 
 pub(crate) use build::{acknowledgement, keep_alive};
 pub use build::{reset, udp};

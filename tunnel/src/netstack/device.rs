@@ -9,6 +9,9 @@ use smoltcp::time::Instant;
 use super::{PacketSink, Shared};
 use crate::packet;
 
+/// What a stack has last acknowledged; nothing before it has sent anything.
+pub(super) type Acknowledged = Cell<Option<u32>>;
+
 thread_local! {
     /// Where the next packet is built, so that each needs no allocation.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -22,7 +25,11 @@ pub(super) struct HostDevice<'a> {
 }
 
 impl<'a> HostDevice<'a> {
-    pub(super) fn new(shared: &'a Shared, incoming: Option<&'a [u8]>) -> Self {
+    pub(super) fn new(
+        shared: &'a Shared,
+        acknowledged: &'a Acknowledged,
+        incoming: Option<&'a [u8]>,
+    ) -> Self {
         let checksum = if shared.config.partial_checksums {
             packet::Checksum::Partial
         } else {
@@ -33,6 +40,7 @@ impl<'a> HostDevice<'a> {
             incoming,
             out: ToSink {
                 sink: &*shared.sink,
+                acknowledged,
                 checksum,
             },
         }
@@ -89,6 +97,7 @@ impl RxToken for Incoming<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct ToSink<'a> {
     sink: &'a dyn PacketSink,
+    acknowledged: &'a Acknowledged,
     checksum: packet::Checksum,
 }
 
@@ -103,6 +112,7 @@ impl TxToken for ToSink<'_> {
         }
         let packet = &mut scratch[..length];
         let result = f(packet);
+        self.acknowledged.set(packet::acknowledged(packet));
         if self.checksum == packet::Checksum::Partial {
             packet::fill_partial_checksum(packet);
         }

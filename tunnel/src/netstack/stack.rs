@@ -8,7 +8,7 @@ use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpListenEndpoint};
 
 use super::buffers::Buffers;
-use super::device::HostDevice;
+use super::device::{Acknowledged, HostDevice};
 use super::{Shared, clock};
 use crate::flow::FiveTuple;
 
@@ -20,6 +20,7 @@ pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    acknowledged: Acknowledged,
     /// The last to be dropped: the socket's rings lie in it.
     _buffers: Buffers,
 }
@@ -40,7 +41,8 @@ impl Stack {
 
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = shared.table.seed(five_tuple);
-        let mut device = HostDevice::new(shared, None);
+        let acknowledged = Acknowledged::default();
+        let mut device = HostDevice::new(shared, &acknowledged, None);
         let mut interface = Interface::new(config, &mut device, now);
         interface.set_any_ip(true);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
@@ -49,6 +51,7 @@ impl Stack {
             interface,
             sockets,
             handle,
+            acknowledged,
             _buffers: buffers,
         }
     }
@@ -79,6 +82,11 @@ impl Stack {
         length as usize <= room + 1
     }
 
+    /// The sequence number up to which the host was last told that all has come.
+    pub(super) fn acknowledged(&self) -> Option<u32> {
+        self.acknowledged.get()
+    }
+
     pub(super) fn can_recv(&self) -> bool {
         self.sockets.get::<Socket>(self.handle).can_recv()
     }
@@ -90,7 +98,7 @@ impl Stack {
     /// Takes one packet of the host; what answers at once goes out.
     pub(super) fn ingress(&mut self, shared: &Shared, packet: &[u8], now: SmolInstant) {
         let is_opening = self.state() == State::SynReceived;
-        let mut device = HostDevice::new(shared, Some(packet));
+        let mut device = HostDevice::new(shared, &self.acknowledged, Some(packet));
         self.interface
             .poll_ingress_single(now, &mut device, &mut self.sockets);
         if is_opening && self.state() != State::SynReceived {
@@ -101,7 +109,7 @@ impl Stack {
 
     /// Sends all that may be sent.
     pub(super) fn egress(&mut self, shared: &Shared, now: SmolInstant) {
-        let mut device = HostDevice::new(shared, None);
+        let mut device = HostDevice::new(shared, &self.acknowledged, None);
         while self
             .interface
             .poll_egress(now, &mut device, &mut self.sockets)

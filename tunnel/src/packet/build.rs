@@ -53,12 +53,20 @@ pub(crate) fn acknowledgement(five_tuple: &FiveTuple, segment: &Segment) -> Opti
     bare_segment(five_tuple, TcpControl::None, sequence, Some(segment.end()))
 }
 
-/// A keep-alive (RFC 9293 section 3.8.4) after the host's last segment; `None` when
-/// that acknowledges nothing. It lies before the host's window, which it leaves as
-/// it is.
-pub(crate) fn keep_alive(five_tuple: &FiveTuple, last: &Segment) -> Option<Vec<u8>> {
-    let sequence = last.acknowledgement?.wrapping_sub(1);
-    bare_segment(five_tuple, TcpControl::None, sequence, Some(last.end()))
+/// A keep-alive (RFC 9293 section 3.8.4) before what the host expects next. Lying
+/// there, it leaves our window as the host knows it.
+pub(crate) fn keep_alive(
+    five_tuple: &FiveTuple,
+    expected: u32,
+    acknowledgement: u32,
+) -> Option<Vec<u8>> {
+    let sequence = expected.wrapping_sub(1);
+    bare_segment(
+        five_tuple,
+        TcpControl::None,
+        sequence,
+        Some(acknowledgement),
+    )
 }
 
 fn bare_segment(

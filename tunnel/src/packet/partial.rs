@@ -1,6 +1,6 @@
 //! TCP checksums that are left to the host's kernel.
 
-use smoltcp::wire::{IpVersion, Ipv4Packet, Ipv6Packet};
+use smoltcp::wire::{IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket};
 
 /// Where a TCP header has its checksum.
 pub const TCP_CHECKSUM_OFFSET: usize = 16;
@@ -14,6 +14,13 @@ pub fn tcp_offset(packet: &[u8]) -> usize {
         Some(4) => usize::from(packet[0] & 0x0f) * 4,
         _ => IPV6_HEADER,
     }
+}
+
+/// What a whole TCP/IP packet acknowledges, if anything.
+pub(crate) fn acknowledged(packet: &[u8]) -> Option<u32> {
+    let tcp = TcpPacket::new_unchecked(packet.get(tcp_offset(packet)..)?);
+    let number = tcp.ack_number().0.cast_unsigned();
+    tcp.ack().then_some(number)
 }
 
 /// Puts the sum of the pseudo-header where the checksum will be, not inverted,

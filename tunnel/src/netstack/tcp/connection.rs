@@ -31,8 +31,10 @@ pub(super) struct Connection {
     over: bool,
     /// The sequence number of the SYN that opened it.
     opened_by: u32,
-    /// The host's last segment, and when it came.
-    last: Option<(Segment, SmolInstant)>,
+    /// When the host's last segment came.
+    heard: Option<SmolInstant>,
+    /// What the host expects next, as it last said.
+    expected: Option<u32>,
     /// What a connection in TIME-WAIT has received, and nobody has read yet.
     unread: Bytes,
     /// The earliest deadline that the timers hold for it.
@@ -59,7 +61,8 @@ impl Connection {
             reset: false,
             over: false,
             opened_by: sequence,
-            last: None,
+            heard: None,
+            expected: None,
             unread: Bytes::new(),
             timer: None,
             reader: None,
@@ -106,8 +109,16 @@ impl Connection {
                 }
             }
             Phase::Open(stack) => {
-                let last = self.last.replace((*segment, now));
-                let previous = last.and_then(|(segment, _)| segment.acknowledgement);
+                self.heard = Some(now);
+                if segment.opens_another(self.opened_by) {
+                    // The host has forgotten the connection. smoltcp would say
+                    // nothing; to an acknowledgement the host answers with a RST,
+                    // and then repeats its SYN (RFC 9293 section 3.10.7.4).
+                    self.ask(shared, five_tuple);
+                    return Delivery::Taken;
+                }
+                let previous = self.expected;
+                self.expected = segment.acknowledgement.or(previous);
                 if stack.waits_for_fin() && segment.repeats(previous) {
                     // smoltcp would take this for a loss of data, find none to
                     // repeat, and with that forget that the FIN may be lost.
@@ -216,13 +227,14 @@ impl Connection {
             Phase::Open(stack) => matches!(stack.state(), State::Established | State::FinWait2),
             Phase::Pending(_) | Phase::TimeWait(_) => false,
         };
-        is_open && self.last.is_some_and(|(_, at)| now >= at + limit.into())
+        is_open && self.heard.is_some_and(|at| now >= at + limit.into())
     }
 
     /// Sends a keep-alive.
     pub(super) fn ask(&self, shared: &Shared, five_tuple: &FiveTuple) {
-        if let Some((last, _)) = &self.last
-            && let Some(packet) = packet::keep_alive(five_tuple, last)
+        if let Phase::Open(stack) = &self.phase
+            && let (Some(expected), Some(acknowledged)) = (self.expected, stack.acknowledged())
+            && let Some(packet) = packet::keep_alive(five_tuple, expected, acknowledged)
         {
             shared.sink.send(&packet, Checksum::Complete);
         }

@@ -3,8 +3,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use smoltcp::socket::tcp::State;
+use smoltcp::wire::TcpPacket;
 
-use super::lab::{Lab, POD_V4, POD_V6, Woken, exchange_bytes, pattern, read, write};
+use super::lab::{Lab, POD_V4, POD_V6, Woken, address, exchange_bytes, pattern, read, write};
+use super::packets::{tcp_segment, towards_host};
 
 const HOURS: Duration = Duration::from_hours(5);
 
@@ -331,6 +333,83 @@ fn connection_that_the_host_has_forgotten_ends_although_its_rst_was_lost() {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         assert_eq!(lab.netstack.counters().open_flows, 0);
     }
+}
+
+/// What a kernel sends to find out whether the other end is alive lies before
+/// what it has sent.
+#[test]
+fn question_acknowledges_all_that_has_come_and_not_only_the_last_segment() {
+    const PORT: u16 = 45_000;
+    let pod = address(POD_V4);
+    let mut lab = Lab::new();
+    lab.inject(&tcp_segment(PORT, pod, 1_000, 0, b"", |tcp| {
+        tcp.set_syn(true);
+    }));
+    let flow = lab.pending().accept(lab.now);
+    let (_, expected) = numbers(&lab);
+    let segment = |sequence, payload| {
+        tcp_segment(
+            PORT,
+            pod,
+            sequence,
+            expected.wrapping_add(1),
+            payload,
+            |tcp| {
+                tcp.set_ack(true);
+            },
+        )
+    };
+    lab.inject(&segment(1_001, b"ten octets"));
+    lab.inject(&segment(1_010, b""));
+    lab.wire.take();
+
+    lab.netstack.ask(&flow.five_tuple());
+    assert_eq!(numbers(&lab), (1_011, expected));
+}
+
+/// What the last packet towards the host acknowledges, and its sequence number.
+fn numbers(lab: &Lab) -> (u32, u32) {
+    let (_, tcp) = towards_host(lab.wire.take().last().unwrap());
+    let tcp = TcpPacket::new_checked(&tcp[..]).unwrap();
+    (
+        tcp.ack_number().0.cast_unsigned(),
+        tcp.seq_number().0.cast_unsigned(),
+    )
+}
+
+#[test]
+fn port_of_a_forgotten_connection_can_be_used_again() {
+    for pod in [POD_V4, POD_V6] {
+        let mut lab = Lab::new();
+        let (host, flow) = lab.established(pod);
+        exchange_bytes(&mut lab, host, &flow, 1_000);
+        lab.forget(host);
+
+        let again = lab.connect_from(pod, flow.five_tuple().host.port());
+        let error = read(&lab, &flow, &mut [0; 1]).unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        // The host repeats its SYN.
+        lab.pass(Duration::from_secs(3));
+        let flow = lab.pending().accept(lab.now);
+        lab.settle();
+        exchange_bytes(&mut lab, again, &flow, 1_000);
+    }
+}
+
+#[test]
+fn host_that_has_not_closed_is_asked_when_the_cluster_has() {
+    let mut lab = Lab::new();
+    let (host, flow) = lab.established(POD_V4);
+    exchange_bytes(&mut lab, host, &flow, 10);
+    flow.shutdown_write(lab.now);
+    lab.settle();
+    lab.forget(host);
+    lab.pass(HOURS);
+    assert_eq!(lab.netstack.silent(HOURS, lab.now), [flow.five_tuple()]);
+    lab.netstack.ask(&flow.five_tuple());
+    lab.settle();
+    let error = read(&lab, &flow, &mut [0; 1]).unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
