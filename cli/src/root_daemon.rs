@@ -22,7 +22,7 @@ pub(crate) fn version(socket: &Path) -> Option<String> {
     match reply.reply? {
         lease_reply::Reply::Described(described) => Some(described.version),
         lease_reply::Reply::Granted(_)
-        | lease_reply::Reply::SubnetsSet(_)
+        | lease_reply::Reply::NetworkSet(_)
         | lease_reply::Reply::Refused(_) => None,
     }
 }

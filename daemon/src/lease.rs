@@ -2,4 +2,5 @@
 //! session's connection to its unix socket lives.
 
 pub(crate) mod client;
+pub(crate) mod network;
 pub(crate) mod wire;

@@ -11,6 +11,7 @@ mod directory;
 pub(crate) mod engagements;
 mod events;
 mod flows;
+pub(crate) mod host_plan;
 mod identity;
 mod kubeconfig;
 pub(crate) mod manager;

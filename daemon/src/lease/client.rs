@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use kvpn_proto::v1::lease_reply::Reply;
 use kvpn_proto::v1::lease_request::Request;
 use kvpn_proto::v1::{self, Descriptor};
@@ -14,6 +13,7 @@ use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::network::Network;
 use super::wire::Connection;
 
 /// How long the root daemon may take for an answer.
@@ -49,16 +49,14 @@ impl Lease {
     /// Asks the root daemon for a lease.
     pub(crate) async fn acquire(
         socket: &Path,
-        subnets: &[IpNet],
-        search_domains: &[String],
+        network: &Network,
         description: &str,
     ) -> Result<(Self, Granted), Failure> {
         let mut lease = Self {
             connection: connect(socket).await?,
         };
         let request = Request::Acquire(v1::Acquire {
-            subnets: texts(subnets),
-            search_domains: search_domains.to_vec(),
+            network: Some(network.into()),
             description: description.into(),
         });
         let (reply, descriptors) = lease.call(request).await?;
@@ -66,19 +64,20 @@ impl Lease {
             Reply::Granted(granted) => {
                 Ok((lease, take_granted(granted, descriptors).map_err(broken)?))
             }
-            Reply::SubnetsSet(_) | Reply::Described(_) | Reply::Refused(_) => {
+            Reply::NetworkSet(_) | Reply::Described(_) | Reply::Refused(_) => {
                 Err(broken("an answer to another question"))
             }
         }
     }
 
-    /// Replaces the subnets that are routed to the device.
-    pub(crate) async fn set_subnets(&mut self, subnets: &[IpNet]) -> Result<(), Failure> {
-        let request = Request::SetSubnets(v1::SetSubnets {
-            subnets: texts(subnets),
+    /// Replaces what the lease changes on the host; after a failure it is as it
+    /// was.
+    pub(crate) async fn set_network(&mut self, network: &Network) -> Result<(), Failure> {
+        let request = Request::SetNetwork(v1::SetNetwork {
+            network: Some(network.into()),
         });
         match self.call(request).await?.0 {
-            Reply::SubnetsSet(_) => Ok(()),
+            Reply::NetworkSet(_) => Ok(()),
             Reply::Granted(_) | Reply::Described(_) | Reply::Refused(_) => {
                 Err(broken("an answer to another question"))
             }
@@ -138,7 +137,7 @@ pub(crate) async fn describe(socket: &Path) -> Result<v1::Described, Failure> {
     };
     match lease.call(Request::Describe(v1::Describe {})).await?.0 {
         Reply::Described(described) => Ok(described),
-        Reply::Granted(_) | Reply::SubnetsSet(_) | Reply::Refused(_) => {
+        Reply::Granted(_) | Reply::NetworkSet(_) | Reply::Refused(_) => {
             Err(broken("an answer to another question"))
         }
     }
@@ -175,10 +174,6 @@ fn broken(what: impl std::fmt::Display) -> Failure {
         format!("the root daemon's answer cannot be used: {what}"),
         "make sure that kvpn and kvpnd are of the same version, then start kvpnd again",
     )
-}
-
-fn texts(subnets: &[IpNet]) -> Vec<String> {
-    subnets.iter().map(ToString::to_string).collect()
 }
 
 /// Joins a `Granted` with the descriptors that came with it.
@@ -247,8 +242,11 @@ mod tests {
     }
 
     async fn acquire(dir: &tempfile::TempDir) -> Result<(Lease, Granted), Failure> {
-        let subnets = ["10.96.0.0/16".parse().unwrap()];
-        Lease::acquire(&dir.path().join("socket"), &subnets, &[], "a test").await
+        let network = Network {
+            subnets: vec!["10.96.0.0/16".parse().unwrap()],
+            ..Network::default()
+        };
+        Lease::acquire(&dir.path().join("socket"), &network, "a test").await
     }
 
     fn granted(descriptors: &[Descriptor]) -> Reply {

@@ -165,15 +165,18 @@ mod tests {
     use std::fs::File;
     use std::io::Read;
 
-    use kvpn_proto::v1::{LeaseRequest, SetSubnets, lease_request::Request};
+    use kvpn_proto::v1::{LeaseRequest, Network, SetNetwork, lease_request::Request};
     use tokio::io::AsyncWriteExt;
 
     use super::*;
 
     fn request(subnets: usize) -> LeaseRequest {
         LeaseRequest {
-            request: Some(Request::SetSubnets(SetSubnets {
-                subnets: vec!["10.96.0.0/16".into(); subnets],
+            request: Some(Request::SetNetwork(SetNetwork {
+                network: Some(Network {
+                    subnets: vec!["10.96.0.0/16".into(); subnets],
+                    ..Network::default()
+                }),
             })),
         }
     }

@@ -94,7 +94,9 @@ impl Conversation {
         let outcome = match request {
             Request::Describe(_) => Ok((self.describe(), Vec::new())),
             Request::Acquire(wanted) => self.acquire(wanted).await,
-            Request::SetSubnets(wanted) => self.set_subnets(&wanted.subnets).await,
+            Request::SetNetwork(wanted) => {
+                self.set_network(&wanted.network.unwrap_or_default()).await
+            }
         };
         let (reply, descriptors) = outcome.unwrap_or_else(|failure| {
             info!(
@@ -127,7 +129,11 @@ impl Conversation {
             Ok(permit) => permit.map_err(Failure::internal)?,
             Err(_) => return Err(self.connected_already()),
         };
-        let (applied, grant) = self.shared.host.apply(&wanted).await?;
+        let (applied, grant) = self
+            .shared
+            .host
+            .apply(&wanted.network.unwrap_or_default())
+            .await?;
         let holder = v1::Holder {
             uid: self.peer.uid,
             pid: self.peer.pid,
@@ -147,7 +153,10 @@ impl Conversation {
         Ok((Reply::Granted(grant.message), grant.descriptors))
     }
 
-    async fn set_subnets(&mut self, wanted: &[String]) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    async fn set_network(
+        &mut self,
+        wanted: &v1::Network,
+    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         let Some((applied, _)) = &mut self.lease else {
             return Err(Failure::new(
                 Reason::NotConnected,
@@ -155,13 +164,13 @@ impl Conversation {
                 "acquire one first",
             ));
         };
-        applied.set_subnets(wanted).await?;
+        applied.set_network(wanted).await?;
         let holder = self.shared.holder().map(|holder| v1::Holder {
             subnets: applied.subnets(),
             ..holder
         });
         self.shared.set_holder(holder);
-        Ok((Reply::SubnetsSet(v1::SubnetsSet {}), Vec::new()))
+        Ok((Reply::NetworkSet(v1::NetworkSet {}), Vec::new()))
     }
 
     fn connected_already(&self) -> Failure {

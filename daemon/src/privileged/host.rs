@@ -55,7 +55,7 @@ impl Host {
     }
 
     /// Applies a lease; after a failure the host is as it was.
-    pub(super) async fn apply(&self, wanted: &v1::Acquire) -> Result<(Applied, Grant), Failure> {
+    pub(super) async fn apply(&self, wanted: &v1::Network) -> Result<(Applied, Grant), Failure> {
         self.recover().await?;
         let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
         let taken = taken(&netlink, None).await?;
@@ -164,10 +164,10 @@ impl Host {
 }
 
 impl Applied {
-    /// Replaces the subnets; after a failure they are as they were.
-    pub(super) async fn set_subnets(&mut self, texts: &[String]) -> Result<(), Failure> {
+    /// Replaces what the lease changes; after a failure it is as it was.
+    pub(super) async fn set_network(&mut self, network: &v1::Network) -> Result<(), Failure> {
         let taken = taken(&self.netlink, Some(self.index)).await?;
-        let wanted = subnets::check(texts, &taken)?;
+        let wanted = subnets::check(&network.subnets, &taken)?;
         let mut added = Vec::new();
         for subnet in wanted.difference(&self.subnets) {
             match add_route(&self.netlink, self.index, *subnet, &self.addresses).await {

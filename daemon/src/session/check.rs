@@ -17,6 +17,7 @@ use super::args::SessionArgs;
 use super::cluster::Cluster;
 use super::cluster_info::ClusterInfo;
 use super::diagnose::millis;
+use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Greeting};
@@ -108,8 +109,11 @@ async fn in_cluster(
                 "the traffic manager lets a session of yours in",
             ))?;
             print(&ping(&info))?;
-            let subnets = info.routes(&cluster.server_addresses().await);
-            print(&routes::check(&subnets, device))
+            let plan = HostPlan {
+                namespace: namespace.to_owned(),
+                protected: cluster.server_addresses().await,
+            };
+            print(&routes::check(&plan.network(&info).subnets, device))
         }
         Err(failure) => {
             print(&Check::failure(SESSION, failure))?;

@@ -20,40 +20,13 @@ pub(crate) struct ClusterInfo {
 }
 
 impl ClusterInfo {
-    /// What to route into the tunnel: every subnet of the cluster, merged, but
-    /// not the API server, through which the tunnel itself runs.
-    pub(crate) fn routes(&self, api_server: &[IpAddr]) -> Vec<IpNet> {
-        let subnets: Vec<IpNet> = self.subnets().collect();
-        let mut routes = IpNet::aggregate(&subnets);
-        for address in api_server {
-            routes = routes
-                .into_iter()
-                .flat_map(|subnet| without(subnet, *address))
-                .collect();
-        }
-        routes
-    }
-
     /// Tells whether an address is one of the cluster's.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.subnets().any(|subnet| subnet.contains(&address))
     }
 
-    /// What completes short names, as in a pod of that namespace; nothing while
-    /// the cluster's domain is not known.
-    pub(crate) fn search_domains(&self, namespace: &str) -> Vec<String> {
-        let domain = &self.domain;
-        if domain.is_empty() {
-            return Vec::new();
-        }
-        vec![
-            format!("{namespace}.svc.{domain}"),
-            format!("svc.{domain}"),
-            domain.clone(),
-        ]
-    }
-
-    fn subnets(&self) -> impl Iterator<Item = IpNet> {
+    /// Every subnet of the cluster.
+    pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNet> {
         self.pod_subnets
             .iter()
             .chain(&self.service_subnets)
@@ -89,18 +62,6 @@ fn subnets(texts: &[String]) -> Vec<IpNet> {
         .collect()
 }
 
-/// Splits a subnet so that one address is left out.
-fn without(subnet: IpNet, address: IpAddr) -> Vec<IpNet> {
-    if !subnet.contains(&address) {
-        return vec![subnet];
-    }
-    match subnet.subnets(subnet.prefix_len() + 1) {
-        Ok(halves) => halves.flat_map(|half| without(half, address)).collect(),
-        // It is the address itself.
-        Err(_) => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,50 +80,5 @@ mod tests {
     fn malformed_subnets_are_left_out() {
         assert_eq!(info().pod_subnets.len(), 2);
         assert_eq!(info().domain, "cluster.local");
-    }
-
-    #[test]
-    fn search_domains_are_those_of_a_pod() {
-        assert_eq!(
-            info().search_domains("shop"),
-            [
-                "shop.svc.cluster.local",
-                "svc.cluster.local",
-                "cluster.local"
-            ]
-        );
-    }
-
-    #[test]
-    fn an_unknown_domain_completes_nothing() {
-        assert!(ClusterInfo::default().search_domains("shop").is_empty());
-    }
-
-    #[test]
-    fn routes_leave_out_the_api_server_and_nothing_else() {
-        let server: IpAddr = "10.96.0.1".parse().unwrap();
-        let routes = info().routes(&[server]);
-        let routed = |text: &str| {
-            let address: IpAddr = text.parse().unwrap();
-            routes.iter().any(|route| route.contains(&address))
-        };
-        assert!(!routed("10.96.0.1"));
-        for address in [
-            "10.96.0.0",
-            "10.96.0.2",
-            "10.96.255.255",
-            "10.244.3.4",
-            "fd00:96::1",
-        ] {
-            assert!(routed(address), "{address}");
-        }
-    }
-
-    #[test]
-    fn an_api_server_elsewhere_changes_nothing() {
-        assert_eq!(
-            info().routes(&["192.0.2.1".parse().unwrap()]),
-            info().routes(&[])
-        );
     }
 }

@@ -1,10 +1,8 @@
 //! Connecting: from a kubeconfig to a host that is in the cluster.
 
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use ipnet::IpNet;
 use kvpn_proto::Failure;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -15,6 +13,7 @@ use super::cluster::Cluster;
 use super::engagements::Engagements;
 use super::events;
 use super::flows::Flows;
+use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Extra, Greeting, Manager, Opener, supervise};
@@ -23,6 +22,7 @@ use crate::datapath::registry::FlowRegistry;
 use crate::datapath::{self, Datapath};
 use crate::dns::{self, AskedNames, NameServer};
 use crate::lease::client::Lease;
+use crate::lease::network::Network;
 
 /// What is there once the host is in the cluster.
 pub(crate) struct Connected {
@@ -34,9 +34,9 @@ pub(crate) struct Connected {
     pub(crate) engagements: Engagements,
     /// Ends only when the session cannot go on, with the reason.
     pub(crate) supervisor: AbortOnDropHandle<Failure>,
-    pub(crate) api_server: Vec<IpAddr>,
-    /// What the lease routes into the cluster.
-    pub(crate) routes: Vec<IpNet>,
+    pub(crate) plan: HostPlan,
+    /// What the lease has of it.
+    pub(crate) network: Network,
 }
 
 /// What was changed on the host.
@@ -90,15 +90,12 @@ pub(crate) async fn connect(
     let connection = greeting?.authenticate(&credentials).await?;
 
     events::progress("setting up the host's network");
-    let info = connection.cluster().clone();
-    let routes = info.routes(&api_server);
-    let (lease, granted) = Lease::acquire(
-        &args.daemon_socket,
-        &routes,
-        &info.search_domains(&namespace),
-        &context,
-    )
-    .await?;
+    let plan = HostPlan {
+        namespace: namespace.clone(),
+        protected: api_server,
+    };
+    let network = plan.network(connection.cluster());
+    let (lease, granted) = Lease::acquire(&args.daemon_socket, &network, &context).await?;
 
     let engagements = Engagements::new(cluster.clone(), user.clone(), &session);
     let dialled = engagements.clone();
@@ -158,7 +155,7 @@ pub(crate) async fn connect(
         extra,
         engagements,
         supervisor: AbortOnDropHandle::new(tokio::spawn(supervisor)),
-        api_server,
-        routes,
+        plan,
+        network,
     })
 }

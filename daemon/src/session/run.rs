@@ -113,8 +113,8 @@ async fn stay(
         extra,
         engagements,
         mut supervisor,
-        api_server,
-        mut routes,
+        plan,
+        mut network,
     } = connected;
     let about = (
         api.about.context.clone(),
@@ -158,12 +158,12 @@ async fn stay(
                 break End::Failed(ended.unwrap_or_else(Failure::internal));
             }
             Ok(()) = changes.changed() => {
-                let wanted = changes.borrow_and_update().routes(&api_server);
-                if wanted != routes {
-                    info!(subnets = ?wanted, "The cluster's subnets have changed");
-                    match host.lease.set_subnets(&wanted).await {
-                        Ok(()) => routes = wanted,
-                        Err(error) => warn!(%error, "Subnets cannot be routed"),
+                let wanted = plan.network(&changes.borrow_and_update());
+                if wanted != network {
+                    info!(subnets = ?wanted.subnets, "The cluster has changed");
+                    match host.lease.set_network(&wanted).await {
+                        Ok(()) => network = wanted,
+                        Err(error) => warn!(%error, "The host's network cannot follow"),
                     }
                 }
             }

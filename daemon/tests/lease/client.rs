@@ -58,8 +58,11 @@ impl Client {
         description: &str,
     ) -> Result<Granted, LeaseRefused> {
         let request = Request::Acquire(v1::Acquire {
-            subnets: owned(subnets),
-            search_domains: owned(search_domains),
+            network: Some(v1::Network {
+                subnets: owned(subnets),
+                search_domains: owned(search_domains),
+                ..v1::Network::default()
+            }),
             description: description.into(),
         });
         let (reply, descriptors) = self.call(request)?;
@@ -81,8 +84,11 @@ impl Client {
     }
 
     pub(crate) fn set_subnets(&mut self, subnets: &[&str]) -> Result<(), LeaseRefused> {
-        let request = Request::SetSubnets(v1::SetSubnets {
-            subnets: owned(subnets),
+        let request = Request::SetNetwork(v1::SetNetwork {
+            network: Some(v1::Network {
+                subnets: owned(subnets),
+                ..v1::Network::default()
+            }),
         });
         self.call(request).map(|_| ())
     }

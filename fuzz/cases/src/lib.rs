@@ -6,6 +6,7 @@ mod channel;
 mod dns;
 mod frames;
 mod input;
+mod lease;
 mod messages;
 mod netstack;
 mod packet;

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 mod claims;
 
 use crate::session::cluster_info::ClusterInfo;
+use crate::session::host_plan::HostPlan;
 use claims::Claims;
 
 /// A flow's frame must survive being sent on.
@@ -80,12 +81,14 @@ fn watch_cluster(bytes: &[u8]) {
         return;
     };
     let info = ClusterInfo::from(message);
-    let api_servers = [[10, 96, 0, 1].into(), [0xfd00; 8].into()];
-    for route in info.routes(&api_servers) {
-        assert!(!api_servers.iter().any(|address| route.contains(address)));
+    let plan = HostPlan {
+        namespace: "shop".into(),
+        protected: vec![[10, 96, 0, 1].into(), [0xfd00; 8].into()],
+    };
+    for route in plan.network(&info).subnets {
+        assert!(!plan.protected.iter().any(|address| route.contains(address)));
         assert!(info.contains(route.addr()), "{route} is not the cluster's");
     }
-    let _ = info.search_domains("shop");
 }
 
 fn watch_claims(bytes: &[u8]) {

@@ -1,4 +1,7 @@
-//! The module that names of the cluster are told by, under its own path.
+//! Modules that read what the traffic manager tells of the cluster, under their own
+//! paths.
 
 #[path = "../../../daemon/src/session/cluster_info.rs"]
 pub(crate) mod cluster_info;
+#[path = "../../../daemon/src/session/host_plan.rs"]
+pub(crate) mod host_plan;

@@ -1,0 +1,26 @@
+//! What a lease is for.
+
+use ipnet::IpNet;
+use kvpn_proto::v1;
+
+/// What a lease changes on the host, but for the device itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Network {
+    /// Routed to the device.
+    pub(crate) subnets: Vec<IpNet>,
+    /// Put before the host's search domains.
+    pub(crate) search_domains: Vec<String>,
+    /// Whose names the lease's name server answers, for hosts whose resolver
+    /// chooses name servers by domain.
+    pub(crate) domains: Vec<String>,
+}
+
+impl From<&Network> for v1::Network {
+    fn from(network: &Network) -> Self {
+        Self {
+            subnets: network.subnets.iter().map(ToString::to_string).collect(),
+            search_domains: network.search_domains.clone(),
+            domains: network.domains.clone(),
+        }
+    }
+}

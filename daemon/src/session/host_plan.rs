@@ -1,0 +1,135 @@
+//! What a session changes on the host, from what the cluster says and what its
+//! user wants.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::cluster_info::ClusterInfo;
+use crate::lease::network::Network;
+
+/// What of the plan stays as it is while the cluster changes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HostPlan {
+    /// The session's own, in which short names are looked up first.
+    pub(crate) namespace: String,
+    /// What the tunnel itself needs, and is therefore never routed into it.
+    pub(crate) protected: Vec<IpAddr>,
+}
+
+impl HostPlan {
+    /// What to ask of the root daemon while the cluster is like this.
+    pub(crate) fn network(&self, cluster: &ClusterInfo) -> Network {
+        Network {
+            subnets: self.subnets(cluster),
+            search_domains: self.search_domains(cluster),
+            domains: Vec::new(),
+        }
+    }
+
+    /// Every subnet of the cluster, merged, but not what is protected.
+    fn subnets(&self, cluster: &ClusterInfo) -> Vec<IpNet> {
+        let subnets: Vec<IpNet> = cluster.subnets().collect();
+        let mut subnets = IpNet::aggregate(&subnets);
+        for address in &self.protected {
+            subnets = subnets
+                .into_iter()
+                .flat_map(|subnet| without(subnet, *address))
+                .collect();
+        }
+        subnets
+    }
+
+    /// What completes short names, as in a pod of the namespace; nothing while
+    /// the cluster's domain is not known.
+    fn search_domains(&self, cluster: &ClusterInfo) -> Vec<String> {
+        let domain = &cluster.domain;
+        if domain.is_empty() {
+            return Vec::new();
+        }
+        vec![
+            format!("{}.svc.{domain}", self.namespace),
+            format!("svc.{domain}"),
+            domain.clone(),
+        ]
+    }
+}
+
+/// Splits a subnet so that one address is left out.
+fn without(subnet: IpNet, address: IpAddr) -> Vec<IpNet> {
+    if !subnet.contains(&address) {
+        return vec![subnet];
+    }
+    match subnet.subnets(subnet.prefix_len() + 1) {
+        Ok(halves) => halves.flat_map(|half| without(half, address)).collect(),
+        // It is the address itself.
+        Err(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster() -> ClusterInfo {
+        let subnet = |text: &str| text.parse().unwrap();
+        ClusterInfo {
+            pod_subnets: vec![subnet("10.244.0.0/16"), subnet("fd00:244::/64")],
+            service_subnets: vec![subnet("10.96.0.0/16"), subnet("fd00:96::/108")],
+            domain: "cluster.local".into(),
+            ..ClusterInfo::default()
+        }
+    }
+
+    fn plan(protected: &[&str]) -> HostPlan {
+        HostPlan {
+            namespace: "shop".into(),
+            protected: protected.iter().map(|text| text.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn search_domains_are_those_of_a_pod() {
+        assert_eq!(
+            plan(&[]).network(&cluster()).search_domains,
+            [
+                "shop.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unknown_domain_completes_nothing() {
+        let network = plan(&[]).network(&ClusterInfo::default());
+        assert!(network.search_domains.is_empty());
+    }
+
+    #[test]
+    fn routes_leave_out_what_is_protected_and_nothing_else() {
+        let routes = plan(&["10.96.0.1"]).network(&cluster()).subnets;
+        let routed = |text: &str| {
+            let address: IpAddr = text.parse().unwrap();
+            routes.iter().any(|route| route.contains(&address))
+        };
+        assert!(!routed("10.96.0.1"));
+        for address in [
+            "10.96.0.0",
+            "10.96.0.2",
+            "10.96.255.255",
+            "10.244.3.4",
+            "fd00:96::1",
+        ] {
+            assert!(routed(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_protected_elsewhere_changes_nothing() {
+        assert_eq!(
+            plan(&["192.0.2.1"]).network(&cluster()),
+            plan(&[]).network(&cluster())
+        );
+    }
+}
