@@ -91,6 +91,7 @@ impl Lab {
         for component in Component::ALL {
             component.build(&layout)?;
         }
+        toolbox::build_musl_resolver(&layout)?;
         let mut state = match State::load(&layout)? {
             Some(state) if state.cluster && state.missing().is_empty() => state,
             Some(state) => {
@@ -308,7 +309,10 @@ pub fn build_images() -> Result<()> {
     let layout = Layout::new();
     let _lock = lock(&layout)?;
     host::install_packages()?;
-    Component::CoreDns.build(&layout)?;
+    for component in [Component::CoreDns, Component::GoResolve] {
+        component.build(&layout)?;
+    }
+    toolbox::build_musl_resolver(&layout)?;
     binaries::build(&layout)?;
     let images: [Image; 6] = [
         PAUSE,

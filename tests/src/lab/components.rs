@@ -1,4 +1,4 @@
-//! Kubernetes, Helm and CoreDNS, built from their Go modules and kept.
+//! Kubernetes, Helm, CoreDNS and a resolver, built from Go modules and kept.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,6 +19,8 @@ pub enum Component {
     Kubernetes,
     Helm,
     CoreDns,
+    /// Resolves names as static Go programs do.
+    GoResolve,
 }
 
 const KUBERNETES_NAMES: [&str; 7] = [
@@ -32,19 +34,20 @@ const KUBERNETES_NAMES: [&str; 7] = [
 ];
 
 impl Component {
-    pub const ALL: [Self; 3] = [Self::Kubernetes, Self::Helm, Self::CoreDns];
+    pub const ALL: [Self; 4] = [Self::Kubernetes, Self::Helm, Self::CoreDns, Self::GoResolve];
 
     fn name(self) -> &'static str {
         match self {
             Self::Kubernetes => "kubernetes",
             Self::Helm => "helm",
             Self::CoreDns => "coredns",
+            Self::GoResolve => "goresolve",
         }
     }
 
     fn package(self) -> &'static str {
         match self {
-            Self::Kubernetes => ".",
+            Self::Kubernetes | Self::GoResolve => ".",
             Self::Helm => "helm.sh/helm/v3/cmd/helm",
             Self::CoreDns => "github.com/coredns/coredns",
         }
@@ -69,7 +72,7 @@ impl Component {
                     "{strip} -X helm.sh/helm/v3/internal/version.version={version}"
                 ))
             }
-            Self::CoreDns => Ok(strip.to_owned()),
+            Self::CoreDns | Self::GoResolve => Ok(strip.to_owned()),
         }
     }
 

@@ -30,6 +30,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/tinyproxy", "tinyproxy-bin"),
     ("/usr/bin/microsocks", "microsocks"),
     ("/usr/bin/gcc", "gcc"),
+    ("/usr/bin/musl-gcc", "musl-tools"),
     ("/usr/include/stdio.h", "libc6-dev"),
 ];
 

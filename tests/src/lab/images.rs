@@ -67,7 +67,7 @@ pub const TOOLBOX: Image = Image {
     directory: "tests/images/toolbox",
     repository: "localhost/kvpn-toolbox",
     tag: "lab",
-    context: |_| toolbox::files(),
+    context: toolbox::files,
 };
 
 pub const SERVICES: Image = Image {
@@ -253,13 +253,19 @@ fn fingerprint(containerfile: &Path, files: &[(PathBuf, String)]) -> Result<Stri
 fn pause(layout: &Layout) -> Result<Files> {
     let source = layout.tests().join("images/pause/pause.c");
     let output = layout.cache().join("pause");
-    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    if !output.exists() || modified(&output)? < modified(&source)? {
-        fs::create_dir_all(layout.cache())?;
-        Cmd::new("gcc")
-            .args(["-Os", "-static", "-s", "-o"])
-            .args([&output, &source])
-            .ok()?;
-    }
+    compile("gcc", &source, &output)?;
     Ok(vec![(output, "pause".to_owned())])
+}
+
+/// Compiles a C program unless it is newer than its source.
+pub(crate) fn compile(compiler: &str, source: &Path, output: &Path) -> Result<()> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    if output.exists() && modified(output)? >= modified(source)? {
+        return Ok(());
+    }
+    if let Some(directory) = output.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let compile = Cmd::new(compiler).args(["-Os", "-static", "-s", "-o"]);
+    compile.args([output, source]).ok().map(drop)
 }

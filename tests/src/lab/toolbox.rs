@@ -1,12 +1,14 @@
 //! What the toolbox image holds: Debian's curl, dig, bash and nc with the
-//! libraries that they load.
+//! libraries that they load, and the resolvers of Go and of musl, which laptops
+//! have too.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::images::Files;
+use super::images::{self, Files};
+use super::layout::Layout;
 use crate::Cmd;
 
 const PROGRAMS: &[(&str, &str)] = &[
@@ -19,9 +21,21 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/bin/nc.openbsd", "nc"),
 ];
 
+/// Resolvers by the names of their programs; the C library's is getent.
+const RESOLVERS: [&str; 2] = ["goresolve", MUSL_RESOLVER];
+
+const MUSL_RESOLVER: &str = "muslresolve";
+
+/// Compiles musl's resolver, unless it is there.
+pub(crate) fn build_musl_resolver(layout: &Layout) -> Result<()> {
+    let source = layout.tests().join("images/toolbox/muslresolve.c");
+    images::compile("musl-gcc", &source, &layout.tool(MUSL_RESOLVER))
+}
+
 /// The image's files, and their names in the build context.
-pub(crate) fn files() -> Result<Files> {
-    let mut files = Vec::new();
+pub(crate) fn files(layout: &Layout) -> Result<Files> {
+    let resolvers = RESOLVERS.map(|name| (layout.tool(name), format!("rootfs/usr/bin/{name}")));
+    let mut files = Files::from(resolvers);
     let mut libraries = BTreeSet::new();
     for (program, name) in PROGRAMS {
         files.push((PathBuf::from(program), format!("rootfs/usr/bin/{name}")));

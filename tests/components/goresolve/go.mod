@@ -1,0 +1,3 @@
+module kvpn.dev/lab/goresolve
+
+go 1.26.0
