@@ -42,29 +42,52 @@ pub(crate) fn create(layout: &Layout, state: &mut State) -> Result<()> {
             }}
         }}"
     ))?;
+    let zone = layout.run().join("office.zone");
+    std::fs::write(&zone, office_zone()).context("write the office's zone")?;
     let corefile = layout.run().join("wire.Corefile");
     let binds: Vec<String> = net::LAPTOPS.into_iter().map(net::gateway_v4).collect();
-    let (printer, address) = OFFICE_PRINTER;
     std::fs::write(
         &corefile,
         format!(
-            ".:53 {{
+            "{OFFICE_DOMAIN}:53 {{
                 bind {binds}
                 errors
-                hosts {{
-                    {address} {printer}
-                    10.77.0.98 wiki.{OFFICE_DOMAIN}
-                    fd00:77::98 wiki.{OFFICE_DOMAIN}
-                    no_reverse
+                file {zone}
+            }}
+            # Of the rest of the world, nothing exists.
+            .:53 {{
+                bind {binds}
+                errors
+                template ANY ANY {{
+                    rcode NXDOMAIN
+                    authority \". 60 IN SOA ns.{OFFICE_DOMAIN}. root.{OFFICE_DOMAIN}. 1 60 60 60 60\"
                 }}
             }}
             ",
-            binds = binds.join(" ")
+            binds = binds.join(" "),
+            zone = zone.display()
         ),
     )
     .context("write the wire's Corefile")?;
     let server = Cmd::new(layout.tool("coredns")).arg("-conf").arg(&corefile);
     start::in_network(layout, state, DNS, net::WIRE, &server)
+}
+
+/// The names of the office.
+fn office_zone() -> String {
+    let (printer, address) = OFFICE_PRINTER;
+    format!(
+        "$ORIGIN {OFFICE_DOMAIN}.
+$TTL 60
+@          IN SOA  ns root 1 60 60 60 60
+@          IN NS   ns
+ns         IN A    {ns}
+{printer}. IN A    {address}
+wiki       IN A    10.77.0.98
+wiki       IN AAAA fd00:77::98
+",
+        ns = net::gateway_v4(1)
+    )
 }
 
 /// Lets a laptop reach the cluster's networks without any VPN.
