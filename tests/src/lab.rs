@@ -116,29 +116,37 @@ impl Lab {
     /// Waits for other processes that use it, as tests would disturb each other.
     pub fn attach() -> Result<Self> {
         let layout = Layout::new();
-        Self::reserve()?;
+        let begins = Self::reserve()?;
         match State::load(&layout)? {
             Some(state)
                 if state.cluster && state.sample && state.kvpn && state.missing().is_empty() =>
             {
                 // A measurement that was killed may have left an exemption.
                 wire::isolate()?;
-                Ok(Self { layout, state })
+                let lab = Self { layout, state };
+                if begins {
+                    // And a test, or somebody at a laptop, this.
+                    for number in net::LAPTOPS {
+                        lab.laptop(number)?.stop_resolved()?;
+                    }
+                }
+                Ok(lab)
             }
             Some(_) | None => Self::up(Options::ALL),
         }
     }
 
     /// Waits until no other process uses the lab, and keeps it until this one
-    /// ends.
-    pub fn reserve() -> Result<()> {
+    /// ends. Says whether this process did not have it yet.
+    pub fn reserve() -> Result<bool> {
         static RESERVED: Mutex<Option<Flock<File>>> = Mutex::new(None);
         let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-        if reserved.is_none() {
+        let begins = reserved.is_none();
+        if begins {
             let waiting = "Waiting for another test run";
             *reserved = Some(lock_file(&Layout::new(), "in-use.lock", waiting)?);
         }
-        Ok(())
+        Ok(begins)
     }
 
     /// The lab as it is; an error when there is none.

@@ -1,5 +1,5 @@
-//! Root file systems of Debian's packages, for images. Nothing of them is
-//! installed on the machine.
+//! Root file systems of Debian's packages, for images and laptops. Nothing of
+//! them is installed on the machine.
 
 use std::fmt::Write;
 use std::fs;
@@ -20,6 +20,9 @@ const USER: u32 = 65532;
 /// What no server needs to run.
 const LEFT_OUT: [&str; 5] = ["doc", "info", "lintian", "locale", "man"];
 
+/// Directories of a root that are links into its `/usr`.
+const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
+
 /// A root file system: packages, and what they depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rootfs {
@@ -32,29 +35,49 @@ pub(crate) struct Rootfs {
 impl Rootfs {
     /// An archive of it; made when it is not there yet.
     pub(crate) fn archive(&self, layout: &Layout) -> Result<PathBuf> {
-        let cache = layout.cache();
-        let archive = cache.join(format!("{}.tar", self.name));
-        let stamp = archive.with_extension("stamp");
+        let archive = layout.cache().join(format!("{}.tar", self.name));
+        self.make(layout, &archive, |root| pack(root, &archive))?;
+        Ok(archive)
+    }
+
+    /// A directory with what of it belongs below `/usr`; made when it is not
+    /// there yet.
+    pub(crate) fn usr(&self, layout: &Layout) -> Result<PathBuf> {
+        let directory = layout.cache().join(format!("{}-usr", self.name));
+        self.make(layout, &directory, |root| merge(root, &directory))?;
+        Ok(directory)
+    }
+
+    /// Unpacks the packages and finishes, unless the product is there.
+    fn make(
+        &self,
+        layout: &Layout,
+        product: &Path,
+        finish: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let stamp = product.with_extension("stamp");
         let fingerprint = self.fingerprint();
-        if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == fingerprint) {
-            return Ok(archive);
+        if product.exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == fingerprint) {
+            return Ok(());
         }
         step(format_args!(
             "Downloading Debian packages: {}",
             self.packages.join(" ")
         ));
         let begin = Instant::now();
-        let work = cache.join(self.name);
+        let work = layout.cache().join(self.name);
         clear(&work)?;
-        long("the Debian packages", || self.assemble(&work, &archive))
-            .with_context(|| format!("make the root file system of {}", self.name))?;
+        long("the Debian packages", || {
+            self.unpack(&work).and_then(|root| finish(&root))
+        })
+        .with_context(|| format!("make the root file system of {}", self.name))?;
         clear(&work)?;
         fs::write(&stamp, fingerprint)?;
         step(format_args!(
             "Unpacked them in {} s",
             begin.elapsed().as_secs()
         ));
-        Ok(archive)
+        Ok(())
     }
 
     fn fingerprint(&self) -> String {
@@ -63,7 +86,8 @@ impl Rootfs {
         format!("{:016x}", hasher.finish())
     }
 
-    fn assemble(&self, work: &Path, archive: &Path) -> Result<()> {
+    /// Downloads and unpacks the packages; gives the root directory.
+    fn unpack(&self, work: &Path) -> Result<PathBuf> {
         let (packages, root) = (work.join("packages"), work.join("root"));
         fs::create_dir_all(packages.join("partial"))?;
         fs::create_dir_all(&root)?;
@@ -86,20 +110,7 @@ impl Rootfs {
                     .ok()?;
             }
         }
-        symlink("bash", root.join("bin/sh")).context("link the shell")?;
-        fs::write(
-            root.join("etc/passwd"),
-            format!("app:x:{USER}:{USER}::/data:/bin/sh\n"),
-        )?;
-        fs::write(root.join("etc/group"), format!("app:x:{USER}:\n"))?;
-        let excluded = LEFT_OUT.map(|name| format!("--exclude=./usr/share/{name}"));
-        let tar = Cmd::new("tar").args(["--create", "--file"]).arg(archive);
-        tar.args(excluded)
-            .arg("--directory")
-            .arg(&root)
-            .arg(".")
-            .ok()
-            .map(drop)
+        Ok(root)
     }
 
     /// Downloads the packages as for a machine that has next to nothing.
@@ -123,6 +134,42 @@ impl Rootfs {
             .ok()
             .map(drop)
     }
+}
+
+/// Makes an archive of a root directory, with a shell and a user.
+fn pack(root: &Path, archive: &Path) -> Result<()> {
+    symlink("bash", root.join("bin/sh")).context("link the shell")?;
+    fs::write(
+        root.join("etc/passwd"),
+        format!("app:x:{USER}:{USER}::/data:/bin/sh\n"),
+    )?;
+    fs::write(root.join("etc/group"), format!("app:x:{USER}:\n"))?;
+    let excluded = LEFT_OUT.map(|name| format!("--exclude=./usr/share/{name}"));
+    let tar = Cmd::new("tar").args(["--create", "--file"]).arg(archive);
+    tar.args(excluded)
+        .arg("--directory")
+        .arg(root)
+        .arg(".")
+        .ok()
+        .map(drop)
+}
+
+/// Keeps what of a root directory belongs below `/usr`.
+fn merge(root: &Path, directory: &Path) -> Result<()> {
+    let usr = root.join("usr");
+    for name in MERGED {
+        // Packages still name these as directories of their own.
+        let contents = root.join(name).join(".");
+        if contents.exists() {
+            let copy = Cmd::new("cp").args(["--archive", "--no-target-directory"]);
+            copy.args([contents, usr.join(name)]).ok()?;
+        }
+    }
+    for name in LEFT_OUT {
+        clear(&usr.join("share").join(name))?;
+    }
+    clear(directory)?;
+    fs::rename(&usr, directory).with_context(|| format!("move to {}", directory.display()))
 }
 
 /// A record of installed packages, as dpkg keeps it.

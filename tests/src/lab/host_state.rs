@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::laptop::Laptop;
 
@@ -27,23 +27,35 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("packet filter", &["nft", "list", "ruleset"]),
 ];
 
+/// What systemd-resolved was told, where it runs.
+const RESOLVED: &[(&str, &[&str])] = &[
+    ("name servers of links", &["resolvectl", "dns"]),
+    ("domains of links", &["resolvectl", "domain"]),
+    ("links for all names", &["resolvectl", "default-route"]),
+    ("DNSSEC of links", &["resolvectl", "dnssec"]),
+    ("DNS over TLS of links", &["resolvectl", "dnsovertls"]),
+    ("LLMNR of links", &["resolvectl", "llmnr"]),
+    ("mDNS of links", &["resolvectl", "mdns"]),
+];
+
 const FILES: &[&str] = &["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"];
 
 impl HostState {
     pub(crate) fn capture(laptop: &Laptop) -> Result<Self> {
         let mut parts = BTreeMap::new();
-        for (name, command) in COMMANDS {
+        let resolved = laptop.has_resolved().then_some(RESOLVED);
+        for (name, command) in COMMANDS.iter().chain(resolved.into_iter().flatten()) {
             let output = laptop.root().run(*command)?.success()?;
             parts.insert(*name, output.stdout);
         }
         for file in FILES {
             let listing = laptop
                 .root()
-                .run(["stat", "-c", "%F %a %u:%g", file])?
+                .run(["stat", "-c", "%N %F %a %u:%g", file])?
                 .success()?;
-            let content =
-                std::fs::read(laptop.path(file)).with_context(|| format!("read {file}"))?;
-            let content = content.escape_ascii();
+            // At the laptop, where a link leads to the laptop's own file.
+            let content = laptop.root().run(["cat", file])?.success()?.stdout;
+            let content = content.escape_default();
             parts.insert(file, format!("{}{content}", listing.stdout));
         }
         Ok(Self { parts })

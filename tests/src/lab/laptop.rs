@@ -14,8 +14,15 @@ use super::state::State;
 use super::{net, pki, start};
 use crate::{Background, Cmd, Output};
 
+mod resolved;
+
+pub use self::resolved::Resolved;
+
 /// Group whose members may use the root daemon.
 pub const GROUP: (&str, u32) = ("kvpn", 6100);
+
+/// Users and groups of programs, by the names that Debian gives them.
+pub const SYSTEM_USERS: [(&str, u32); 2] = [("messagebus", 6101), ("systemd-resolve", 6102)];
 
 /// Where a laptop sees cargo's binaries, and kubectl.
 pub const BINARIES: &str = "/run/lab/bin";

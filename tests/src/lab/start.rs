@@ -42,7 +42,8 @@ pub(crate) fn beside(
 /// Starts the process that holds a node's or laptop's namespaces.
 pub(crate) fn holder(layout: &Layout, state: &mut State, name: &str, args: &[&str]) -> Result<()> {
     let hold = Cmd::new(layout.binary("kvpn-lab")).arg("hold").args(args);
-    record(layout, state, name, hold.daemon(&layout.log(name))?)?;
+    let process = observe(layout, name, hold.daemon(&layout.log(name))?)?;
+    record(layout, state, process)?;
     wait_for_log(layout, state, name, "ready", Duration::from_secs(10))
 }
 
@@ -83,21 +84,22 @@ pub(crate) fn entering(
     enter: Cmd,
     command: &Cmd,
 ) -> Result<()> {
-    let pid = enter
-        .arg("--detach")
-        .arg("--")
-        .command_of(command)
-        .daemon(&layout.log(name))?;
-    record(layout, state, name, pid)
+    let process = detached(layout, name, enter, command)?;
+    record(layout, state, process)
 }
 
-fn record(layout: &Layout, state: &mut State, name: &str, pid: u32) -> Result<()> {
-    match Process::observe(name, pid) {
-        Ok(process) => {
-            state.processes.retain(|other| other.name != name);
-            state.processes.push(process);
-            state.save(layout)
-        }
-        Err(error) => bail!(with_log(layout, name, error)),
-    }
+/// The same without putting it on record.
+pub(crate) fn detached(layout: &Layout, name: &str, enter: Cmd, command: &Cmd) -> Result<Process> {
+    let enter = enter.arg("--detach").arg("--").command_of(command);
+    observe(layout, name, enter.daemon(&layout.log(name))?)
+}
+
+fn observe(layout: &Layout, name: &str, pid: u32) -> Result<Process> {
+    Process::observe(name, pid).map_err(|error| with_log(layout, name, error))
+}
+
+fn record(layout: &Layout, state: &mut State, process: Process) -> Result<()> {
+    state.processes.retain(|other| other.name != process.name);
+    state.processes.push(process);
+    state.save(layout)
 }

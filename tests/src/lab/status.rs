@@ -30,8 +30,13 @@ pub(crate) fn describe(layout: &Layout, state: &State) -> String {
     for (number, user) in net::LAPTOPS.into_iter().zip(users) {
         let [v4, v6] = net::laptop_addresses(number);
         let name = laptop::user_name(number);
+        let laptop = laptop::Laptop::find(layout, state, number);
+        let resolved = match laptop {
+            Ok(laptop) if laptop.has_resolved() => ", systemd-resolved",
+            Ok(_) | Err(_) => "",
+        };
         line(format!(
-            "laptop {number}: {v4} {v6}, user {name} ({user} in the cluster)"
+            "laptop {number}: {v4} {v6}, user {name} ({user} in the cluster){resolved}"
         ));
     }
     line(format!(

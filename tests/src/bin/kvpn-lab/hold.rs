@@ -104,6 +104,10 @@ fn etc(number: u8) -> Result<()> {
         groups += &format!("{name}:x:{id}:\n");
         members.push(name);
     }
+    for (name, id) in laptop::SYSTEM_USERS {
+        users += &format!("{name}:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n");
+        groups += &format!("{name}:x:{id}:\n");
+    }
     let (group, id) = laptop::GROUP;
     groups += &format!("{group}:x:{id}:{}\n", members.join(","));
     let resolv_conf = format!(
