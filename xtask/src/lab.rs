@@ -52,6 +52,15 @@ pub(crate) enum LabCommand {
         #[arg(last = true)]
         command: Vec<OsString>,
     },
+    /// Give a laptop that is not connected systemd-resolved, until tests run
+    Resolved {
+        /// Which laptop
+        #[arg(long, short, default_value_t = 1)]
+        n: u8,
+        /// Give it its plain resolv.conf back
+        #[arg(long)]
+        off: bool,
+    },
     /// Make the wire between laptops and node worse, or good again
     Wire {
         /// Hold packets that long, each way, such as 20ms; 0ms for not at all
@@ -112,6 +121,14 @@ pub(crate) fn run(command: LabCommand) -> Result<ExitCode> {
             };
             let term = std::env::var_os("TERM").unwrap_or_else(|| "dumb".into());
             return foreground(login.cmd(command).env("TERM", term));
+        }
+        LabCommand::Resolved { n, off } => {
+            let laptop = Lab::current()?.laptop(n)?;
+            if off {
+                laptop.stop_resolved()?;
+            } else {
+                laptop.start_resolved()?;
+            }
         }
         LabCommand::Wire {
             delay,
