@@ -9,6 +9,7 @@ mod kills;
 mod lab;
 mod observe;
 mod replicas;
+mod resolved;
 mod services;
 mod soak;
 mod support;
