@@ -70,8 +70,8 @@ impl Lease {
         }
     }
 
-    /// Replaces what the lease changes on the host; after a failure it is as it
-    /// was.
+    /// Replaces the subnets; after a failure they are as they were. The search
+    /// domains stay as they were granted.
     pub(crate) async fn set_network(&mut self, network: &Network) -> Result<(), Failure> {
         let request = Request::SetNetwork(v1::SetNetwork {
             network: Some(network.into()),

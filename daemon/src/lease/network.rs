@@ -10,9 +10,6 @@ pub(crate) struct Network {
     pub(crate) subnets: Vec<IpNet>,
     /// Put before the host's search domains.
     pub(crate) search_domains: Vec<String>,
-    /// Whose names the lease's name server answers, for hosts whose resolver
-    /// chooses name servers by domain.
-    pub(crate) domains: Vec<String>,
 }
 
 impl From<&Network> for v1::Network {
@@ -20,7 +17,6 @@ impl From<&Network> for v1::Network {
         Self {
             subnets: network.subnets.iter().map(ToString::to_string).collect(),
             search_domains: network.search_domains.clone(),
-            domains: network.domains.clone(),
         }
     }
 }

@@ -164,7 +164,8 @@ impl Host {
 }
 
 impl Applied {
-    /// Replaces what the lease changes; after a failure it is as it was.
+    /// Replaces the subnets; after a failure they are as they were. The search
+    /// domains stay as they were granted.
     pub(super) async fn set_network(&mut self, network: &v1::Network) -> Result<(), Failure> {
         let taken = taken(&self.netlink, Some(self.index)).await?;
         let wanted = subnets::check(&network.subnets, &taken)?;

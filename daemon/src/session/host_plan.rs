@@ -1,5 +1,4 @@
-//! What a session changes on the host, from what the cluster says and what its
-//! user wants.
+//! What a session changes on the host, from what the cluster says.
 
 use std::net::IpAddr;
 
@@ -23,7 +22,6 @@ impl HostPlan {
         Network {
             subnets: self.subnets(cluster),
             search_domains: self.search_domains(cluster),
-            domains: Vec::new(),
         }
     }
 
