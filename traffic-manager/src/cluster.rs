@@ -2,6 +2,7 @@
 
 mod domain;
 mod facts;
+mod names;
 mod subnets;
 
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 
 pub(crate) use domain::cluster_domain;
 pub(crate) use facts::{Fact, FactChange, Source};
+pub(crate) use names::Names;
 
 use facts::Facts;
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::{AgentApi, SessionApi};
-use crate::cluster::{Cluster, cluster_domain};
+use crate::cluster::{Cluster, Names, cluster_domain};
 use crate::config::Config;
 use crate::controller::{AgentTemplate, Executor, ManagerAddresses, Watches, spawn_watches};
 use crate::dial::Dialer;
@@ -103,6 +103,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     let (hub, effects) = Hub::new(world);
     let domain = cluster_domain(&resolv_conf.search, &config.namespace);
     let cluster = Arc::new(Cluster::new(domain));
+    let service_names = Arc::new(Names::new());
     let executor = Executor::new(
         Arc::clone(&hub),
         client.clone(),
@@ -120,6 +121,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         managed: config.managed_namespaces.0.clone(),
         hub: Arc::clone(&hub),
         cluster: Arc::clone(&cluster),
+        names: Arc::clone(&service_names),
     });
     tasks.spawn(executor.run(effects));
     let clock = Arc::clone(&hub);
@@ -139,6 +141,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         sessions: Api::namespaced(client, &config.namespace),
         chart_version: config.chart_version.clone(),
         cluster: cluster.subscribe(),
+        names: service_names,
         dns: Arc::new(Forwarder::new(name_servers(&resolv_conf))),
         dialer: Arc::new(Dialer::new(config.own_ips())),
         flows: Arc::clone(&flows),

@@ -50,8 +50,13 @@ What the traffic manager may do in a namespace whose workloads can be engaged.
 - apiGroups: [""]
   resources: [pods/ephemeralcontainers]
   verbs: [patch]
-# Service subnets, where the cluster has no ServiceCIDR.
+# Service subnets, where the cluster has no ServiceCIDR, and names that lead
+# elsewhere than before.
 - apiGroups: [""]
   resources: [services]
+  verbs: [list, watch]
+# The same of headless Services.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
   verbs: [list, watch]
 {{- end }}

@@ -1,7 +1,4 @@
-//! Modules that read what the traffic manager tells of the cluster, under their own
-//! paths.
+//! The module that names of the cluster are told by, under its own path.
 
 #[path = "../../../daemon/src/session/cluster_info.rs"]
 pub(crate) mod cluster_info;
-#[path = "../../../daemon/src/session/host_plan.rs"]
-pub(crate) mod host_plan;

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::{opening, refuse};
-use crate::cluster::ClusterView;
+use crate::cluster::{ClusterView, Names};
 use crate::dial::Dialer;
 use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
 use crate::metrics::{FlowStats, Origin};
@@ -41,6 +41,7 @@ pub(crate) struct SessionApi {
     pub(crate) sessions: Api<Session>,
     pub(crate) chart_version: String,
     pub(crate) cluster: watch::Receiver<Option<ClusterView>>,
+    pub(crate) names: Arc<Names>,
     pub(crate) dns: Arc<Forwarder>,
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) flows: Arc<FlowStats>,
@@ -140,6 +141,17 @@ impl TrafficManager for SessionApi {
         })?;
         let answer = answer.into();
         Ok(Response::new(v1::LookupResponse { answer }))
+    }
+
+    type WatchNamesStream = BoxStream<'static, Result<v1::WatchNamesResponse, Status>>;
+
+    async fn watch_names(
+        &self,
+        request: Request<v1::WatchNamesRequest>,
+    ) -> Result<Response<Self::WatchNamesStream>, Status> {
+        let (connection, _) = identified(request.extensions())?;
+        let changes = self.names.watch().map(Ok);
+        Ok(Response::new(until_closed(changes, connection)))
     }
 
     async fn describe(

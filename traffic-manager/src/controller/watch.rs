@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::runtime::utils::Backoff;
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::cluster::{Cluster, Fact, FactChange, Source};
+use crate::cluster::{Cluster, Fact, FactChange, Names, Source};
 use crate::hub::Hub;
 use crate::state::{Change, Event, Key, PodView};
 
@@ -35,6 +36,11 @@ const WATCH_SECONDS: u32 = 60;
 /// How long the API server may take for one request.
 const REQUEST: Duration = Duration::from_secs(10);
 
+/// Labels of EndpointSlices: whose they are, and that it is a headless Service
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/>).
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
 /// What is watched, and who hears of it.
 #[derive(Clone)]
 pub(crate) struct Watches {
@@ -45,6 +51,7 @@ pub(crate) struct Watches {
     pub(crate) managed: Vec<String>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) cluster: Arc<Cluster>,
+    pub(crate) names: Arc<Names>,
 }
 
 /// Starts all watches; they run as long as the process, but for those that it
@@ -70,6 +77,7 @@ pub(crate) fn spawn_watches(watches: &Watches) -> JoinSet<()> {
     for scope in &scopes {
         watches.spawn_engagements(&mut tasks, scope.clone(), listed(watches));
         watches.spawn_pods(&mut tasks, scope.clone(), listed(watches));
+        watches.spawn_names(&mut tasks, scope);
     }
     watches.spawn_nodes(&mut tasks);
     watches.spawn_namespaces(&mut tasks);
@@ -144,6 +152,26 @@ impl Watches {
         tasks.spawn(self.clone().follow_optional(Source::Namespaces, api, emit));
     }
 
+    /// Watches what Services' names depend on: the Services, and which pods are
+    /// behind those that have no address of their own.
+    fn spawn_names(&self, tasks: &mut JoinSet<()>, scope: &Option<String>) {
+        let names = Arc::clone(&self.names);
+        let service = |service: &Service| Some(service.name_any());
+        let services = self.api::<Service>(scope);
+        let all = watcher::Config::default();
+        tasks.spawn(follow_names(services, all, names, service));
+
+        let names = Arc::clone(&self.names);
+        let service = |slice: &EndpointSlice| slice.labels().get(SERVICE_LABEL).cloned();
+        let slices = self.api::<EndpointSlice>(scope);
+        let headless = watcher::Config::default().labels(HEADLESS_LABEL);
+        tasks.spawn(async move {
+            if is_readable(&slices).await {
+                follow_names(slices, headless, names, service).await;
+            }
+        });
+    }
+
     /// Watches what the cluster says of its service subnets; where it says
     /// nothing, the addresses of the Services.
     async fn watch_service_subnets(self, scopes: Vec<Option<String>>) {
@@ -205,10 +233,46 @@ impl Watches {
     }
 }
 
+/// Tells of each change which Service's names it concerns, for ever.
+async fn follow_names<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    names: Arc<Names>,
+    service: impl Fn(&K) -> Option<String> + Send,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Default,
+{
+    let emit = move |change: Change<K>| match change {
+        // What has changed before a list is not in it.
+        Change::Listed { .. } => names.change_all(),
+        Change::Applied(object) | Change::Deleted(object) => {
+            if let Some(service) = service(&object) {
+                names.change(Key::new(object.namespace().unwrap_or_default(), service));
+            }
+        }
+    };
+    follow_as(api, config, None, emit, || {}).await;
+}
+
 /// Passes a watch's events on, for ever. `listed` is called after the first
 /// list.
 async fn follow<K>(
     api: Api<K>,
+    namespace: Option<String>,
+    emit: impl FnMut(Change<K>) + Send,
+    listed: impl FnMut() + Send,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Default,
+{
+    follow_as(api, watcher::Config::default(), namespace, emit, listed).await;
+}
+
+/// As `follow`, of the objects that `config` selects.
+async fn follow_as<K>(
+    api: Api<K>,
+    config: watcher::Config,
     namespace: Option<String>,
     mut emit: impl FnMut(Change<K>) + Send,
     mut listed: impl FnMut() + Send,
@@ -217,7 +281,7 @@ async fn follow<K>(
     K::DynamicType: Default,
 {
     let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    let config = config.timeout(WATCH_SECONDS);
     let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
     let mut items = Vec::new();
     let mut first = true;

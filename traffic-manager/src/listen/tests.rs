@@ -37,7 +37,7 @@ use tonic::transport::Channel;
 
 use super::{serve_agents, serve_sessions};
 use crate::api::{AgentApi, SessionApi};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Names};
 use crate::dial::Dialer;
 use crate::hub::Hub;
 use crate::metrics::{Access, Endpoint, FlowStats};
@@ -92,6 +92,7 @@ impl Lab {
             sessions: Api::namespaced(api_server(&key), "kvpn"),
             chart_version: "0.1.0".into(),
             cluster: Cluster::new("cluster.local".into()).subscribe(),
+            names: Arc::new(Names::new()),
             dns: Arc::new(Forwarder::new(vec![])),
             dialer: Arc::new(Dialer::new(vec![])),
             flows: Arc::clone(&flows),
