@@ -11,7 +11,8 @@ use std::io::{ErrorKind, Write};
 use clap::ValueEnum;
 use jiff::Timestamp;
 use kvpn_proto::v1::{
-    EngagementStatus, Link, ListResponse, PortMapping, StatusResponse, Transport, WorkloadStatus,
+    EngagementStatus, Link, ListResponse, PortMapping, Resolver, StatusResponse, Transport,
+    WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use serde::Serialize;
@@ -129,7 +130,10 @@ struct ConnectionDetails {
     addresses: Vec<String>,
     pod_subnets: Vec<String>,
     service_subnets: Vec<String>,
+    routed_subnets: Vec<String>,
     cluster_domain: String,
+    /// `resolv.conf` or `systemd-resolved`.
+    resolver: &'static str,
     open_flows: u64,
     flows_total: u64,
     dials_failed: u64,
@@ -244,6 +248,11 @@ impl From<StatusResponse> for ConnectionStatus {
             Transport::PortForward => "port-forward",
             Transport::Unspecified => "unknown",
         };
+        let resolver = match status.resolver() {
+            Resolver::ResolvConf => "resolv.conf",
+            Resolver::SystemdResolved => "systemd-resolved",
+            Resolver::Unspecified => "unknown",
+        };
         let details = ConnectionDetails {
             context: status.context,
             server: status.server,
@@ -265,7 +274,9 @@ impl From<StatusResponse> for ConnectionStatus {
             addresses: status.addresses,
             pod_subnets: status.pod_subnets,
             service_subnets: status.service_subnets,
+            routed_subnets: status.routed_subnets,
             cluster_domain: status.cluster_domain,
+            resolver,
             open_flows: status.open_flows,
             flows_total: status.flows_total,
             dials_failed: status.dials_failed,

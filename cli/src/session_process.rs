@@ -17,7 +17,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::args::Flags;
-use crate::commands::connect::TunnelFlags;
+use crate::commands::connect::{NameFlags, SessionFlags};
 use crate::ended::Ended;
 use crate::interrupts::Interrupts;
 use crate::progress::Progress;
@@ -43,12 +43,12 @@ pub(crate) struct Connected {
 /// too long or is interrupted, no session is left.
 pub(crate) async fn start(
     flags: &Flags,
-    tunnel: &TunnelFlags,
+    wanted: &SessionFlags,
     place: &Place,
     interrupts: &mut Interrupts,
     progress: &Progress,
 ) -> Result<Connected, Ended> {
-    let mut starting = Starting::spawn(flags, tunnel, place)?;
+    let mut starting = Starting::spawn(flags, wanted, place)?;
     let ended = tokio::select! {
         outcome = timeout(CONNECT_DEADLINE, starting.connected(progress)) => match outcome {
             Ok(Ok(connected)) => return Ok(connected),
@@ -72,11 +72,11 @@ struct Starting {
 }
 
 impl Starting {
-    fn spawn(flags: &Flags, tunnel: &TunnelFlags, place: &Place) -> Result<Self, Failure> {
+    fn spawn(flags: &Flags, wanted: &SessionFlags, place: &Place) -> Result<Self, Failure> {
         let binary = find_daemon()?;
         let log = open_log(&place.log)?;
         let mut child = Command::new(&binary)
-            .args(arguments("session", flags, tunnel))
+            .args(arguments("session", flags, wanted))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -177,10 +177,10 @@ impl Starting {
 
 /// Arguments of a `kvpnd` that checks.
 pub(crate) fn check_arguments(flags: &Flags) -> Vec<OsString> {
-    arguments("check", flags, &TunnelFlags::default())
+    arguments("check", flags, &SessionFlags::default())
 }
 
-fn arguments(subcommand: &str, flags: &Flags, tunnel: &TunnelFlags) -> Vec<OsString> {
+fn arguments(subcommand: &str, flags: &Flags, wanted: &SessionFlags) -> Vec<OsString> {
     let mut arguments = vec![subcommand.into()];
     let mut add = |name: &str, value: &OsStr| {
         arguments.push(name.into());
@@ -196,11 +196,26 @@ fn arguments(subcommand: &str, flags: &Flags, tunnel: &TunnelFlags) -> Vec<OsStr
         add("--namespace", namespace.as_ref());
     }
     add("--manager-namespace", flags.manager_namespace().as_ref());
+    let SessionFlags { tunnel, names } = wanted;
     if let Some(way) = tunnel.transport.and_then(|way| way.to_possible_value()) {
         add("--transport", way.get_name().as_ref());
     }
     if let Some(count) = tunnel.connections {
         add("--connections", count.to_string().as_ref());
+    }
+    let NameFlags {
+        dns_include,
+        dns_exclude,
+        dns_mapping,
+    } = names;
+    for (name, values) in [
+        ("--dns-include", dns_include),
+        ("--dns-exclude", dns_exclude),
+        ("--dns-mapping", dns_mapping),
+    ] {
+        for value in values {
+            add(name, value.as_ref());
+        }
     }
     arguments
 }
@@ -268,7 +283,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::commands::connect::TransportChoice;
+    use crate::commands::connect::{TransportChoice, TunnelFlags};
 
     #[test]
     fn session_gets_the_flags_that_were_given() {
@@ -289,12 +304,25 @@ mod tests {
             "port-forward",
             "--connections",
             "2",
+            "--dns-exclude",
+            "a.example",
+            "--dns-exclude",
+            "b.example",
+            "--dns-mapping",
+            "db=postgres",
         ];
-        let tunnel = TunnelFlags {
-            transport: Some(TransportChoice::PortForward),
-            connections: Some(2),
+        let wanted = SessionFlags {
+            tunnel: TunnelFlags {
+                transport: Some(TransportChoice::PortForward),
+                connections: Some(2),
+            },
+            names: NameFlags {
+                dns_exclude: vec!["a.example".into(), "b.example".into()],
+                dns_mapping: vec!["db=postgres".into()],
+                ..NameFlags::default()
+            },
         };
-        assert_eq!(arguments("session", &flags, &tunnel), expected);
+        assert_eq!(arguments("session", &flags, &wanted), expected);
     }
 
     #[test]

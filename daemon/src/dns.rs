@@ -2,23 +2,29 @@
 //! everything else from the host's own name servers.
 
 mod asked;
+mod cache;
+mod fresh;
 mod handler;
 mod names;
 mod rewrite;
+pub(crate) mod rules;
 mod upstream;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hickory_server::Server;
-use kvpn_tunnel::dns::Forwarder;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use crate::session::manager::Manager;
 pub(crate) use asked::AskedNames;
+use cache::Cache;
 use handler::Handler;
-use upstream::Upstream;
+use rules::NameRules;
+use upstream::{Servers, Upstream};
 
 /// How long a TCP connection without questions is kept.
 const TCP_IDLE: Duration = Duration::from_secs(10);
@@ -32,6 +38,15 @@ const STOP_DEADLINE: Duration = Duration::from_secs(1);
 /// A running name server; ends when dropped.
 pub(crate) struct NameServer {
     server: Server<Handler>,
+    _fresh: AbortOnDropHandle<std::convert::Infallible>,
+}
+
+/// What questions are answered by.
+pub(crate) struct Sources {
+    pub(crate) manager: Manager,
+    pub(crate) rules: NameRules,
+    /// Remembers what was asked for.
+    pub(crate) names: AskedNames,
 }
 
 impl NameServer {
@@ -46,26 +61,35 @@ impl NameServer {
     }
 }
 
-/// Serves on sockets that are bound already. `upstreams` are the host's own
-/// name servers.
+/// Serves on sockets that are bound already. The file `upstreams` names the host's
+/// own name servers, in the form of resolv.conf(5).
 pub(crate) fn serve(
     udp: Vec<UdpSocket>,
     tcp: Vec<TcpListener>,
-    upstreams: Vec<SocketAddr>,
-    manager: Manager,
-    names: AskedNames,
+    upstreams: PathBuf,
+    sources: Sources,
 ) -> io::Result<NameServer> {
-    let mut own = Vec::new();
-    for socket in &udp {
-        own.push(socket.local_addr()?);
-    }
-    // A question to ourselves would go round for ever.
-    let upstreams = upstreams
-        .into_iter()
-        .filter(|server| !own.contains(server))
-        .collect();
-    let upstream = Upstream::new(Forwarder::new(upstreams));
-    let mut server = Server::new(Handler::new(manager, upstream, names));
+    let own: io::Result<_> = udp.iter().map(UdpSocket::local_addr).collect();
+    let servers = Servers::new(upstreams, own?);
+    start(udp, tcp, Upstream::new(servers), sources)
+}
+
+fn start(
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+    upstream: Upstream,
+    sources: Sources,
+) -> io::Result<NameServer> {
+    let cache = Cache::default();
+    let fresh = tokio::spawn(fresh::keep_fresh(sources.manager.clone(), cache.clone()));
+    let mut server = Server::new(Handler {
+        manager: sources.manager,
+        upstream,
+        cache,
+        rules: sources.rules,
+        names: sources.names,
+        room: handler::room(),
+    });
     for socket in udp {
         socket.set_nonblocking(true)?;
         server.register_socket(tokio::net::UdpSocket::from_std(socket)?);
@@ -78,7 +102,10 @@ pub(crate) fn serve(
             TCP_ANSWERS,
         );
     }
-    Ok(NameServer { server })
+    Ok(NameServer {
+        server,
+        _fresh: AbortOnDropHandle::new(fresh),
+    })
 }
 
 #[cfg(test)]

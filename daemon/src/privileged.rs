@@ -18,12 +18,15 @@ mod journal;
 mod name_server;
 mod netlink;
 mod resolv_conf;
+mod resolved;
+mod resolver;
 mod route;
 mod run_dir;
 mod server;
 mod subnets;
 mod tun;
 mod undo;
+mod upstreams;
 
 /// Runs the root daemon until it is told to end.
 pub(crate) fn serve(args: ServeArgs) -> Result<(), Failure> {

@@ -28,10 +28,19 @@ use crate::session_process::{self, Connected};
 #[derive(Args, Debug)]
 pub(crate) struct ConnectArgs {
     #[command(flatten)]
-    pub(crate) tunnel: TunnelFlags,
+    pub(crate) session: SessionFlags,
     /// Command to run while connected
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// What the session is to be like.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct SessionFlags {
+    #[command(flatten)]
+    pub(crate) tunnel: TunnelFlags,
+    #[command(flatten)]
+    pub(crate) names: NameFlags,
 }
 
 /// How the session reaches the traffic manager.
@@ -43,6 +52,28 @@ pub(crate) struct TunnelFlags {
     /// Connections to the traffic manager, over which flows spread
     #[arg(long, value_name = "COUNT", hide = true)]
     pub(crate) connections: Option<usize>,
+}
+
+/// Which names the cluster answers for.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct NameFlags {
+    /// Have the cluster answer for names under a suffix, such as corp.example
+    #[arg(long, value_name = "SUFFIX", value_delimiter = ',')]
+    pub(crate) dns_include: Vec<String>,
+    /// Leave names under a suffix to the laptop's own name servers; of suffixes
+    /// that fit a name the longest counts
+    #[arg(long, value_name = "SUFFIX", value_delimiter = ',')]
+    pub(crate) dns_exclude: Vec<String>,
+    /// Give a name the answers of another, such as db.example.com=postgres.shop
+    #[arg(long, value_name = "NAME=TARGET", value_delimiter = ',')]
+    pub(crate) dns_mapping: Vec<String>,
+}
+
+impl NameFlags {
+    fn are_given(&self) -> bool {
+        let all = [&self.dns_include, &self.dns_exclude, &self.dns_mapping];
+        all.iter().any(|flags| !flags.is_empty())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -58,7 +89,7 @@ pub(crate) enum TransportChoice {
 pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, Ended> {
     // Before anything is started, so that nothing started is left behind.
     let mut interrupts = Interrupts::listen()?;
-    let connection = connect(flags, &args.tunnel, &mut interrupts).await?;
+    let connection = connect(flags, &args.session, &mut interrupts).await?;
     let Some((program, arguments)) = args.command.split_first() else {
         output::print(&connection, flags.output)?;
         return Ok(ExitCode::SUCCESS);
@@ -82,12 +113,12 @@ pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, E
 
 async fn connect(
     flags: &Flags,
-    tunnel: &TunnelFlags,
+    wanted: &SessionFlags,
     interrupts: &mut Interrupts,
 ) -> Result<Connection, Ended> {
     let progress = Progress::start("connecting");
     let running = tokio::select! {
-        running = running(flags, tunnel) => running?,
+        running = running(flags, wanted) => running?,
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };
     if let Some(connection) = running {
@@ -97,7 +128,7 @@ async fn connect(
         context,
         namespace,
         server,
-    } = session_process::start(flags, tunnel, &Place::of_user(), interrupts, &progress).await?;
+    } = session_process::start(flags, wanted, &Place::of_user(), interrupts, &progress).await?;
     Ok(Connection {
         connected: true,
         already_connected: false,
@@ -108,14 +139,15 @@ async fn connect(
 }
 
 /// The connection that there is already, which must be the wanted one.
-async fn running(flags: &Flags, tunnel: &TunnelFlags) -> Result<Option<Connection>, Failure> {
+async fn running(flags: &Flags, wanted: &SessionFlags) -> Result<Option<Connection>, Failure> {
     let Some(session) = Session::find().await? else {
         return Ok(None);
     };
     let status = session.status().await?;
     session::check_selected(flags, &status)?;
     check_namespaces(flags, &status)?;
-    check_transport(tunnel, &status)?;
+    check_transport(&wanted.tunnel, &status)?;
+    check_names(&wanted.names, &status)?;
     Ok(Some(Connection {
         connected: true,
         already_connected: true,
@@ -156,6 +188,21 @@ fn check_transport(tunnel: &TunnelFlags, status: &StatusResponse) -> Result<(), 
         Reason::AlreadyConnected,
         format!(
             "already connected to context {} by {own}, not by {wanted}",
+            status.context
+        ),
+        "run `kvpn quit` to end that connection first",
+    ))
+}
+
+/// Refuses flags that only a new session could follow.
+fn check_names(names: &NameFlags, status: &StatusResponse) -> Result<(), Failure> {
+    if !names.are_given() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::AlreadyConnected,
+        format!(
+            "already connected to context {}, so other names cannot be asked for",
             status.context
         ),
         "run `kvpn quit` to end that connection first",

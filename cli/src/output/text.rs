@@ -73,7 +73,11 @@ impl ConnectionDetails {
             ),
             ("Pod subnets", self.pod_subnets.join(", ")),
             ("Service subnets", self.service_subnets.join(", ")),
-            ("Cluster domain", self.cluster_domain.clone()),
+            ("Routed", self.routed_subnets.join(", ")),
+            (
+                "Names",
+                format!("{} by {}", self.cluster_domain, self.resolver),
+            ),
             ("Flows", traffic),
         ];
         if let Some(since) = self.connected_at {

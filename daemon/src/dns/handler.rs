@@ -1,20 +1,25 @@
 //! From a question to its answer.
 
+use std::time::Instant;
+
 use hickory_proto::op::{
     Edns, Header, HeaderCounts, LowerQuery, Message, MessageType, Metadata, OpCode, ResponseCode,
 };
-use hickory_proto::rr::Name;
+use hickory_proto::rr::{LowerName, Name};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
 use kvpn_tunnel::dns::ForwardError;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::debug;
 
 use super::asked::AskedNames;
-use super::names::{Route, classify};
+use super::cache::Cache;
+use super::names::{Route, classify, domain};
 use super::rewrite;
+use super::rules::NameRules;
 use super::upstream::{Question, Upstream};
+use crate::session::cluster_info::ClusterInfo;
 use crate::session::manager::Manager;
 
 /// The smallest payload that a client without EDNS takes (RFC 1035).
@@ -26,38 +31,78 @@ const QUESTIONS: usize = 256;
 
 /// Answers every question on the host.
 pub(super) struct Handler {
-    manager: Manager,
-    upstream: Upstream,
-    names: AskedNames,
-    room: Semaphore,
+    pub(super) manager: Manager,
+    pub(super) upstream: Upstream,
+    pub(super) cache: Cache,
+    pub(super) rules: NameRules,
+    pub(super) names: AskedNames,
+    pub(super) room: Semaphore,
 }
 
-impl Handler {
-    pub(super) fn new(manager: Manager, upstream: Upstream, names: AskedNames) -> Self {
+/// Room for as many questions as are worked on at a time.
+pub(super) fn room() -> Semaphore {
+    Semaphore::new(QUESTIONS)
+}
+
+/// A question, and the message that asks it.
+struct Asked {
+    question: Question,
+    query: Vec<u8>,
+}
+
+impl Asked {
+    fn new(question: &LowerQuery, request: &Request) -> Self {
+        let flags = request.edns.as_ref().map(Edns::flags);
         Self {
-            manager,
-            upstream,
-            names,
-            room: Semaphore::new(QUESTIONS),
+            question: Question {
+                name: question.name().clone(),
+                record_type: question.query_type(),
+                class: question.query_class(),
+                dnssec_ok: flags.is_some_and(|flags| flags.dnssec_ok),
+                checking_disabled: request.metadata.checking_disabled,
+            },
+            query: request.as_slice().to_vec(),
         }
     }
 
+    /// The same question under another name.
+    fn under(&self, name: &Name) -> Option<Self> {
+        let query = rewrite::question(&self.query, name)
+            .inspect_err(|error| debug!(%error, "Question cannot be rewritten"))
+            .ok()?;
+        let question = Question {
+            name: LowerName::new(name),
+            ..self.question.clone()
+        };
+        Some(Self { question, query })
+    }
+}
+
+impl Handler {
     /// The answer; `None` when there is none to be had.
     async fn answer(&self, question: &LowerQuery, request: &Request) -> Option<Message> {
-        let Ok(_room) = self.room.try_acquire() else {
-            debug!("Too many questions at once");
-            return None;
-        };
+        let asked = Asked::new(question, request);
         let name = question.original().name();
-        let route = classify(name, &self.manager.cluster().borrow());
-        match route {
+        let Some(target) = self.rules.alias(name) else {
+            return self.answer_name(name, asked).await;
+        };
+        let mut answer = self.answer_name(target, asked.under(target)?).await?;
+        rewrite::answer(&mut answer, target, name);
+        self.names.note(name, &answer);
+        Some(answer)
+    }
+
+    async fn answer_name(&self, name: &Name, asked: Asked) -> Option<Message> {
+        let cluster = self.manager.cluster().borrow().clone();
+        match classify(name, &cluster, &self.rules) {
             Route::Cluster => {
-                let answer = self.ask_cluster(request.as_slice().to_vec()).await?;
+                let answer = self.ask_cluster(asked, &cluster).await?;
                 self.names.note(name, &answer);
                 Some(answer)
             }
-            Route::Upstream => self.ask_upstream(question, request).await.ok(),
-            Route::Completed(full) => self.ask_completed(question, &full, request).await,
+            Route::Completed(full) => self.ask_completed(name, asked, &full, &cluster).await,
+            Route::Upstream => self.ask_upstream(asked).await.ok(),
+            Route::Nowhere => Some(no_such_name()),
         }
     }
 
@@ -65,20 +110,18 @@ impl Handler {
     /// cluster does not know may still be one of the world's.
     async fn ask_completed(
         &self,
-        question: &LowerQuery,
+        name: &Name,
+        asked: Asked,
         full: &Name,
-        request: &Request,
+        cluster: &ClusterInfo,
     ) -> Option<Message> {
-        let query = rewrite::question(request.as_slice(), full)
-            .inspect_err(|error| debug!(%error, "Question cannot be rewritten"))
-            .ok()?;
-        let mut answer = self.ask_cluster(query).await?;
-        rewrite::answer(&mut answer, full, question.original().name());
+        let mut answer = self.ask_cluster(asked.under(full)?, cluster).await?;
+        rewrite::answer(&mut answer, full, name);
         if answer.metadata.response_code != ResponseCode::NXDomain {
-            self.names.note(question.original().name(), &answer);
+            self.names.note(name, &answer);
             return Some(answer);
         }
-        match self.ask_upstream(question, request).await {
+        match self.ask_upstream(asked).await {
             Ok(elsewhere) => Some(elsewhere),
             Err(NoAnswer::NobodyToAsk) => Some(answer),
             // "No such name" would be remembered, though it is not known.
@@ -86,9 +129,26 @@ impl Handler {
         }
     }
 
-    async fn ask_cluster(&self, query: Vec<u8>) -> Option<Message> {
-        match self.manager.lookup(query).await {
-            Ok(answer) => read(&answer),
+    async fn ask_cluster(&self, asked: Asked, cluster: &ClusterInfo) -> Option<Message> {
+        let mut answer = match self.cache.get(&asked.question, Instant::now()) {
+            Some(answer) => answer,
+            None => self.look_up(asked, cluster).await?,
+        };
+        rewrite::forbid_caching(&mut answer);
+        Some(answer)
+    }
+
+    async fn look_up(&self, asked: Asked, cluster: &ClusterInfo) -> Option<Message> {
+        let _room = self.enter()?;
+        match self.manager.lookup(asked.query).await {
+            Ok(answer) => {
+                let answer = read(&answer)?;
+                if let Some(domain) = domain(cluster) {
+                    let now = Instant::now();
+                    self.cache.keep(asked.question, &domain, &answer, now);
+                }
+                Some(answer)
+            }
             Err(error) => {
                 debug!(%error, "Cluster did not answer");
                 None
@@ -96,20 +156,9 @@ impl Handler {
         }
     }
 
-    async fn ask_upstream(
-        &self,
-        question: &LowerQuery,
-        request: &Request,
-    ) -> Result<Message, NoAnswer> {
-        let flags = request.edns.as_ref().map(Edns::flags);
-        let key = Question {
-            name: question.name().clone(),
-            record_type: question.query_type(),
-            class: question.query_class(),
-            dnssec_ok: flags.is_some_and(|flags| flags.dnssec_ok),
-            checking_disabled: request.metadata.checking_disabled,
-        };
-        match self.upstream.ask(key, request.as_slice()).await {
+    async fn ask_upstream(&self, asked: Asked) -> Result<Message, NoAnswer> {
+        let _room = self.enter().ok_or(NoAnswer::Failed)?;
+        match self.upstream.ask(asked.question, &asked.query).await {
             Ok(answer) => read(&answer).ok_or(NoAnswer::Failed),
             Err(error) => {
                 debug!(%error, "The host's name servers did not answer");
@@ -121,6 +170,12 @@ impl Handler {
                 })
             }
         }
+    }
+
+    fn enter(&self) -> Option<SemaphorePermit<'_>> {
+        let room = self.room.try_acquire();
+        room.inspect_err(|_| debug!("Too many questions at once"))
+            .ok()
     }
 }
 
@@ -153,6 +208,7 @@ impl RequestHandler for Handler {
         let answer = answer.unwrap_or_else(|| error(request, ResponseCode::ServFail));
         let mut metadata = answer.metadata;
         metadata.id = request.metadata.id;
+        metadata.recursion_desired = request.metadata.recursion_desired;
         metadata.message_type = MessageType::Response;
         // Cut anew below, to what this client takes.
         metadata.truncation = false;
@@ -190,7 +246,12 @@ fn edns(request: &Request, answer: &Message) -> Option<Edns> {
 
 fn error(request: &Request, code: ResponseCode) -> Message {
     let mut message = Message::error_msg(request.metadata.id, request.metadata.op_code, code);
-    message.metadata.recursion_desired = request.metadata.recursion_desired;
+    message.metadata.recursion_available = true;
+    message
+}
+
+fn no_such_name() -> Message {
+    let mut message = Message::error_msg(0, OpCode::Query, ResponseCode::NXDomain);
     message.metadata.recursion_available = true;
     message
 }

@@ -2,6 +2,7 @@
 
 use hickory_proto::rr::Name;
 
+use super::rules::NameRules;
 use crate::session::cluster_info::ClusterInfo;
 
 /// Where a question goes.
@@ -14,35 +15,71 @@ pub(super) enum Route {
     Completed(Name),
     /// To the host's own name servers.
     Upstream,
+    /// To nobody: there is no such name.
+    Nowhere,
 }
 
 /// Classifies a name that was asked for.
 ///
 /// `SVC.NS` and `SVC.NS.svc` count as the cluster's when `NS` is one of its
 /// namespaces (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>);
-/// reverse names when their address is one of the cluster's.
-pub(super) fn classify(name: &Name, cluster: &ClusterInfo) -> Route {
+/// reverse names when their address is one of the cluster's. The user's rules for
+/// a suffix as long or longer come first.
+pub(super) fn classify(name: &Name, cluster: &ClusterInfo, rules: &NameRules) -> Route {
+    let (labels, route) = classify_by_cluster(name, cluster);
+    let route = match rules.suffix(name) {
+        Some(suffix) if suffix.labels < labels => route,
+        Some(suffix) if suffix.is_included => match route {
+            Route::Upstream => Route::Cluster,
+            Route::Cluster | Route::Completed(_) | Route::Nowhere => route,
+        },
+        Some(_) => Route::Upstream,
+        None => route,
+    };
+    match route {
+        Route::Cluster | Route::Completed(_) if is_discovery(name) => Route::Nowhere,
+        Route::Cluster | Route::Completed(_) | Route::Upstream | Route::Nowhere => route,
+    }
+}
+
+/// What the cluster alone says of a name, and how long the suffix is by which it
+/// says so.
+fn classify_by_cluster(name: &Name, cluster: &ClusterInfo) -> (u8, Route) {
+    let upstream = (0, Route::Upstream);
     let Some(domain) = domain(cluster) else {
-        return Route::Upstream;
+        return upstream;
     };
     if domain.zone_of(name) {
-        return Route::Cluster;
+        return (domain.num_labels(), Route::Cluster);
     }
     if let Ok(subnet) = name.parse_arpa_name() {
         let whole = subnet.prefix_len() == subnet.max_prefix_len();
         return if whole && cluster.contains(subnet.addr()) {
-            Route::Cluster
+            (0, Route::Cluster)
         } else {
-            Route::Upstream
+            upstream
         };
     }
     match complete(name, cluster, &domain) {
-        Some(full) => Route::Completed(full),
-        None => Route::Upstream,
+        Some((labels, full)) => (labels, Route::Completed(full)),
+        None => upstream,
     }
 }
 
-fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Name> {
+/// Names by which programs look for what their own network offers: a proxy's
+/// settings, and services (RFC 6763). A cluster has none of it, and is asked again
+/// and again under every search domain.
+fn is_discovery(name: &Name) -> bool {
+    let labels: Vec<&[u8]> = name.iter().collect();
+    let is = |label: &[u8], text: &str| label.eq_ignore_ascii_case(text.as_bytes());
+    labels.first().is_some_and(|first| is(first, "wpad"))
+        || labels
+            .windows(2)
+            .any(|pair| is(pair[0], "_dns-sd") && is(pair[1], "_udp"))
+}
+
+/// The full name, and how many labels of the asked one say that it is meant.
+fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<(u8, Name)> {
     let labels: Vec<String> = name
         .iter()
         .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
@@ -62,11 +99,12 @@ fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Name> {
     } else {
         relative.append_label("svc").ok()?
     };
-    service.append_domain(domain).ok()
+    let labels = if has_svc { 2 } else { 1 };
+    Some((labels, service.append_domain(domain).ok()?))
 }
 
 /// The cluster's domain; none as long as it is not known.
-fn domain(cluster: &ClusterInfo) -> Option<Name> {
+pub(super) fn domain(cluster: &ClusterInfo) -> Option<Name> {
     if cluster.domain.is_empty() {
         return None;
     }
@@ -93,7 +131,11 @@ mod tests {
     }
 
     fn route(name: &str) -> Route {
-        classify(&Name::from_ascii(name).unwrap(), &cluster())
+        ruled(name, &NameRules::default())
+    }
+
+    fn ruled(name: &str, rules: &NameRules) -> Route {
+        classify(&Name::from_ascii(name).unwrap(), &cluster(), rules)
     }
 
     fn completed(name: &str) -> Route {
@@ -155,6 +197,54 @@ mod tests {
     fn without_a_known_domain_everything_goes_upstream() {
         let unknown = ClusterInfo::default();
         let name = Name::from_ascii("web.shop.svc.cluster.local.").unwrap();
-        assert_eq!(classify(&name, &unknown), Route::Upstream);
+        let rules = NameRules::default();
+        assert_eq!(classify(&name, &unknown, &rules), Route::Upstream);
+    }
+
+    #[test]
+    fn what_programs_discover_their_own_network_by_is_nowhere_in_the_cluster() {
+        for name in [
+            "wpad.shop.svc.cluster.local.",
+            "WPAD.shop.",
+            "b._dns-sd._udp.shop.svc.cluster.local.",
+            "lb._dns-sd._udp.svc.cluster.local.",
+        ] {
+            assert_eq!(route(name), Route::Nowhere, "{name}");
+        }
+        assert_eq!(route("wpad.office.example."), Route::Upstream);
+        assert_eq!(
+            route("b._dns-sd._udp.0.0.96.10.in-addr.arpa."),
+            Route::Upstream
+        );
+    }
+
+    #[test]
+    fn rules_for_a_suffix_as_long_or_longer_come_first() {
+        let rules = |include: &str, exclude: &str| {
+            let list = |text: &str| -> Vec<String> {
+                text.split_terminator(',').map(str::to_owned).collect()
+            };
+            NameRules::new(&list(include), &list(exclude), &[], "shop").unwrap()
+        };
+        let included = rules("corp.example", "");
+        assert_eq!(ruled("wiki.corp.example.", &included), Route::Cluster);
+        assert_eq!(ruled("wpad.corp.example.", &included), Route::Nowhere);
+
+        // The cluster's own domain is longer than `local`.
+        let excluded = rules("", "local,shop,old.svc.cluster.local");
+        assert_eq!(
+            ruled("web.shop.svc.cluster.local.", &excluded),
+            Route::Cluster
+        );
+        assert_eq!(
+            ruled("web.old.svc.cluster.local.", &excluded),
+            Route::Upstream
+        );
+        assert_eq!(ruled("web.shop.", &excluded), Route::Upstream);
+        assert_eq!(
+            ruled("web.shop.svc.", &excluded),
+            completed("web.shop.svc.cluster.local.")
+        );
+        assert_eq!(ruled("printer.local.", &excluded), Route::Upstream);
     }
 }

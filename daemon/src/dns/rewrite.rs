@@ -25,6 +25,19 @@ pub(super) fn answer(message: &mut Message, full: &Name, asked: &Name) {
     }
 }
 
+/// Sets every time to live to nothing. Whoever else keeps an answer does not hear
+/// of changes, and would have it still when the connection has ended.
+pub(super) fn forbid_caching(message: &mut Message) {
+    let sections = [
+        &mut message.answers,
+        &mut message.authorities,
+        &mut message.additionals,
+    ];
+    for record in sections.into_iter().flatten() {
+        record.ttl = 0;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

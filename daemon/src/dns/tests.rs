@@ -59,11 +59,13 @@ fn served_before(upstream: SocketAddr) -> Served {
         namespaces: ["shop".to_owned()].into(),
         ..ClusterInfo::default()
     };
-    // Our own address stands first, as it would after a crash.
-    let upstreams = vec![udp_address, upstream];
-    let manager = Manager::down(cluster);
-    let names = AskedNames::default();
-    let server = serve(vec![udp], vec![tcp], upstreams, manager, names).unwrap();
+    let sources = Sources {
+        manager: Manager::down(cluster),
+        rules: NameRules::default(),
+        names: AskedNames::default(),
+    };
+    let upstream = Upstream::new(Servers::fixed(vec![upstream]));
+    let server = start(vec![udp], vec![tcp], upstream, sources).unwrap();
     Served {
         udp: udp_address,
         tcp: tcp_address,

@@ -1,13 +1,21 @@
 //! Questions to the host's own name servers.
 
 use std::collections::HashMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use hickory_proto::rr::{DNSClass, LowerName, RecordType};
-use kvpn_tunnel::dns::{ForwardError, Forwarder};
+use kvpn_tunnel::dns::{ForwardError, Forwarder, parse_resolv_conf};
+use tracing::{debug, info};
+
+/// The port of DNS.
+const PORT: u16 = 53;
 
 /// What makes two questions the same, whoever asks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,18 +30,79 @@ pub(super) struct Question {
 type Answer = Result<Bytes, Arc<ForwardError>>;
 type Pending = Shared<BoxFuture<'static, Answer>>;
 
+/// The file that names the host's name servers, read again when it has changed.
+pub(super) struct Servers {
+    path: PathBuf,
+    /// Our own, which a question would come back to for ever.
+    own: Vec<SocketAddr>,
+    read: Mutex<Read>,
+}
+
+#[derive(Default)]
+struct Read {
+    /// Of the file: inode, length, and its time in seconds and nanoseconds.
+    version: Option<(u64, u64, i64, i64)>,
+    forwarder: Arc<Forwarder>,
+}
+
+impl Servers {
+    pub(super) fn new(path: PathBuf, own: Vec<SocketAddr>) -> Self {
+        Self {
+            path,
+            own,
+            read: Mutex::default(),
+        }
+    }
+
+    /// Servers that no file names.
+    #[cfg(test)]
+    pub(super) fn fixed(servers: Vec<SocketAddr>) -> Self {
+        let fixed = Self::new(PathBuf::new(), Vec::new());
+        fixed.read.lock().unwrap().forwarder = Arc::new(Forwarder::new(servers));
+        fixed
+    }
+
+    /// What asks them as they are now.
+    fn forwarder(&self) -> Arc<Forwarder> {
+        let version = fs::metadata(&self.path)
+            .map(|it| (it.ino(), it.len(), it.mtime(), it.mtime_nsec()))
+            .ok();
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if version.is_some() && version != read.version {
+            match fs::read_to_string(&self.path) {
+                Ok(text) => {
+                    let servers = self.addresses(&text);
+                    info!(?servers, "The host's name servers");
+                    read.version = version;
+                    read.forwarder = Arc::new(Forwarder::new(servers));
+                }
+                Err(error) => debug!(%error, "The host's name servers cannot be read"),
+            }
+        }
+        Arc::clone(&read.forwarder)
+    }
+
+    fn addresses(&self, text: &str) -> Vec<SocketAddr> {
+        let servers = parse_resolv_conf(text).name_servers.into_iter();
+        servers
+            .map(|address| SocketAddr::new(address, PORT))
+            .filter(|server| !self.own.contains(server))
+            .collect()
+    }
+}
+
 /// The host's name servers. The same question is put to them only once at a
 /// time, and everybody who asks it gets that answer: should one of them, such as
 /// a resolver on this host, ask us in its turn, the question ends here instead
 /// of going round.
 #[derive(Clone)]
 pub(super) struct Upstream {
-    servers: Arc<Forwarder>,
+    servers: Arc<Servers>,
     pending: Arc<Mutex<HashMap<Question, Pending>>>,
 }
 
 impl Upstream {
-    pub(super) fn new(servers: Forwarder) -> Self {
+    pub(super) fn new(servers: Servers) -> Self {
         Self {
             servers: Arc::new(servers),
             pending: Arc::default(),
@@ -59,7 +128,7 @@ impl Upstream {
                 upstream: &this,
                 question,
             };
-            this.servers.forward(&query).await
+            this.servers.forwarder().forward(&query).await
         });
         async move {
             match lookup.await {
@@ -86,5 +155,29 @@ struct Forget<'a> {
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         self.upstream.lock().remove(&self.question);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_read_again_when_it_changes_and_our_own_address_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upstreams");
+        let own = "198.18.0.1:53".parse().unwrap();
+        let servers = Servers::new(path.clone(), vec![own]);
+        let told = || format!("{:?}", servers.forwarder());
+        assert!(!told().contains("10.0.0"));
+        fs::write(&path, "nameserver 198.18.0.1\nnameserver 10.0.0.1\n").unwrap();
+        assert!(told().contains("10.0.0.1:53"), "{}", told());
+        assert!(!told().contains("198.18.0.1"), "{}", told());
+
+        fs::write(&path, "nameserver 10.0.0.22\n").unwrap();
+        assert!(told().contains("10.0.0.22:53"), "{}", told());
+        // Better those of before than none.
+        fs::remove_file(&path).unwrap();
+        assert!(told().contains("10.0.0.22:53"), "{}", told());
     }
 }

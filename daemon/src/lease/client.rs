@@ -1,14 +1,14 @@
 //! The session's side of a lease.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kvpn_proto::v1::lease_reply::Reply;
 use kvpn_proto::v1::lease_request::Request;
-use kvpn_proto::v1::{self, Descriptor};
+use kvpn_proto::v1::{self, Descriptor, Resolver};
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -18,9 +18,6 @@ use super::wire::Connection;
 
 /// How long the root daemon may take for an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The port of DNS.
-const DNS_PORT: u16 = 53;
 
 /// A lease that is held. Dropping it gives everything back.
 pub(crate) struct Lease {
@@ -34,8 +31,10 @@ pub(crate) struct Granted {
     pub(crate) mtu: u16,
     /// Addresses of the host on the device.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The host's own name servers.
-    pub(crate) upstreams: Vec<SocketAddr>,
+    /// The file that names the host's own name servers.
+    pub(crate) upstreams: PathBuf,
+    /// What on the host was told of the session's name server.
+    pub(crate) resolver: Resolver,
     /// Carries IP packets, each behind a `virtio_net_hdr` of ten octets;
     /// non-blocking.
     pub(crate) tun: OwnedFd,
@@ -197,13 +196,10 @@ fn take_granted(granted: v1::Granted, descriptors: Vec<OwnedFd>) -> Result<Grant
             Descriptor::Unspecified => return Err("a descriptor of an unknown kind".into()),
         }
     }
-    let upstreams = addresses(&granted.upstream_name_servers)?
-        .into_iter()
-        .map(|address| SocketAddr::new(address, DNS_PORT))
-        .collect();
     Ok(Granted {
+        resolver: granted.resolver(),
         addresses: addresses(&granted.addresses)?,
-        upstreams,
+        upstreams: granted.upstreams.into(),
         mtu: u16::try_from(granted.mtu).map_err(|error| error.to_string())?,
         device: granted.device,
         tun: tun.ok_or("no TUN device")?,
@@ -254,7 +250,8 @@ mod tests {
             device: "kvpn0".into(),
             mtu: 65535,
             addresses: vec!["198.18.0.1".into()],
-            upstream_name_servers: vec!["10.0.0.1".into(), "fd00::1".into()],
+            upstreams: "/run/kvpn/upstreams".into(),
+            resolver: Resolver::ResolvConf.into(),
             descriptors: descriptors.iter().map(|kind| i32::from(*kind)).collect(),
         })
     }
@@ -296,8 +293,8 @@ mod tests {
         assert_eq!(granted.mtu, 65535);
         assert_eq!(granted.dns_udp[0].local_addr().unwrap(), address);
         assert!(granted.dns_tcp.is_empty());
-        let upstreams: Vec<String> = granted.upstreams.iter().map(ToString::to_string).collect();
-        assert_eq!(upstreams, ["10.0.0.1:53", "[fd00::1]:53"]);
+        assert_eq!(granted.upstreams, Path::new("/run/kvpn/upstreams"));
+        assert_eq!(granted.resolver, Resolver::ResolvConf);
         timeout(DEADLINE, lease.closed()).await.unwrap();
     }
 

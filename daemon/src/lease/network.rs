@@ -17,6 +17,8 @@ impl From<&Network> for v1::Network {
         Self {
             subnets: network.subnets.iter().map(ToString::to_string).collect(),
             search_domains: network.search_domains.clone(),
+            domains: network.domains.clone(),
+            allowed_conflicts: Vec::new(),
         }
     }
 }

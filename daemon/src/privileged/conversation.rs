@@ -52,7 +52,13 @@ impl Conversation {
         loop {
             let request = tokio::select! {
                 () = end.cancelled() => break,
-                request = self.receive() => request,
+                request = Self::receive(&mut self.connection, self.lease.is_some()) => request,
+                () = touched(self.lease.as_ref()) => {
+                    if let Some((applied, _)) = &mut self.lease {
+                        self.shared.host.follow(applied);
+                    }
+                    continue;
+                }
             };
             let answered = match request {
                 Ok(Some(request)) => self.answer(request).await,
@@ -72,9 +78,9 @@ impl Conversation {
         }
     }
 
-    async fn receive(&mut self) -> io::Result<Option<Request>> {
-        let received = self.connection.receive::<v1::LeaseRequest>();
-        let received = if self.lease.is_some() {
+    async fn receive(connection: &mut Connection, has_lease: bool) -> io::Result<Option<Request>> {
+        let received = connection.receive::<v1::LeaseRequest>();
+        let received = if has_lease {
             received.await
         } else {
             timeout(DEADLINE, received).await?
@@ -195,6 +201,13 @@ impl Conversation {
             ),
             next_step,
         )
+    }
+}
+
+async fn touched(lease: Option<&(Applied, OwnedSemaphorePermit)>) {
+    match lease {
+        Some((applied, _)) => applied.touched().await,
+        None => std::future::pending().await,
     }
 }
 

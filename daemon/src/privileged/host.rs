@@ -9,18 +9,18 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use kvpn_proto::v1::{self, Descriptor};
 use kvpn_proto::{Failure, Reason};
-use tracing::{error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::guard::Guard;
 use super::journal::{Device, Journal};
 use super::netlink::Netlink;
-use super::resolv_conf::Change;
+use super::resolver::{Plan, Told};
 use super::subnets::{self, Taken};
 use super::{address, name_server, route, tun, undo};
 
 /// The most search domains of a lease. Each costs a question for every name
 /// that the host looks up.
-const MAX_DOMAINS: usize = 16;
+const MAX_SEARCH_DOMAINS: usize = 16;
 
 /// Where the daemon keeps and changes things.
 #[derive(Debug)]
@@ -33,9 +33,15 @@ pub(super) struct Host {
 pub(super) struct Applied {
     netlink: Netlink,
     guard: Guard,
-    index: u32,
-    addresses: Vec<IpAddr>,
+    changed: Changed,
     subnets: BTreeSet<IpNet>,
+}
+
+/// What was changed on the host, but for the routes.
+struct Changed {
+    journal: Journal,
+    addresses: Vec<IpAddr>,
+    told: Told,
 }
 
 /// What goes to the session.
@@ -61,20 +67,16 @@ impl Host {
         let taken = taken(&netlink, None).await?;
         check_own_addresses(&taken)?;
         let subnets = subnets::check(&wanted.subnets, &taken)?;
-        check_domains(&wanted.search_domains)?;
+        check_domains(wanted)?;
         let guard = Guard::start(&self.run_dir)
             .await
             .map_err(|error| failed("start the guard", &error))?;
-        match self
-            .change(&netlink, &subnets, &wanted.search_domains)
-            .await
-        {
-            Ok((index, addresses, grant)) => {
+        match self.change(&netlink, &subnets, wanted).await {
+            Ok((changed, grant)) => {
                 let applied = Applied {
                     netlink,
                     guard,
-                    index,
-                    addresses,
+                    changed,
                     subnets,
                 };
                 Ok((applied, grant))
@@ -104,8 +106,8 @@ impl Host {
         &self,
         netlink: &Netlink,
         subnets: &BTreeSet<IpNet>,
-        search_domains: &[String],
-    ) -> Result<(u32, Vec<IpAddr>, Grant), Failure> {
+        network: &v1::Network,
+    ) -> Result<(Changed, Grant), Failure> {
         // Nothing to journal yet: until the session has a copy of its
         // descriptor, the device ends with this process.
         let tun = tun::create().map_err(|error| device_failed(&error))?;
@@ -131,25 +133,56 @@ impl Host {
             kinds.extend([Descriptor::DnsUdp, Descriptor::DnsTcp]);
             descriptors.extend([udp, tcp]);
         }
-        let change = Change::plan(&self.resolv_conf, &addresses, search_domains)
-            .map_err(|error| self.dns_failed("read", &error))?;
-        journal.resolv_conf = Some(change.clone());
+        let plan = Plan::make(&self.resolv_conf, tun.index, &addresses, network)
+            .await
+            .map_err(|error| failed("find out how this host looks up names", &error))?;
+        journal.resolv_conf = plan.resolv_conf().cloned();
         self.store(&journal)?;
-        change
-            .apply()
-            .map_err(|error| self.dns_failed("write", &error))?;
+        let told = plan
+            .apply(&self.run_dir, &self.resolv_conf, &addresses, network)
+            .await
+            .map_err(|error| failed("set up how this host looks up names", &error))?;
         let message = v1::Granted {
             device: tun::DEVICE.into(),
             mtu: tun::MTU.into(),
             addresses: texts(&addresses),
-            upstream_name_servers: texts(change.upstreams()),
+            upstreams: told.upstreams(&self.run_dir).display().to_string(),
             descriptors: kinds.into_iter().map(i32::from).collect(),
+            resolver: told.kind().into(),
         };
         let grant = Grant {
             message,
             descriptors,
         };
-        Ok((tun.index, addresses, grant))
+        let changed = Changed {
+            journal,
+            addresses,
+            told,
+        };
+        Ok((changed, grant))
+    }
+
+    /// Changes again what somebody else has replaced, who is then the one whose
+    /// settings come back at the end of the lease.
+    pub(super) fn follow(&self, applied: &mut Applied) {
+        if let Err(error) = self.change_again(&mut applied.changed) {
+            warn!(%error, "Names may not be looked up in the cluster any more");
+        }
+    }
+
+    fn change_again(&self, changed: &mut Changed) -> io::Result<()> {
+        let Some(change) = changed.told.plan_again()? else {
+            debug!("What was written for a lease is still there, and left as it is");
+            return Ok(());
+        };
+        info!(path = %change.path().display(), "Somebody else has replaced it; changed again");
+        let journal = Journal {
+            resolv_conf: Some(change.clone()),
+            ..changed.journal.clone()
+        };
+        journal.store(&self.run_dir)?;
+        changed.journal = journal;
+        changed.told.apply_again(&self.run_dir, change)
     }
 
     fn store(&self, journal: &Journal) -> Result<(), Failure> {
@@ -157,21 +190,25 @@ impl Host {
             .store(&self.run_dir)
             .map_err(|error| failed("write the journal", &error))
     }
-
-    fn dns_failed(&self, verb: &str, error: &io::Error) -> Failure {
-        failed(&format!("{verb} {}", self.resolv_conf.display()), error)
-    }
 }
 
 impl Applied {
     /// Replaces the subnets; after a failure they are as they were. The search
     /// domains stay as they were granted.
     pub(super) async fn set_network(&mut self, network: &v1::Network) -> Result<(), Failure> {
-        let taken = taken(&self.netlink, Some(self.index)).await?;
+        check_domains(network)?;
+        let taken = taken(&self.netlink, Some(self.index())).await?;
         let wanted = subnets::check(&network.subnets, &taken)?;
         let mut added = Vec::new();
         for subnet in wanted.difference(&self.subnets) {
-            match add_route(&self.netlink, self.index, *subnet, &self.addresses).await {
+            match add_route(
+                &self.netlink,
+                self.index(),
+                *subnet,
+                &self.changed.addresses,
+            )
+            .await
+            {
                 Ok(()) => added.push(*subnet),
                 Err(failure) => {
                     self.delete_routes(&added).await;
@@ -182,7 +219,17 @@ impl Applied {
         let dropped: Vec<IpNet> = self.subnets.difference(&wanted).copied().collect();
         self.delete_routes(&dropped).await;
         self.subnets = wanted;
-        Ok(())
+        let told = self.changed.told.set(network).await;
+        told.map_err(|error| failed("tell this host's resolver of other domains", &error))
+    }
+
+    /// Resolves when somebody else may have replaced what was changed.
+    pub(super) async fn touched(&self) {
+        self.changed.told.changed().await;
+    }
+
+    fn index(&self) -> u32 {
+        self.changed.journal.device.index
     }
 
     /// The subnets that are routed to the device.
@@ -192,10 +239,10 @@ impl Applied {
 
     async fn delete_routes(&self, subnets: &[IpNet]) {
         for subnet in subnets {
-            let Some(source) = source(*subnet, &self.addresses) else {
+            let Some(source) = source(*subnet, &self.changed.addresses) else {
                 continue;
             };
-            if let Err(error) = route::delete(&self.netlink, self.index, *subnet, source).await {
+            if let Err(error) = route::delete(&self.netlink, self.index(), *subnet, source).await {
                 warn!(%subnet, %error, "The route cannot be deleted");
             }
         }
@@ -259,26 +306,31 @@ fn check_own_addresses(taken: &Taken) -> Result<(), Failure> {
 }
 
 /// Refuses what would become another line of resolv.conf, or another word.
-fn check_domains(domains: &[String]) -> Result<(), Failure> {
+fn check_domains(network: &v1::Network) -> Result<(), Failure> {
     let is_domain = |domain: &String| {
         let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         (1..=253).contains(&domain.len()) && domain.chars().all(is_letter)
     };
-    if domains.len() > MAX_DOMAINS {
+    let search = &network.search_domains;
+    if search.len() > MAX_SEARCH_DOMAINS {
         return Err(Failure::new(
             Reason::Usage,
             format!(
-                "{} search domains are more than {MAX_DOMAINS}",
-                domains.len()
+                "{} search domains are more than {MAX_SEARCH_DOMAINS}",
+                search.len()
             ),
             "name fewer",
         ));
     }
-    match domains.iter().find(|domain| !is_domain(domain)) {
+    match search
+        .iter()
+        .chain(&network.domains)
+        .find(|domain| !is_domain(domain))
+    {
         None => Ok(()),
         Some(domain) => Err(Failure::new(
             Reason::Usage,
-            format!("{domain:?} is not a domain to search in"),
+            format!("{domain:?} is not a domain"),
             "use letters, digits, hyphens and dots only",
         )),
     }
@@ -329,8 +381,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn search_domains_cannot_smuggle_lines_or_words() {
-        let check = |domain: &str| check_domains(&[domain.to_owned()]);
+    fn domains_cannot_smuggle_lines_or_words() {
+        let check = |domain: &str| {
+            check_domains(&v1::Network {
+                domains: vec![domain.to_owned()],
+                ..search(&[domain])
+            })
+        };
         assert!(check("shop.svc.cluster.local").is_ok());
         for domain in [
             "",
@@ -350,10 +407,17 @@ mod tests {
 
     #[test]
     fn search_domains_cannot_be_many() {
-        let domains = |count| vec!["svc.x".to_owned(); count];
-        assert!(check_domains(&domains(MAX_DOMAINS)).is_ok());
-        let failure = check_domains(&domains(MAX_DOMAINS + 1)).unwrap_err();
+        let domains = ["svc.x"; MAX_SEARCH_DOMAINS + 1];
+        assert!(check_domains(&search(&domains[1..])).is_ok());
+        let failure = check_domains(&search(&domains)).unwrap_err();
         assert_eq!(failure.reason, Reason::Usage);
+    }
+
+    fn search(domains: &[&str]) -> v1::Network {
+        v1::Network {
+            search_domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            ..v1::Network::default()
+        }
     }
 
     #[test]

@@ -11,8 +11,10 @@ use tracing::debug;
 
 mod file;
 mod text;
+mod watch;
 
 use file::Attributes;
+pub(super) use watch::Watch;
 
 /// A change of resolv.conf that is about to be made, or was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +65,24 @@ impl Change {
             target,
             original,
         })
+    }
+
+    /// Plans the change anew where somebody has replaced the file at `path` since;
+    /// `None` where it is as it was written, or that with changes by hand.
+    pub(super) fn plan_again(
+        &self,
+        path: &Path,
+        name_servers: &[IpAddr],
+        search_domains: &[String],
+    ) -> io::Result<Option<Self>> {
+        let again = Self::plan(path, name_servers, search_domains)?;
+        let Some(original) = &again.original else {
+            // Whoever removes it writes another.
+            return Ok(None);
+        };
+        let is_ours =
+            self.is_ours(&original.content) || text::embedded(&original.content).is_some();
+        Ok((!is_ours).then_some(again))
     }
 
     /// The file that is changed.

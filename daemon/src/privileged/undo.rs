@@ -10,6 +10,7 @@ use super::address;
 use super::journal::Journal;
 use super::netlink::Netlink;
 use super::resolv_conf::{self, Restored};
+use super::upstreams;
 
 /// Undoes everything that the journal names, then removes the journal. Tries
 /// all of it, and returns the first error.
@@ -29,6 +30,7 @@ pub(super) async fn undo(run_dir: &Path) -> io::Result<()> {
     };
     let deleted = delete_device(&journal).await;
     restored.and(deleted)?;
+    upstreams::remove(run_dir)?;
     Journal::remove(run_dir)
 }
 

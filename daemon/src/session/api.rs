@@ -8,7 +8,7 @@ use kvpn_proto::v1::session_server::Session as SessionService;
 use kvpn_proto::{Failure, Reason, v1, version};
 use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
@@ -21,6 +21,7 @@ use super::flows::Flows;
 use super::manager::Manager;
 use super::workloads::{self, RequestedPort};
 use crate::datapath::Meter;
+use crate::lease::network::Network;
 
 /// How many events of an intercept may wait for its client.
 const EVENTS: usize = 16;
@@ -37,6 +38,8 @@ pub(crate) struct Api {
     pub(crate) engagements: Engagements,
     pub(crate) meter: Meter,
     pub(crate) flows: Flows,
+    /// What the lease has changed on the host.
+    pub(crate) network: watch::Receiver<Network>,
     pub(crate) quit: mpsc::Sender<QuitRequest>,
 }
 
@@ -50,6 +53,7 @@ pub(crate) struct About {
     pub(crate) session: String,
     pub(crate) device: String,
     pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) resolver: v1::Resolver,
     pub(crate) connected_at: SystemTime,
 }
 
@@ -77,8 +81,10 @@ impl SessionService for Api {
             session,
             device,
             addresses,
+            resolver,
             connected_at,
         } = &self.about;
+        let routed_subnets = self.network.borrow().subnets.clone();
         let link = match self.manager.client() {
             Some(_) => v1::Link::Up,
             None => v1::Link::Reconnecting,
@@ -109,6 +115,8 @@ impl SessionService for Api {
             transport: transport.into(),
             device: device.clone(),
             addresses: addresses.iter().map(ToString::to_string).collect(),
+            routed_subnets: routed_subnets.iter().map(ToString::to_string).collect(),
+            resolver: (*resolver).into(),
             pod_subnets: info.pod_subnets.iter().map(ToString::to_string).collect(),
             service_subnets: info
                 .service_subnets

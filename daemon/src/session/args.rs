@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use kvpn_proto::names;
+use kvpn_proto::{Failure, names};
 use nix::unistd::Uid;
 
 use super::transport::Choice;
+use crate::dns::rules::NameRules;
 
 /// Connects this laptop to a cluster and stays until told to quit.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,12 +32,31 @@ pub(crate) struct SessionArgs {
     /// The way to the traffic manager.
     #[arg(long, value_enum, value_name = "WAY", default_value = "auto")]
     pub(crate) transport: Choice,
+    /// Suffix of names that the cluster answers for; repeatable.
+    #[arg(long, value_name = "SUFFIX", value_delimiter = ',')]
+    dns_include: Vec<String>,
+    /// Suffix of names that the cluster does not answer for; repeatable.
+    #[arg(long, value_name = "SUFFIX", value_delimiter = ',')]
+    dns_exclude: Vec<String>,
+    /// Name that gets the answers of another; repeatable.
+    #[arg(long, value_name = "NAME=TARGET", value_delimiter = ',')]
+    dns_mapping: Vec<String>,
     /// Connections to the traffic manager, over which flows spread.
     #[arg(long, value_name = "COUNT", default_value_t = 4, hide = true)]
     pub(crate) connections: usize,
 }
 
 impl SessionArgs {
+    /// What the user wants of names, in a session of this namespace.
+    pub(crate) fn name_rules(&self, namespace: &str) -> Result<NameRules, Failure> {
+        NameRules::new(
+            &self.dns_include,
+            &self.dns_exclude,
+            &self.dns_mapping,
+            namespace,
+        )
+    }
+
     /// Where the command line finds this session.
     pub(crate) fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| {

@@ -112,6 +112,7 @@ async fn in_cluster(
             let plan = HostPlan {
                 namespace: namespace.to_owned(),
                 protected: cluster.server_addresses().await,
+                ..HostPlan::default()
             };
             print(&routes::check(&plan.network(&info).subnets, device))
         }

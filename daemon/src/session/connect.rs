@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kvpn_proto::Failure;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{About, Api, QuitRequest};
@@ -36,7 +36,7 @@ pub(crate) struct Connected {
     pub(crate) supervisor: AbortOnDropHandle<Failure>,
     pub(crate) plan: HostPlan,
     /// What the lease has of it.
-    pub(crate) network: Network,
+    pub(crate) network: watch::Sender<Network>,
 }
 
 /// What was changed on the host.
@@ -91,6 +91,7 @@ pub(crate) async fn connect(
 
     events::progress("setting up the host's network");
     let plan = HostPlan {
+        names: args.name_rules(&namespace)?,
         namespace: namespace.clone(),
         protected: api_server,
     };
@@ -118,14 +119,15 @@ pub(crate) async fn connect(
     )
     .map_err(Failure::internal)?;
     let names = AskedNames::default();
-    let name_server = dns::serve(
-        granted.dns_udp,
-        granted.dns_tcp,
-        granted.upstreams,
-        manager.clone(),
-        names.clone(),
-    )
-    .map_err(Failure::internal)?;
+    let sources = dns::Sources {
+        manager: manager.clone(),
+        rules: plan.names.clone(),
+        names: names.clone(),
+    };
+    let (udp, tcp) = (granted.dns_udp, granted.dns_tcp);
+    let name_server =
+        dns::serve(udp, tcp, granted.upstreams, sources).map_err(Failure::internal)?;
+    let (network, network_rx) = watch::channel(network);
     let api = Api {
         about: About {
             context,
@@ -133,6 +135,7 @@ pub(crate) async fn connect(
             manager_namespace: manager_namespace.clone(),
             user,
             session: session.name,
+            resolver: granted.resolver,
             device: granted.device,
             addresses: granted.addresses,
             connected_at: SystemTime::now(),
@@ -142,6 +145,7 @@ pub(crate) async fn connect(
         engagements: engagements.clone(),
         meter: datapath.meter(),
         flows: Flows::new(registry, names, manager.clone()),
+        network: network_rx,
         quit,
     };
     Ok(Connected {

@@ -1,10 +1,14 @@
 //! What a session changes on the host, from what the cluster says.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+mod reverse;
+
 use super::cluster_info::ClusterInfo;
+use crate::dns::rules::NameRules;
 use crate::lease::network::Network;
 
 /// What of the plan stays as it is while the cluster changes.
@@ -14,6 +18,7 @@ pub(crate) struct HostPlan {
     pub(crate) namespace: String,
     /// What the tunnel itself needs, and is therefore never routed into it.
     pub(crate) protected: Vec<IpAddr>,
+    pub(crate) names: NameRules,
 }
 
 impl HostPlan {
@@ -22,6 +27,7 @@ impl HostPlan {
         Network {
             subnets: self.subnets(cluster),
             search_domains: self.search_domains(cluster),
+            domains: self.domains(cluster),
         }
     }
 
@@ -50,6 +56,20 @@ impl HostPlan {
             format!("svc.{domain}"),
             domain.clone(),
         ]
+    }
+
+    /// Where names are to be asked of the session, by what it takes for the
+    /// cluster's.
+    fn domains(&self, cluster: &ClusterInfo) -> Vec<String> {
+        let mut domains: BTreeSet<String> = cluster.subnets().flat_map(reverse::zones).collect();
+        if !cluster.domain.is_empty() {
+            domains.insert(cluster.domain.clone());
+            domains.insert("svc".into());
+            domains.extend(cluster.namespaces.iter().cloned());
+        }
+        domains.retain(|domain| !self.names.excludes(domain));
+        let own = self.names.domains();
+        domains.into_iter().chain(own).collect()
     }
 }
 
@@ -83,6 +103,7 @@ mod tests {
         HostPlan {
             namespace: "shop".into(),
             protected: protected.iter().map(|text| text.parse().unwrap()).collect(),
+            ..HostPlan::default()
         }
     }
 
@@ -102,6 +123,41 @@ mod tests {
     fn an_unknown_domain_completes_nothing() {
         let network = plan(&[]).network(&ClusterInfo::default());
         assert!(network.search_domains.is_empty());
+        assert!(network.domains.is_empty());
+    }
+
+    #[test]
+    fn domains_are_those_that_the_cluster_answers_for() {
+        let list = |texts: &[&str]| -> Vec<String> {
+            texts.iter().map(|text| (*text).to_owned()).collect()
+        };
+        let names = NameRules::new(
+            &list(&["corp.example"]),
+            &list(&["dev"]),
+            &list(&["db.example.com=db"]),
+            "shop",
+        );
+        let plan = HostPlan {
+            names: names.unwrap(),
+            ..plan(&[])
+        };
+        let cluster = ClusterInfo {
+            pod_subnets: vec!["10.244.0.0/16".parse().unwrap()],
+            service_subnets: vec![],
+            namespaces: ["dev".to_owned(), "shop".to_owned()].into(),
+            ..cluster()
+        };
+        assert_eq!(
+            plan.network(&cluster).domains,
+            [
+                "244.10.in-addr.arpa",
+                "cluster.local",
+                "shop",
+                "svc",
+                "corp.example",
+                "db.example.com",
+            ]
+        );
     }
 
     #[test]

@@ -66,6 +66,20 @@ impl Manager {
         self.client.borrow().clone()
     }
 
+    /// Waits until the control connection is up.
+    pub(crate) async fn wait_for_client(&self) -> Client {
+        let mut client = self.client.clone();
+        loop {
+            if let Some(client) = client.borrow_and_update().clone() {
+                return client;
+            }
+            if client.changed().await.is_err() {
+                // Nobody will open it again.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// A client for one flow, on the connection that has most room for it.
     pub(crate) fn flow_client(&self) -> Option<FlowClient> {
         self.connections.take(Instant::now())

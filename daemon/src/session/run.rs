@@ -114,7 +114,7 @@ async fn stay(
         engagements,
         mut supervisor,
         plan,
-        mut network,
+        network,
     } = connected;
     let about = (
         api.about.context.clone(),
@@ -159,10 +159,12 @@ async fn stay(
             }
             Ok(()) = changes.changed() => {
                 let wanted = plan.network(&changes.borrow_and_update());
-                if wanted != network {
+                if wanted != *network.borrow() {
                     info!(subnets = ?wanted.subnets, "The cluster has changed");
                     match host.lease.set_network(&wanted).await {
-                        Ok(()) => network = wanted,
+                        Ok(()) => {
+                            network.send_replace(wanted);
+                        }
                         Err(error) => warn!(%error, "The host's network cannot follow"),
                     }
                 }

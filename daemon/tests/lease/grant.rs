@@ -6,6 +6,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use kvpn_proto::v1::{self, Resolver};
+
 use crate::host::{Host, RESOLV_CONF, wait_for};
 
 const SUBNETS: [&str; 3] = ["10.96.0.0/16", "10.244.0.0/24", "fd00:96::/108"];
@@ -25,7 +27,8 @@ fn lease_gives_device_routes_and_dns_and_takes_everything_back() {
     assert_eq!(message.device, "kvpn0");
     assert_eq!(message.mtu, 65535);
     assert_eq!(message.addresses, ["198.18.0.1", "fd6b:7670:6e::1"]);
-    assert_eq!(message.upstream_name_servers, ["192.168.77.1"]);
+    assert_eq!(upstreams(message), "nameserver 192.168.77.1\n");
+    assert_eq!(message.resolver(), Resolver::ResolvConf);
     let addresses = host.sh("ip -o addr show dev kvpn0");
     assert!(addresses.contains("inet 198.18.0.1/32 "), "{addresses}");
     assert!(
@@ -259,13 +262,92 @@ fn host_without_name_servers_gets_ours_alone() {
     let _daemon = host.daemon();
     let mut client = host.client();
     let granted = client.acquire(&SUBNETS).unwrap();
-    assert!(granted.message.upstream_name_servers.is_empty());
+    assert_eq!(upstreams(&granted.message), "");
     assert!(
         host.resolv_conf_text()
             .contains("\nnameserver 198.18.0.1\n")
     );
     drop((client, granted));
     host.wait_until_it_is(&before);
+}
+
+/// As NetworkManager and dhclient do, whenever the network changes.
+#[test]
+fn resolv_conf_that_is_replaced_meanwhile_names_us_again_and_is_what_comes_back() {
+    let host = Host::new();
+    let _daemon = host.daemon();
+    let mut client = host.client();
+    let granted = client.acquire(&SUBNETS).unwrap();
+    let path = host.resolv_conf();
+
+    let theirs = "# by dhclient\nsearch cafe.example\nnameserver 192.168.99.1\n";
+    let new = path.with_extension("new");
+    fs::write(&new, theirs).unwrap();
+    fs::rename(&new, &path).unwrap();
+    let ours = || {
+        host.resolv_conf_text()
+            .contains("\nnameserver 198.18.0.1\n")
+    };
+    wait_for("our name server", ours);
+    let text = host.resolv_conf_text();
+    assert!(
+        text.contains("\nsearch shop.svc.x cafe.example\n"),
+        "{text}"
+    );
+    let told = || upstreams(&granted.message) == "nameserver 192.168.99.1\n";
+    wait_for("the new upstream", told);
+
+    // In place, and once more.
+    let theirs = "nameserver 192.168.88.1\n";
+    fs::write(&path, theirs).unwrap();
+    wait_for("our name server", ours);
+
+    drop((client, granted));
+    wait_for("their text", || host.resolv_conf_text() == theirs);
+}
+
+#[test]
+fn resolv_conf_that_becomes_a_link_is_followed_and_the_file_of_before_restored() {
+    let host = Host::new();
+    let first = host.path().join("first.conf");
+    let second = host.path().join("second.conf");
+    fs::rename(host.resolv_conf(), &first).unwrap();
+    symlink(&first, host.resolv_conf()).unwrap();
+    let before = fs::read_to_string(&first).unwrap();
+    let _daemon = host.daemon();
+    let mut client = host.client();
+    let granted = client.acquire(&SUBNETS).unwrap();
+
+    let theirs = "nameserver 192.168.99.1\n";
+    fs::write(&second, theirs).unwrap();
+    fs::remove_file(host.resolv_conf()).unwrap();
+    symlink(&second, host.resolv_conf()).unwrap();
+    wait_for("our name server", || {
+        host.resolv_conf_text()
+            .contains("\nnameserver 198.18.0.1\n")
+    });
+    assert_eq!(fs::read_to_string(&first).unwrap(), before);
+
+    drop((client, granted));
+    wait_for("their text", || host.resolv_conf_text() == theirs);
+    assert_eq!(fs::read_to_string(&first).unwrap(), before);
+}
+
+#[test]
+fn resolv_conf_that_is_edited_by_hand_stays_as_it_was_edited() {
+    let host = Host::new();
+    let before = host.resolv_conf_text();
+    let _daemon = host.daemon();
+    let mut client = host.client();
+    let granted = client.acquire(&SUBNETS).unwrap();
+
+    let edited = host.resolv_conf_text() + "options attempts:1\n";
+    fs::write(host.resolv_conf(), &edited).unwrap();
+    wait_for("a look", || host.log().contains("left as it is"));
+    assert_eq!(host.resolv_conf_text(), edited);
+
+    drop((client, granted));
+    wait_for("the text of before", || host.resolv_conf_text() == before);
 }
 
 #[test]
@@ -282,6 +364,11 @@ fn host_with_ipv6_disabled_gets_ipv4_alone() {
     assert_eq!(host.sh("ip -6 route show dev kvpn0"), "");
     drop((client, granted));
     host.wait_until_it_is(&before);
+}
+
+/// What the file says that the grant names.
+fn upstreams(message: &v1::Granted) -> String {
+    fs::read_to_string(&message.upstreams).unwrap()
 }
 
 /// Reads the next packet.

@@ -152,6 +152,8 @@ impl Host {
         command
             .arg("--run-dir")
             .arg(self.run_dir())
+            // The machine's own is of another network.
+            .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
             .arg("--resolv-conf")
             .arg(self.resolv_conf())
             .args(arguments)

@@ -8,6 +8,7 @@ use crate::input::Input;
 use crate::session::cluster_info::ClusterInfo;
 use exchange::{Answer, Query};
 use names::Route;
+use rules::NameRules;
 
 #[expect(dead_code, unreachable_pub, reason = "asking needs a name server")]
 #[path = "../../../tunnel/src/dns/exchange.rs"]
@@ -16,6 +17,12 @@ mod exchange;
 mod names;
 #[path = "../../../daemon/src/dns/rewrite.rs"]
 mod rewrite;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "only what names are classified by is used")
+)]
+#[path = "../../../daemon/src/dns/rules.rs"]
+mod rules;
 
 /// A query and an answer, each in two pieces.
 pub fn dns(bytes: &[u8]) {
@@ -46,9 +53,10 @@ fn complete(message: &[u8], asked: &Name, answer: &[u8]) {
         namespaces: ["shop".to_owned()].into(),
         ..ClusterInfo::default()
     };
-    let full = match names::classify(asked, &cluster) {
+    let rules = NameRules::new(&[], &["example.com".into()], &[], "shop").expect("rules");
+    let full = match names::classify(asked, &cluster, &rules) {
         Route::Completed(full) => full,
-        Route::Cluster | Route::Upstream => asked.clone(),
+        Route::Cluster | Route::Upstream | Route::Nowhere => asked.clone(),
     };
     if let Ok(question) = rewrite::question(message, &full) {
         let question = Message::from_vec(&question).expect("its own encoding");
@@ -56,6 +64,7 @@ fn complete(message: &[u8], asked: &Name, answer: &[u8]) {
     }
     if let Ok(mut answer) = Message::from_vec(answer) {
         rewrite::answer(&mut answer, &full, asked);
+        rewrite::forbid_caching(&mut answer);
         let _ = answer.to_vec();
     }
 }

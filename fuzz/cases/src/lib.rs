@@ -6,7 +6,6 @@ mod channel;
 mod dns;
 mod frames;
 mod input;
-mod lease;
 mod messages;
 mod netstack;
 mod packet;

@@ -100,6 +100,13 @@ impl Forwarder {
     }
 }
 
+/// Knows no server.
+impl Default for Forwarder {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
 /// The best that is known while nobody has answered.
 #[derive(Default)]
 struct Outcome {
