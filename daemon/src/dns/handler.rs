@@ -5,6 +5,7 @@ use std::time::Instant;
 use hickory_proto::op::{
     Edns, Header, HeaderCounts, LowerQuery, Message, MessageType, Metadata, OpCode, ResponseCode,
 };
+use hickory_proto::rr::rdata::opt::EdnsCode;
 use hickory_proto::rr::{LowerName, Name};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -239,6 +240,8 @@ impl RequestHandler for Handler {
 fn edns(request: &Request, answer: &Message) -> Option<Edns> {
     let asked = request.edns.as_ref()?;
     let mut edns = answer.edns.clone().unwrap_or_default();
+    // It is between us and who answered (RFC 7873), or of who asked before.
+    edns.options_mut().remove(EdnsCode::Cookie);
     edns.set_max_payload(asked.max_payload().max(SMALLEST_PAYLOAD));
     edns.set_dnssec_ok(asked.flags().dnssec_ok);
     Some(edns)

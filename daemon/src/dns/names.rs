@@ -21,7 +21,7 @@ pub(super) enum Route {
 
 /// Classifies a name that was asked for.
 ///
-/// `SVC.NS` and `SVC.NS.svc` count as the cluster's when `NS` is one of its
+/// `SVC.NS` and `SVC.NS.svc`, and what lies under them, count as the cluster's when `NS` is one of its
 /// namespaces (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>);
 /// reverse names when their address is one of the cluster's. The user's rules for
 /// a suffix as long or longer come first.
@@ -86,7 +86,7 @@ fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<(u8, Na
         .collect();
     let (namespace, has_svc) = match &labels[..] {
         [_, .., namespace, svc] if svc == "svc" && labels.len() >= 3 => (namespace, true),
-        [_, namespace] => (namespace, false),
+        [_, .., namespace] => (namespace, false),
         _ => return None,
     };
     if !cluster.namespaces.contains(namespace) {
@@ -167,18 +167,15 @@ mod tests {
             completed("db-0.db.shop.svc.cluster.local.")
         );
         assert_eq!(route("Web.SHOP."), completed("Web.SHOP.svc.cluster.local."));
+        assert_eq!(
+            route("db-0.db.shop."),
+            completed("db-0.db.shop.svc.cluster.local.")
+        );
     }
 
     #[test]
     fn other_short_names_go_upstream() {
-        for name in [
-            "example.com.",
-            "web.nowhere.svc.",
-            "shop.svc.",
-            "web.",
-            "a.web.shop.",
-            ".",
-        ] {
+        for name in ["example.com.", "web.nowhere.svc.", "shop.svc.", "web.", "."] {
             assert_eq!(route(name), Route::Upstream, "{name}");
         }
     }

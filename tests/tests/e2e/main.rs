@@ -7,6 +7,7 @@ mod errors;
 mod journey;
 mod kills;
 mod lab;
+mod names;
 mod observe;
 mod replicas;
 mod resolved;
