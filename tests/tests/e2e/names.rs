@@ -18,7 +18,7 @@ metadata: {name: four, namespace: shop}
 spec:
   ipFamilyPolicy: SingleStack
   ipFamilies: [IPv4]
-  selector: {app: web}
+  selector: {app: nobody}
   ports: [{name: http, port: 80, targetPort: 8080}]
 ---
 apiVersion: v1
@@ -67,6 +67,36 @@ const NAMES: [&str; 9] = [
     "outside.shop.svc.cluster.local",
 ];
 
+/// The Services above, until dropped.
+struct Services<'a>(&'a Lab);
+
+impl<'a> Services<'a> {
+    fn create(lab: &'a Lab) -> Result<Self> {
+        let services = Self(lab);
+        services.apply(SERVICES)?;
+        Ok(services)
+    }
+
+    fn apply(&self, manifest: &str) -> Result<()> {
+        let apply = self.0.kubectl(["apply", "-f", "-"]).stdin(manifest);
+        apply.run()?.success().map(drop)
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        let delete = ["-n", SHOP, "delete", "service", "--ignore-not-found", name];
+        self.0.kubectl(delete).run()?.success().map(drop)
+    }
+}
+
+impl Drop for Services<'_> {
+    fn drop(&mut self) {
+        for name in ["four", "outside", "held"] {
+            // The test has its result; another one would begin by making them.
+            drop(self.delete(name));
+        }
+    }
+}
+
 #[test]
 fn names_are_those_of_a_pod_by_resolv_conf() -> Result<()> {
     let developer = Developer::at(1)?;
@@ -100,8 +130,7 @@ fn names_are_those_of_a_pod_by_resolved() -> Result<()> {
 
 fn compare_names(developer: &Developer, resolver: &str) -> Result<()> {
     let lab = &developer.lab;
-    let apply = ["apply", "-f", "-"];
-    lab.kubectl(apply).stdin(SERVICES).run()?.success()?;
+    let _services = Services::create(lab)?;
     developer.connect()?;
     let status = developer.kvpn_json(["status"])?;
     assert_eq!(status["resolver"], resolver, "{status}");
@@ -152,10 +181,7 @@ fn service_that_is_made_anew_is_found_at_its_new_address_at_once() -> Result<()>
     let developer = Developer::at(1)?;
     let lab = &developer.lab;
     let name = "four.shop.svc.cluster.local";
-    lab.kubectl(["apply", "-f", "-"])
-        .stdin(SERVICES)
-        .run()?
-        .success()?;
+    let services = Services::create(lab)?;
     developer.connect()?;
     let look_up = || -> Result<String> {
         let output = developer.laptop.user().run(["dig", "+short", name, "A"])?;
@@ -168,17 +194,9 @@ fn service_that_is_made_anew_is_found_at_its_new_address_at_once() -> Result<()>
         let hold = SERVICES.split("---").next().context("a Service")?;
         let hold = hold.replace("name: four", "name: held");
         let hold = hold.replace("spec:", &format!("spec:\n  clusterIP: {before}"));
-        lab.kubectl(["-n", SHOP, "delete", "service", "four"])
-            .run()?
-            .success()?;
-        lab.kubectl(["apply", "-f", "-"])
-            .stdin(hold)
-            .run()?
-            .success()?;
-        lab.kubectl(["apply", "-f", "-"])
-            .stdin(SERVICES)
-            .run()?
-            .success()?;
+        services.delete("four")?;
+        services.apply(&hold)?;
+        services.apply(SERVICES)?;
         let after = wait_for(
             "the cluster's own name servers know",
             Duration::from_secs(10),
@@ -189,9 +207,7 @@ fn service_that_is_made_anew_is_found_at_its_new_address_at_once() -> Result<()>
             },
         )?;
         assert_eq!(look_up()?, after);
-        lab.kubectl(["-n", SHOP, "delete", "service", "held"])
-            .run()?
-            .success()?;
+        services.delete("held")?;
     }
     Ok(())
 }
