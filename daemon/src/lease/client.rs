@@ -69,8 +69,8 @@ impl Lease {
         }
     }
 
-    /// Replaces the subnets; after a failure they are as they were. The search
-    /// domains stay as they were granted.
+    /// Replaces the subnets and the domains; after a failure the subnets are as
+    /// they were. The search domains stay as they were granted.
     pub(crate) async fn set_network(&mut self, network: &Network) -> Result<(), Failure> {
         let request = Request::SetNetwork(v1::SetNetwork {
             network: Some(network.into()),

@@ -10,6 +10,9 @@ pub(crate) struct Network {
     pub(crate) subnets: Vec<IpNet>,
     /// Put before the host's search domains.
     pub(crate) search_domains: Vec<String>,
+    /// Whose names the lease's name server answers, for hosts whose resolver
+    /// chooses name servers by domain.
+    pub(crate) domains: Vec<String>,
 }
 
 impl From<&Network> for v1::Network {

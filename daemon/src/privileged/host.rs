@@ -193,8 +193,8 @@ impl Host {
 }
 
 impl Applied {
-    /// Replaces the subnets; after a failure they are as they were. The search
-    /// domains stay as they were granted.
+    /// Replaces the subnets and the domains; after a failure the subnets are as
+    /// they were. The search domains stay as they were granted.
     pub(super) async fn set_network(&mut self, network: &v1::Network) -> Result<(), Failure> {
         check_domains(network)?;
         let taken = taken(&self.netlink, Some(self.index())).await?;

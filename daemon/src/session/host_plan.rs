@@ -1,4 +1,5 @@
-//! What a session changes on the host, from what the cluster says.
+//! What a session changes on the host, from what the cluster says and what its
+//! user wants.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -61,6 +61,7 @@ impl Client {
             network: Some(v1::Network {
                 subnets: owned(subnets),
                 search_domains: owned(search_domains),
+                ..v1::Network::default()
             }),
             description: description.into(),
         });
