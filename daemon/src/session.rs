@@ -15,9 +15,11 @@ pub(crate) mod host_plan;
 mod identity;
 mod kubeconfig;
 pub(crate) mod manager;
+mod protected;
 mod proxy;
 mod run;
 mod socket;
+pub(crate) mod subnet_rules;
 mod transport;
 mod workloads;
 

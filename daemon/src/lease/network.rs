@@ -13,15 +13,22 @@ pub(crate) struct Network {
     /// Whose names the lease's name server answers, for hosts whose resolver
     /// chooses name servers by domain.
     pub(crate) domains: Vec<String>,
+    /// Parts of the address space in which a subnet is routed although the host
+    /// has another route to it.
+    pub(crate) allowed_conflicts: Vec<IpNet>,
 }
 
 impl From<&Network> for v1::Network {
     fn from(network: &Network) -> Self {
         Self {
-            subnets: network.subnets.iter().map(ToString::to_string).collect(),
+            subnets: texts(&network.subnets),
             search_domains: network.search_domains.clone(),
             domains: network.domains.clone(),
-            allowed_conflicts: Vec::new(),
+            allowed_conflicts: texts(&network.allowed_conflicts),
         }
     }
+}
+
+fn texts(subnets: &[IpNet]) -> Vec<String> {
+    subnets.iter().map(ToString::to_string).collect()
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use kvpn_proto::{Failure, names};
 use nix::unistd::Uid;
 
+use super::subnet_rules::SubnetRules;
 use super::transport::Choice;
 use crate::dns::rules::NameRules;
 
@@ -41,6 +42,16 @@ pub(crate) struct SessionArgs {
     /// Name that gets the answers of another; repeatable.
     #[arg(long, value_name = "NAME=TARGET", value_delimiter = ',')]
     dns_mapping: Vec<String>,
+    /// Subnet to route to the cluster besides its own; repeatable.
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    also_proxy: Vec<String>,
+    /// Subnet to leave to the host; repeatable.
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    never_proxy: Vec<String>,
+    /// Subnet to route to the cluster although the host has a route to it;
+    /// repeatable.
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    allow_conflicting_subnets: Vec<String>,
     /// Connections to the traffic manager, over which flows spread.
     #[arg(long, value_name = "COUNT", default_value_t = 4, hide = true)]
     pub(crate) connections: usize,
@@ -54,6 +65,15 @@ impl SessionArgs {
             &self.dns_exclude,
             &self.dns_mapping,
             namespace,
+        )
+    }
+
+    /// What the user wants of subnets.
+    pub(crate) fn subnet_rules(&self) -> Result<SubnetRules, Failure> {
+        SubnetRules::new(
+            &self.also_proxy,
+            &self.never_proxy,
+            &self.allow_conflicting_subnets,
         )
     }
 

@@ -21,6 +21,7 @@ use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Greeting};
+use super::protected;
 use super::transport::{Choice, Transports};
 use crate::lease::client::describe;
 
@@ -111,7 +112,7 @@ async fn in_cluster(
             print(&ping(&info))?;
             let plan = HostPlan {
                 namespace: namespace.to_owned(),
-                protected: cluster.server_addresses().await,
+                protected: protected::addresses(cluster).await,
                 ..HostPlan::default()
             };
             print(&routes::check(&plan.network(&info).subnets, device))

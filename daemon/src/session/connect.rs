@@ -17,6 +17,7 @@ use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Extra, Greeting, Manager, Opener, supervise};
+use super::protected;
 use super::transport::Transports;
 use crate::datapath::registry::FlowRegistry;
 use crate::datapath::{self, Datapath};
@@ -56,6 +57,7 @@ pub(crate) async fn connect(
     registered: &Registered,
     quit: mpsc::Sender<QuitRequest>,
 ) -> Result<Connected, Failure> {
+    let subnets = args.subnet_rules()?;
     let Target {
         config,
         proxy,
@@ -83,8 +85,8 @@ pub(crate) async fn connect(
         }
     };
     // Both to their end: a Session that is being made must be known.
-    let (registration, greeting, api_server) =
-        tokio::join!(register, greet, cluster.server_addresses());
+    let (registration, greeting, protected) =
+        tokio::join!(register, greet, protected::addresses(&cluster));
     let (user, credentials) = registration?;
     let session = credentials.session.clone();
     let connection = greeting?.authenticate(&credentials).await?;
@@ -93,7 +95,8 @@ pub(crate) async fn connect(
     let plan = HostPlan {
         names: args.name_rules(&namespace)?,
         namespace: namespace.clone(),
-        protected: api_server,
+        protected,
+        subnets,
     };
     let network = plan.network(connection.cluster());
     let (lease, granted) = Lease::acquire(&args.daemon_socket, &network, &context).await?;

@@ -4,11 +4,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 mod reverse;
 
 use super::cluster_info::ClusterInfo;
+use super::subnet_rules::SubnetRules;
 use crate::dns::rules::NameRules;
 use crate::lease::network::Network;
 
@@ -20,29 +19,20 @@ pub(crate) struct HostPlan {
     /// What the tunnel itself needs, and is therefore never routed into it.
     pub(crate) protected: Vec<IpAddr>,
     pub(crate) names: NameRules,
+    pub(crate) subnets: SubnetRules,
 }
 
 impl HostPlan {
     /// What to ask of the root daemon while the cluster is like this.
     pub(crate) fn network(&self, cluster: &ClusterInfo) -> Network {
         Network {
-            subnets: self.subnets(cluster),
+            subnets: self
+                .subnets
+                .routed(cluster.subnets().collect(), &self.protected),
             search_domains: self.search_domains(cluster),
             domains: self.domains(cluster),
+            allowed_conflicts: self.subnets.allowed_conflicts().to_vec(),
         }
-    }
-
-    /// Every subnet of the cluster, merged, but not what is protected.
-    fn subnets(&self, cluster: &ClusterInfo) -> Vec<IpNet> {
-        let subnets: Vec<IpNet> = cluster.subnets().collect();
-        let mut subnets = IpNet::aggregate(&subnets);
-        for address in &self.protected {
-            subnets = subnets
-                .into_iter()
-                .flat_map(|subnet| without(subnet, *address))
-                .collect();
-        }
-        subnets
     }
 
     /// What completes short names, as in a pod of the namespace; nothing while
@@ -71,18 +61,6 @@ impl HostPlan {
         domains.retain(|domain| !self.names.excludes(domain));
         let own = self.names.domains();
         domains.into_iter().chain(own).collect()
-    }
-}
-
-/// Splits a subnet so that one address is left out.
-fn without(subnet: IpNet, address: IpAddr) -> Vec<IpNet> {
-    if !subnet.contains(&address) {
-        return vec![subnet];
-    }
-    match subnet.subnets(subnet.prefix_len() + 1) {
-        Ok(halves) => halves.flat_map(|half| without(half, address)).collect(),
-        // It is the address itself.
-        Err(_) => Vec::new(),
     }
 }
 

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 mod claims;
 
 use crate::session::cluster_info::ClusterInfo;
+use crate::session::subnet_rules::SubnetRules;
 use claims::Claims;
 
 /// A flow's frame must survive being sent on.
@@ -80,11 +81,11 @@ fn watch_cluster(bytes: &[u8]) {
         return;
     };
     let info = ClusterInfo::from(message);
-    for subnet in info.subnets() {
-        assert!(
-            info.contains(subnet.addr()),
-            "{subnet} is not the cluster's"
-        );
+    let protected: [IpAddr; 2] = [[10, 96, 0, 1].into(), [0xfd00; 8].into()];
+    let rules = SubnetRules::new(&[], &["10.97.0.0/24".into()], &[]).expect("rules");
+    for route in rules.routed(info.subnets().collect(), &protected) {
+        assert!(!protected.iter().any(|address| route.contains(address)));
+        assert!(info.contains(route.addr()), "{route} is not the cluster's");
     }
 }
 

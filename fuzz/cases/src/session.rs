@@ -2,3 +2,5 @@
 
 #[path = "../../../daemon/src/session/cluster_info.rs"]
 pub(crate) mod cluster_info;
+#[path = "../../../daemon/src/session/subnet_rules.rs"]
+pub(crate) mod subnet_rules;
