@@ -11,7 +11,9 @@ use kvpn_tunnel::turns::EVENT_INTERVAL;
 mod config;
 mod datapath;
 mod dns;
+mod host_routes;
 mod lease;
+mod netlink;
 mod privileged;
 mod session;
 

@@ -1,19 +1,19 @@
-//! Addresses: the device's own, and those that the host has already.
+//! The device's own addresses.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use futures::TryStreamExt;
 use kvpn_tunnel::netstack::{HOP_V4, HOP_V6};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::netlink::{Netlink, run};
 use super::route;
+use crate::host_routes::{DeviceRoute, MAIN};
+use crate::netlink::{Netlink, run};
 
 /// The host's address on the device, from the block for benchmarks (RFC 2544),
 /// which networks and clusters hardly use.
@@ -62,7 +62,7 @@ pub(super) async fn configure(
     for address in &addresses {
         add(netlink, index, *address).await?;
         wait_until_local(netlink, *address).await?;
-        match route::add(netlink, index, hop(*address).into(), *address).await {
+        match route::add(netlink, index, to_hop(*address), *address).await {
             // The connection works without it, but the host may drop what the first
             // hop says: unreachable, too big, TTL exceeded.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -83,6 +83,14 @@ fn hop(own: IpAddr) -> IpAddr {
     }
 }
 
+fn to_hop(own: IpAddr) -> DeviceRoute {
+    DeviceRoute {
+        subnet: hop(own).into(),
+        table: MAIN,
+        metric: 0,
+    }
+}
+
 /// Waits until packets to the address stay on this host. The kernel sees to
 /// that a moment after an IPv6 address was added.
 async fn wait_until_local(netlink: &Netlink, address: IpAddr) -> io::Result<()> {
@@ -94,27 +102,6 @@ async fn wait_until_local(netlink: &Netlink, address: IpAddr) -> io::Result<()> 
         sleep(LOCAL_RETRY).await;
     }
     Ok(())
-}
-
-/// The addresses of the host on other devices than this one.
-pub(super) async fn others(netlink: &Netlink, index: Option<u32>) -> io::Result<Vec<IpAddr>> {
-    let messages: Vec<_> = run(netlink.handle().address().get().execute().try_collect()).await?;
-    let mut addresses = Vec::new();
-    for message in messages {
-        if Some(message.header.index) == index {
-            continue;
-        }
-        let mut address = None;
-        for attribute in message.attributes {
-            if let AddressAttribute::Local(local) = attribute {
-                address = Some(local);
-            } else if let AddressAttribute::Address(local_or_peer) = attribute {
-                address = address.or(Some(local_or_peer));
-            }
-        }
-        addresses.extend(address);
-    }
-    Ok(addresses)
 }
 
 async fn add(netlink: &Netlink, index: u32, address: IpAddr) -> io::Result<()> {

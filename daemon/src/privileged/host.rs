@@ -1,22 +1,20 @@
 //! The host's network as one transaction: all of a lease is applied, or none.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use ipnet::IpNet;
 use kvpn_proto::v1::{self, Descriptor};
 use kvpn_proto::{Failure, Reason};
 use tracing::{debug, error, info, warn};
 
 use super::guard::Guard;
 use super::journal::{Device, Journal};
-use super::netlink::Netlink;
 use super::resolver::{Plan, Told};
-use super::subnets::{self, Taken};
-use super::{address, name_server, route, tun, undo};
+use super::routing::{Planned, Routing};
+use super::{address, name_server, tun, undo};
+use crate::netlink::Netlink;
 
 /// The most search domains of a lease. Each costs a question for every name
 /// that the host looks up.
@@ -34,13 +32,12 @@ pub(super) struct Applied {
     netlink: Netlink,
     guard: Guard,
     changed: Changed,
-    subnets: BTreeSet<IpNet>,
 }
 
-/// What was changed on the host, but for the routes.
+/// What was changed on the host.
 struct Changed {
     journal: Journal,
-    addresses: Vec<IpAddr>,
+    routing: Routing,
     told: Told,
 }
 
@@ -64,20 +61,17 @@ impl Host {
     pub(super) async fn apply(&self, wanted: &v1::Network) -> Result<(Applied, Grant), Failure> {
         self.recover().await?;
         let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
-        let taken = taken(&netlink, None).await?;
-        check_own_addresses(&taken)?;
-        let subnets = subnets::check(&wanted.subnets, &taken)?;
+        let planned = Planned::new(&netlink, wanted).await?;
         check_domains(wanted)?;
         let guard = Guard::start(&self.run_dir)
             .await
             .map_err(|error| failed("start the guard", &error))?;
-        match self.change(&netlink, &subnets, wanted).await {
+        match self.change(&netlink, planned, wanted).await {
             Ok((changed, grant)) => {
                 let applied = Applied {
                     netlink,
                     guard,
                     changed,
-                    subnets,
                 };
                 Ok((applied, grant))
             }
@@ -105,7 +99,7 @@ impl Host {
     async fn change(
         &self,
         netlink: &Netlink,
-        subnets: &BTreeSet<IpNet>,
+        planned: Planned,
         network: &v1::Network,
     ) -> Result<(Changed, Grant), Failure> {
         // Nothing to journal yet: until the session has a copy of its
@@ -122,9 +116,7 @@ impl Host {
         let addresses = address::configure(netlink, tun::DEVICE, tun.index)
             .await
             .map_err(|error| failed("give the TUN device its addresses", &error))?;
-        for subnet in subnets {
-            add_route(netlink, tun.index, *subnet, &addresses).await?;
-        }
+        let routing = Routing::add(netlink, tun.index, addresses.clone(), planned).await?;
         let mut kinds = vec![Descriptor::Tun];
         let mut descriptors = vec![tun.descriptor];
         for address in &addresses {
@@ -156,7 +148,7 @@ impl Host {
         };
         let changed = Changed {
             journal,
-            addresses,
+            routing,
             told,
         };
         Ok((changed, grant))
@@ -197,30 +189,10 @@ impl Applied {
     /// they were. The search domains stay as they were granted.
     pub(super) async fn set_network(&mut self, network: &v1::Network) -> Result<(), Failure> {
         check_domains(network)?;
-        let taken = taken(&self.netlink, Some(self.index())).await?;
-        let wanted = subnets::check(&network.subnets, &taken)?;
-        let mut added = Vec::new();
-        for subnet in wanted.difference(&self.subnets) {
-            match add_route(
-                &self.netlink,
-                self.index(),
-                *subnet,
-                &self.changed.addresses,
-            )
-            .await
-            {
-                Ok(()) => added.push(*subnet),
-                Err(failure) => {
-                    self.delete_routes(&added).await;
-                    return Err(failure);
-                }
-            }
-        }
-        let dropped: Vec<IpNet> = self.subnets.difference(&wanted).copied().collect();
-        self.delete_routes(&dropped).await;
-        self.subnets = wanted;
-        let told = self.changed.told.set(network).await;
-        told.map_err(|error| failed("tell this host's resolver of other domains", &error))
+        let Changed { routing, told, .. } = &mut self.changed;
+        routing.replace(&self.netlink, network).await?;
+        let set = told.set(network).await;
+        set.map_err(|error| failed("tell this host's resolver of other domains", &error))
     }
 
     /// Resolves when somebody else may have replaced what was changed.
@@ -228,80 +200,9 @@ impl Applied {
         self.changed.told.changed().await;
     }
 
-    fn index(&self) -> u32 {
-        self.changed.journal.device.index
-    }
-
     /// The subnets that are routed to the device.
     pub(super) fn subnets(&self) -> Vec<String> {
-        texts(&self.subnets)
-    }
-
-    async fn delete_routes(&self, subnets: &[IpNet]) {
-        for subnet in subnets {
-            let Some(source) = source(*subnet, &self.changed.addresses) else {
-                continue;
-            };
-            if let Err(error) = route::delete(&self.netlink, self.index(), *subnet, source).await {
-                warn!(%subnet, %error, "The route cannot be deleted");
-            }
-        }
-    }
-}
-
-/// What must stay reachable as it is.
-async fn taken(netlink: &Netlink, index: Option<u32>) -> Result<Taken, Failure> {
-    let read = async {
-        io::Result::Ok(Taken {
-            addresses: address::others(netlink, index).await?,
-            gateways: route::default_gateways(netlink).await?,
-        })
-    };
-    read.await
-        .map_err(|error| failed("read this host's addresses and routes", &error))
-}
-
-async fn add_route(
-    netlink: &Netlink,
-    index: u32,
-    subnet: IpNet,
-    addresses: &[IpAddr],
-) -> Result<(), Failure> {
-    let Some(source) = source(subnet, addresses) else {
-        warn!(%subnet, "Not routed, because IPv6 is disabled on this host");
-        return Ok(());
-    };
-    match route::add(netlink, index, subnet, source).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failure::new(
-            Reason::HostRefused,
-            format!("this host has a route to the cluster's subnet {subnet} already"),
-            format!(
-                "look at it with `ip route show {subnet}`; leave the network or VPN it leads to"
-            ),
-        )),
-        Err(error) => Err(failed(&format!("add a route to {subnet}"), &error)),
-    }
-}
-
-/// The address of the subnet's family.
-fn source(subnet: IpNet, addresses: &[IpAddr]) -> Option<IpAddr> {
-    addresses
-        .iter()
-        .copied()
-        .find(|address| address.is_ipv4() == subnet.addr().is_ipv4())
-}
-
-/// Refuses to share the device's addresses with somebody else's device.
-fn check_own_addresses(taken: &Taken) -> Result<(), Failure> {
-    let ours = [IpAddr::V4(address::V4), IpAddr::V6(address::V6)];
-    match ours.iter().find(|ours| taken.addresses.contains(ours)) {
-        None => Ok(()),
-        Some(address) => Err(Failure::new(
-            Reason::HostRefused,
-            format!("this host has the address {address}, which kvpn needs, on another device"),
-            "end the VPN or proxy that uses it; `ip addr` shows the device",
-        )),
+        self.changed.routing.subnets()
     }
 }
 
@@ -418,13 +319,5 @@ mod tests {
             search_domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
             ..v1::Network::default()
         }
-    }
-
-    #[test]
-    fn source_is_of_the_subnets_family() {
-        let (v4, v6) = (IpAddr::V4(address::V4), IpAddr::V6(address::V6));
-        let subnet = "fd00:96::/108".parse().unwrap();
-        assert_eq!(source(subnet, &[v4, v6]), Some(v6));
-        assert_eq!(source(subnet, &[v4]), None);
     }
 }

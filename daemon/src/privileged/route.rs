@@ -4,22 +4,20 @@ use std::io;
 use std::net::IpAddr;
 
 use futures::TryStreamExt;
-use ipnet::IpNet;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::{RouteMessageBuilder, packet_route::AddressFamily};
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 
-use super::netlink::{Netlink, run};
+use crate::host_routes::DeviceRoute;
+use crate::netlink::{Netlink, run};
 
-/// Routes a subnet to the device, with the device's address as the source.
+/// Adds a route to the device, with the device's address as the source.
 pub(super) async fn add(
     netlink: &Netlink,
     index: u32,
-    subnet: IpNet,
+    route: DeviceRoute,
     source: IpAddr,
 ) -> io::Result<()> {
-    let message = message(index, subnet, source)?;
+    let message = message(index, route, source)?;
     run(netlink.handle().route().add(message).execute()).await
 }
 
@@ -27,10 +25,10 @@ pub(super) async fn add(
 pub(super) async fn delete(
     netlink: &Netlink,
     index: u32,
-    subnet: IpNet,
+    route: DeviceRoute,
     source: IpAddr,
 ) -> io::Result<()> {
-    let message = message(index, subnet, source)?;
+    let message = message(index, route, source)?;
     run(netlink.handle().route().del(message).execute()).await
 }
 
@@ -42,48 +40,32 @@ pub(super) async fn is_local(netlink: &Netlink, address: IpAddr) -> io::Result<b
         .map_err(io::Error::other)?
         .build();
     let mut answers = netlink.handle().route().get(question).execute();
-    let route = run(answers.try_next()).await?;
-    Ok(route.is_some_and(|route| route.header.kind == RouteType::Local))
-}
-
-/// The gateways of the host's default routes.
-pub(super) async fn default_gateways(netlink: &Netlink) -> io::Result<Vec<IpAddr>> {
-    let mut gateways = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = family;
-        let routes: Vec<_> =
-            run(netlink.handle().route().get(filter).execute().try_collect()).await?;
-        for route in routes {
-            if route.header.destination_prefix_length == 0 {
-                collect_gateways(&route.attributes, &mut gateways);
-            }
-        }
-    }
-    Ok(gateways)
-}
-
-fn collect_gateways(attributes: &[RouteAttribute], gateways: &mut Vec<IpAddr>) {
-    for attribute in attributes {
-        if let RouteAttribute::Gateway(RouteAddress::Inet(address)) = attribute {
-            gateways.push(IpAddr::V4(*address));
-        } else if let RouteAttribute::Gateway(RouteAddress::Inet6(address)) = attribute {
-            gateways.push(IpAddr::V6(*address));
-        } else if let RouteAttribute::MultiPath(hops) = attribute {
-            for hop in hops {
-                collect_gateways(&hop.attributes, gateways);
-            }
-        }
+    match run(answers.try_next()).await {
+        Ok(route) => Ok(route.is_some_and(|route| route.header.kind == RouteType::Local)),
+        Err(error) if is_no_route(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
-fn message(index: u32, subnet: IpNet, source: IpAddr) -> io::Result<RouteMessage> {
+/// How the kernel tells that there is no route, or which kind of none: unreachable,
+/// prohibit, blackhole (ip-route(8)).
+fn is_no_route(error: &io::Error) -> bool {
+    use nix::libc::{EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH};
+    let none = [ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL];
+    error
+        .raw_os_error()
+        .is_some_and(|code| none.contains(&code))
+}
+
+fn message(index: u32, route: DeviceRoute, source: IpAddr) -> io::Result<RouteMessage> {
     let builder = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(subnet.addr(), subnet.prefix_len())
+        .destination_prefix(route.subnet.addr(), route.subnet.prefix_len())
         .and_then(|builder| builder.pref_source(source))
         .map_err(io::Error::other)?;
     Ok(builder
         .output_interface(index)
+        .table_id(route.table)
+        .priority(route.metric)
         .scope(RouteScope::Link)
         .protocol(RouteProtocol::Static)
         .build())

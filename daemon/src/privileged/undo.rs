@@ -8,9 +8,9 @@ use tracing::{info, warn};
 
 use super::address;
 use super::journal::Journal;
-use super::netlink::Netlink;
 use super::resolv_conf::{self, Restored};
 use super::upstreams;
+use crate::netlink::Netlink;
 
 /// Undoes everything that the journal names, then removes the journal. Tries
 /// all of it, and returns the first error.

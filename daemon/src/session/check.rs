@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Service;
 use kube::{Api, ResourceExt};
 use kvpn_proto::check::Check;
-use kvpn_proto::{Failure, Reason, names, version};
+use kvpn_proto::{Failure, Reason, names, v1, version};
 
 use super::args::SessionArgs;
 use super::cluster::Cluster;
@@ -45,7 +45,7 @@ const VERSION_LABEL: &str = "app.kubernetes.io/version";
 pub(crate) async fn check(args: &SessionArgs) -> io::Result<()> {
     // Fails only when a provider is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (found, device) = root_daemon(&args.daemon_socket).await;
+    let (found, holder) = root_daemon(&args.daemon_socket).await;
     print(&found)?;
     let Target {
         config,
@@ -78,7 +78,7 @@ pub(crate) async fn check(args: &SessionArgs) -> io::Result<()> {
     let took = millis(start.elapsed());
     let message = format!("{} knows you as {user}, after {took}", cluster.server);
     print(&Check::ok(API_SERVER, message))?;
-    in_cluster(args, &cluster, &user, &namespace, &device).await
+    in_cluster(args, &cluster, &user, &namespace, holder).await
 }
 
 /// Checks what is in the cluster, and what follows from it for this laptop.
@@ -87,7 +87,7 @@ async fn in_cluster(
     cluster: &Cluster,
     user: &str,
     namespace: &str,
-    device: &str,
+    holder: Option<v1::Holder>,
 ) -> io::Result<()> {
     let manager_namespace = &args.manager_namespace;
     let (chart, permissions, proxy, port_forward) = tokio::join!(
@@ -115,7 +115,7 @@ async fn in_cluster(
                 protected: protected::addresses(cluster).await,
                 ..HostPlan::default()
             };
-            print(&routes::check(&plan.network(&info).subnets, device))
+            print(&routes::check(plan.network(&info).subnets, holder).await)
         }
         Err(failure) => {
             print(&Check::failure(SESSION, failure))?;
@@ -125,14 +125,12 @@ async fn in_cluster(
     }
 }
 
-/// Also gives the device of whoever is connected, or what it would be.
-async fn root_daemon(socket: &Path) -> (Check, String) {
+/// Also tells who is connected.
+async fn root_daemon(socket: &Path) -> (Check, Option<v1::Holder>) {
     let described = match describe(socket).await {
         Ok(described) => described,
-        Err(failure) => return (Check::failure(ROOT_DAEMON, failure), String::new()),
+        Err(failure) => return (Check::failure(ROOT_DAEMON, failure), None),
     };
-    let device = described.holder.as_ref().map(|holder| &holder.device);
-    let device = device.cloned().unwrap_or_default();
     if !version::compatible(version::VERSION, &described.version) {
         let failure = Failure::new(
             Reason::VersionMismatch,
@@ -143,14 +141,14 @@ async fn root_daemon(socket: &Path) -> (Check, String) {
             ),
             "start the kvpnd that came with this kvpn",
         );
-        return (Check::failure(ROOT_DAEMON, failure), device);
+        return (Check::failure(ROOT_DAEMON, failure), described.holder);
     }
     let held = match &described.holder {
         Some(holder) => format!(", and serves user {} ({})", holder.uid, holder.description),
         None => String::new(),
     };
     let message = format!("version {} runs{held}", described.version);
-    (Check::ok(ROOT_DAEMON, message), device)
+    (Check::ok(ROOT_DAEMON, message), described.holder)
 }
 
 async fn chart(cluster: &Cluster, namespace: &str) -> Check {

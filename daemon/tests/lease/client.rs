@@ -57,12 +57,35 @@ impl Client {
         search_domains: &[&str],
         description: &str,
     ) -> Result<Granted, LeaseRefused> {
+        let network = v1::Network {
+            subnets: owned(subnets),
+            search_domains: owned(search_domains),
+            ..v1::Network::default()
+        };
+        self.acquire_network(network, description)
+    }
+
+    /// Also where the host has routes of its own to what is allowed.
+    pub(crate) fn acquire_allowed(
+        &mut self,
+        subnets: &[&str],
+        allowed_conflicts: &[&str],
+    ) -> Result<Granted, LeaseRefused> {
+        let network = v1::Network {
+            subnets: owned(subnets),
+            allowed_conflicts: owned(allowed_conflicts),
+            ..v1::Network::default()
+        };
+        self.acquire_network(network, "a test")
+    }
+
+    fn acquire_network(
+        &mut self,
+        network: v1::Network,
+        description: &str,
+    ) -> Result<Granted, LeaseRefused> {
         let request = Request::Acquire(v1::Acquire {
-            network: Some(v1::Network {
-                subnets: owned(subnets),
-                search_domains: owned(search_domains),
-                ..v1::Network::default()
-            }),
+            network: Some(network),
             description: description.into(),
         });
         let (reply, descriptors) = self.call(request)?;
@@ -84,9 +107,18 @@ impl Client {
     }
 
     pub(crate) fn set_subnets(&mut self, subnets: &[&str]) -> Result<(), LeaseRefused> {
+        self.set_allowed_subnets(subnets, &[])
+    }
+
+    pub(crate) fn set_allowed_subnets(
+        &mut self,
+        subnets: &[&str],
+        allowed_conflicts: &[&str],
+    ) -> Result<(), LeaseRefused> {
         let request = Request::SetNetwork(v1::SetNetwork {
             network: Some(v1::Network {
                 subnets: owned(subnets),
+                allowed_conflicts: owned(allowed_conflicts),
                 ..v1::Network::default()
             }),
         });

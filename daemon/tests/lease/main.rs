@@ -5,6 +5,7 @@
 
 mod access;
 mod client;
+mod conflicts;
 mod crash;
 mod grant;
 mod host;

@@ -1,10 +1,11 @@
 //! Which subnets a session may have routed to its device.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use kvpn_proto::{Failure, Reason};
+
+use super::HostRoutes;
 
 /// The most subnets of one lease.
 const MAX_SUBNETS: usize = 4096;
@@ -23,34 +24,32 @@ const RESERVED: [(&str, &str); 9] = [
     ("ff00::/8", "multicast"),
 ];
 
-/// Addresses that must stay reachable as they are.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Taken {
-    /// The host's own, on other devices.
-    pub(super) addresses: Vec<IpAddr>,
-    /// Gateways of the host's default routes.
-    pub(super) gateways: Vec<IpAddr>,
-}
-
-/// Reads subnets and refuses those that would harm the host.
-pub(super) fn check(texts: &[String], taken: &Taken) -> Result<BTreeSet<IpNet>, Failure> {
+/// Reads subnets, without the bits beyond their lengths.
+pub(crate) fn parse(texts: &[String]) -> Result<BTreeSet<IpNet>, Failure> {
     if texts.len() > MAX_SUBNETS {
         return Err(usage(
             format!("{} subnets are more than {MAX_SUBNETS}", texts.len()),
             "name larger subnets that hold several of these",
         ));
     }
-    texts.iter().map(|text| check_one(text, taken)).collect()
-}
-
-fn check_one(text: &str, taken: &Taken) -> Result<IpNet, Failure> {
-    let subnet = text.parse::<IpNet>().map_err(|_| {
-        usage(
+    let parse_one = |text: &String| match text.parse::<IpNet>() {
+        Ok(subnet) => Ok(subnet.trunc()),
+        Err(_) => Err(usage(
             format!("`{text}` is not a subnet"),
             "write it as ADDRESS/LENGTH, such as 10.96.0.0/16",
-        )
-    })?;
-    let subnet = subnet.trunc();
+        )),
+    };
+    texts.iter().map(parse_one).collect()
+}
+
+/// Refuses subnets that would harm the host.
+pub(super) fn check(subnets: &BTreeSet<IpNet>, host: &HostRoutes) -> Result<(), Failure> {
+    subnets
+        .iter()
+        .try_for_each(|subnet| check_one(*subnet, host))
+}
+
+fn check_one(subnet: IpNet, host: &HostRoutes) -> Result<(), Failure> {
     let shortest = match subnet {
         IpNet::V4(_) => 8,
         IpNet::V6(_) => 16,
@@ -69,24 +68,22 @@ fn check_one(text: &str, taken: &Taken) -> Result<IpNet, Failure> {
             ));
         }
     }
-    if let Some(address) = taken
-        .addresses
-        .iter()
-        .find(|address| subnet.contains(*address))
-    {
-        return Err(conflict(
-            subnet,
-            &format!("this host's own address {address}"),
-        ));
+    for (addresses, what) in [
+        (&host.addresses, "this host's own address"),
+        (&host.gateways, "this host's gateway"),
+    ] {
+        if let Some(address) = addresses.iter().find(|address| subnet.contains(*address)) {
+            return Err(Failure::new(
+                Reason::HostRefused,
+                format!("the cluster's subnet {subnet} holds {what} {address}"),
+                format!(
+                    "leave the network or VPN that uses the same addresses, or connect with \
+                     `--never-proxy {address}`"
+                ),
+            ));
+        }
     }
-    if let Some(address) = taken
-        .gateways
-        .iter()
-        .find(|address| subnet.contains(*address))
-    {
-        return Err(conflict(subnet, &format!("this host's gateway {address}")));
-    }
-    Ok(subnet)
+    Ok(())
 }
 
 fn overlap(subnet: IpNet, reserved: &str) -> bool {
@@ -99,24 +96,19 @@ fn usage(message: String, next_step: &str) -> Failure {
     Failure::new(Reason::Usage, message, next_step)
 }
 
-fn conflict(subnet: IpNet, with: &str) -> Failure {
-    Failure::new(
-        Reason::HostRefused,
-        format!("the cluster's subnet {subnet} holds {with}"),
-        "leave the network or VPN that uses the same addresses, then connect again",
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<BTreeSet<IpNet>, Failure> {
-        let taken = Taken {
+        let host = HostRoutes {
             addresses: vec!["10.1.2.3".parse().unwrap(), "fd01::3".parse().unwrap()],
             gateways: vec!["192.168.1.1".parse().unwrap()],
+            ..HostRoutes::default()
         };
-        check(&[text.to_owned()], &taken)
+        let subnets = parse(&[text.to_owned()])?;
+        check(&subnets, &host)?;
+        Ok(subnets)
     }
 
     #[test]
@@ -136,7 +128,7 @@ mod tests {
     #[test]
     fn subnets_named_twice_count_once() {
         let texts = ["10.96.0.0/16".to_owned(), "10.96.0.1/16".to_owned()];
-        assert_eq!(check(&texts, &Taken::default()).unwrap().len(), 1);
+        assert_eq!(parse(&texts).unwrap().len(), 1);
     }
 
     #[test]
@@ -176,6 +168,7 @@ mod tests {
             assert_eq!(failure.reason, Reason::HostRefused);
             assert!(failure.message.contains(with), "{failure:?}");
             assert!(failure.message.contains(text), "{failure:?}");
+            assert!(failure.next_step.contains("--never-proxy"), "{failure:?}");
         }
     }
 }

@@ -14,13 +14,13 @@ use tokio::time::timeout;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A conversation with the kernel.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     handle: Handle,
     driver: JoinHandle<()>,
 }
 
 impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         Ok(Self {
             handle,
@@ -28,12 +28,12 @@ impl Netlink {
         })
     }
 
-    pub(super) fn handle(&self) -> &Handle {
+    pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
 
     /// Deletes the link when both its name and its index are these.
-    pub(super) async fn delete_link(&self, name: &str, index: u32) -> io::Result<()> {
+    pub(crate) async fn delete_link(&self, name: &str, index: u32) -> io::Result<()> {
         let found = run(self
             .handle
             .link()
@@ -66,7 +66,7 @@ impl Drop for Netlink {
 }
 
 /// Waits for a request, and turns its error into one with the kernel's number.
-pub(super) async fn run<T>(
+pub(crate) async fn run<T>(
     request: impl Future<Output = Result<T, rtnetlink::Error>>,
 ) -> io::Result<T> {
     match timeout(DEADLINE, request).await {

@@ -1,0 +1,184 @@
+//! What a lease has routed to its device.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use kvpn_proto::{Failure, Reason, v1};
+use tracing::warn;
+
+use super::{address, route, tun};
+use crate::host_routes::{DeviceRoute, HostRoutes, Wanted, subnets};
+use crate::netlink::Netlink;
+
+/// What is to be routed, and by which routes. Nothing is changed yet.
+pub(super) struct Planned {
+    subnets: BTreeSet<IpNet>,
+    routes: BTreeSet<DeviceRoute>,
+}
+
+/// The routes that are there.
+pub(super) struct Routing {
+    index: u32,
+    /// Of the host, on the device.
+    addresses: Vec<IpAddr>,
+    subnets: BTreeSet<IpNet>,
+    routes: BTreeSet<DeviceRoute>,
+}
+
+impl Planned {
+    /// Holds what is wanted against the host, before the device is there.
+    pub(super) async fn new(netlink: &Netlink, wanted: &v1::Network) -> Result<Self, Failure> {
+        Self::beside(netlink, wanted, None, &BTreeSet::new()).await
+    }
+
+    async fn beside(
+        netlink: &Netlink,
+        wanted: &v1::Network,
+        device: Option<&str>,
+        routed: &BTreeSet<IpNet>,
+    ) -> Result<Self, Failure> {
+        let host = HostRoutes::read(netlink, device)
+            .await
+            .map_err(|error| failed("read this host's addresses and routes", &error))?;
+        check_own_addresses(&host)?;
+        let subnets = subnets::parse(&wanted.subnets)?;
+        let routes = host.plan(Wanted {
+            subnets: &subnets,
+            allowed_conflicts: &subnets::parse(&wanted.allowed_conflicts)?,
+            routed,
+        })?;
+        Ok(Self { subnets, routes })
+    }
+}
+
+impl Routing {
+    /// Adds the routes; after a failure, some are there.
+    pub(super) async fn add(
+        netlink: &Netlink,
+        index: u32,
+        addresses: Vec<IpAddr>,
+        planned: Planned,
+    ) -> Result<Self, Failure> {
+        let Planned { subnets, routes } = planned;
+        for subnet in &subnets {
+            if source(*subnet, &addresses).is_none() {
+                warn!(%subnet, "Not routed, because IPv6 is disabled on this host");
+            }
+        }
+        for route in &routes {
+            add_route(netlink, index, *route, &addresses).await?;
+        }
+        Ok(Self {
+            index,
+            addresses,
+            subnets,
+            routes,
+        })
+    }
+
+    /// Routes what is wanted now instead; after a failure all is as it was.
+    pub(super) async fn replace(
+        &mut self,
+        netlink: &Netlink,
+        wanted: &v1::Network,
+    ) -> Result<(), Failure> {
+        let device = Some(tun::DEVICE);
+        let planned = Planned::beside(netlink, wanted, device, &self.subnets).await?;
+        let mut added = Vec::new();
+        for route in planned.routes.difference(&self.routes) {
+            match add_route(netlink, self.index, *route, &self.addresses).await {
+                Ok(()) => added.push(*route),
+                Err(failure) => {
+                    self.delete(netlink, &added).await;
+                    return Err(failure);
+                }
+            }
+        }
+        let dropped: Vec<DeviceRoute> = self.routes.difference(&planned.routes).copied().collect();
+        self.delete(netlink, &dropped).await;
+        self.subnets = planned.subnets;
+        self.routes = planned.routes;
+        Ok(())
+    }
+
+    /// The subnets that are routed to the device.
+    pub(super) fn subnets(&self) -> Vec<String> {
+        self.subnets.iter().map(ToString::to_string).collect()
+    }
+
+    async fn delete(&self, netlink: &Netlink, routes: &[DeviceRoute]) {
+        for route in routes {
+            let Some(source) = source(route.subnet, &self.addresses) else {
+                continue;
+            };
+            if let Err(error) = route::delete(netlink, self.index, *route, source).await {
+                warn!(subnet = %route.subnet, %error, "The route cannot be deleted");
+            }
+        }
+    }
+}
+
+/// Adds a route, unless the host has not its family.
+async fn add_route(
+    netlink: &Netlink,
+    index: u32,
+    route: DeviceRoute,
+    addresses: &[IpAddr],
+) -> Result<(), Failure> {
+    let subnet = route.subnet;
+    let Some(source) = source(subnet, addresses) else {
+        return Ok(());
+    };
+    match route::add(netlink, index, route, source).await {
+        Ok(()) => Ok(()),
+        // It came after the host was looked at.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failure::new(
+            Reason::HostRefused,
+            format!("this host has just got another route to the cluster's subnet {subnet}"),
+            format!("look at it with `ip route show {subnet}`, and try again"),
+        )),
+        Err(error) => Err(failed(&format!("add a route to {subnet}"), &error)),
+    }
+}
+
+/// The address of the subnet's family.
+fn source(subnet: IpNet, addresses: &[IpAddr]) -> Option<IpAddr> {
+    let mut addresses = addresses.iter().copied();
+    addresses.find(|address| address.is_ipv4() == subnet.addr().is_ipv4())
+}
+
+/// Refuses to share the device's addresses with somebody else's device.
+fn check_own_addresses(host: &HostRoutes) -> Result<(), Failure> {
+    let ours = [IpAddr::V4(address::V4), IpAddr::V6(address::V6)];
+    match ours.iter().find(|ours| host.addresses.contains(ours)) {
+        None => Ok(()),
+        Some(address) => Err(Failure::new(
+            Reason::HostRefused,
+            format!("this host has the address {address}, which kvpn needs, on another device"),
+            "end the VPN or proxy that uses it; `ip addr` shows the device",
+        )),
+    }
+}
+
+fn failed(step: &str, error: &io::Error) -> Failure {
+    Failure::new(
+        Reason::HostRefused,
+        format!("cannot {step}: {error}"),
+        "make sure that kvpnd runs as root with CAP_NET_ADMIN, and look at its log",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_is_of_the_subnets_family() {
+        let (v4, v6) = (IpAddr::V4(address::V4), IpAddr::V6(address::V6));
+        let subnet = "fd00:96::/108".parse().unwrap();
+        assert_eq!(source(subnet, &[v4, v6]), Some(v6));
+        assert_eq!(source(subnet, &[v4]), None);
+    }
+}
