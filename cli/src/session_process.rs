@@ -17,7 +17,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::args::Flags;
-use crate::commands::connect::{NameFlags, SessionFlags};
+use crate::commands::connect::SessionFlags;
 use crate::ended::Ended;
 use crate::interrupts::Interrupts;
 use crate::progress::Progress;
@@ -196,25 +196,16 @@ fn arguments(subcommand: &str, flags: &Flags, wanted: &SessionFlags) -> Vec<OsSt
         add("--namespace", namespace.as_ref());
     }
     add("--manager-namespace", flags.manager_namespace().as_ref());
-    let SessionFlags { tunnel, names } = wanted;
+    let SessionFlags { tunnel, network } = wanted;
     if let Some(way) = tunnel.transport.and_then(|way| way.to_possible_value()) {
         add("--transport", way.get_name().as_ref());
     }
     if let Some(count) = tunnel.connections {
         add("--connections", count.to_string().as_ref());
     }
-    let NameFlags {
-        dns_include,
-        dns_exclude,
-        dns_mapping,
-    } = names;
-    for (name, values) in [
-        ("--dns-include", dns_include),
-        ("--dns-exclude", dns_exclude),
-        ("--dns-mapping", dns_mapping),
-    ] {
-        for value in values {
-            add(name, value.as_ref());
+    for (name, values) in network.named() {
+        if !values.is_empty() {
+            add(name, values.join(",").as_ref());
         }
     }
     arguments
@@ -283,7 +274,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::commands::connect::{TransportChoice, TunnelFlags};
+    use crate::commands::connect::{NetworkFlags, TransportChoice, TunnelFlags};
 
     #[test]
     fn session_gets_the_flags_that_were_given() {
@@ -305,21 +296,25 @@ mod tests {
             "--connections",
             "2",
             "--dns-exclude",
-            "a.example",
-            "--dns-exclude",
-            "b.example",
+            "a.example,b.example",
             "--dns-mapping",
             "db=postgres",
+            "--also-proxy",
+            "192.0.2.0/24,198.51.100.7",
+            "--allow-conflicting-subnets",
+            "10.96.0.0/16",
         ];
         let wanted = SessionFlags {
             tunnel: TunnelFlags {
                 transport: Some(TransportChoice::PortForward),
                 connections: Some(2),
             },
-            names: NameFlags {
+            network: NetworkFlags {
                 dns_exclude: vec!["a.example".into(), "b.example".into()],
                 dns_mapping: vec!["db=postgres".into()],
-                ..NameFlags::default()
+                also_proxy: vec!["192.0.2.0/24".into(), "198.51.100.7".into()],
+                allow_conflicting_subnets: vec!["10.96.0.0/16".into()],
+                ..NetworkFlags::default()
             },
         };
         assert_eq!(arguments("session", &flags, &wanted), expected);

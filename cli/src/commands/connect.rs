@@ -20,6 +20,10 @@ use crate::report;
 use crate::session::{self, Place, Session};
 use crate::session_process::{self, Connected};
 
+mod network;
+
+pub(crate) use network::NetworkFlags;
+
 /// Connect this laptop to a cluster
 ///
 /// Services and pods of the cluster are then reachable by name and address.
@@ -34,13 +38,13 @@ pub(crate) struct ConnectArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// What the session is to be like.
+/// What only a session that starts can be told.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SessionFlags {
     #[command(flatten)]
     pub(crate) tunnel: TunnelFlags,
     #[command(flatten)]
-    pub(crate) names: NameFlags,
+    pub(crate) network: NetworkFlags,
 }
 
 /// How the session reaches the traffic manager.
@@ -52,28 +56,6 @@ pub(crate) struct TunnelFlags {
     /// Connections to the traffic manager, over which flows spread
     #[arg(long, value_name = "COUNT", hide = true)]
     pub(crate) connections: Option<usize>,
-}
-
-/// Which names the cluster answers for.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct NameFlags {
-    /// Have the cluster answer for names under a suffix, such as corp.example
-    #[arg(long, value_name = "SUFFIX", value_delimiter = ',')]
-    pub(crate) dns_include: Vec<String>,
-    /// Leave names under a suffix to the laptop's own name servers; of suffixes
-    /// that fit a name the longest counts
-    #[arg(long, value_name = "SUFFIX", value_delimiter = ',')]
-    pub(crate) dns_exclude: Vec<String>,
-    /// Give a name the answers of another, such as db.example.com=postgres.shop
-    #[arg(long, value_name = "NAME=TARGET", value_delimiter = ',')]
-    pub(crate) dns_mapping: Vec<String>,
-}
-
-impl NameFlags {
-    fn are_given(&self) -> bool {
-        let all = [&self.dns_include, &self.dns_exclude, &self.dns_mapping];
-        all.iter().any(|flags| !flags.is_empty())
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -147,7 +129,7 @@ async fn running(flags: &Flags, wanted: &SessionFlags) -> Result<Option<Connecti
     session::check_selected(flags, &status)?;
     check_namespaces(flags, &status)?;
     check_transport(&wanted.tunnel, &status)?;
-    check_names(&wanted.names, &status)?;
+    wanted.network.check(&status)?;
     Ok(Some(Connection {
         connected: true,
         already_connected: true,
@@ -188,21 +170,6 @@ fn check_transport(tunnel: &TunnelFlags, status: &StatusResponse) -> Result<(), 
         Reason::AlreadyConnected,
         format!(
             "already connected to context {} by {own}, not by {wanted}",
-            status.context
-        ),
-        "run `kvpn quit` to end that connection first",
-    ))
-}
-
-/// Refuses flags that only a new session could follow.
-fn check_names(names: &NameFlags, status: &StatusResponse) -> Result<(), Failure> {
-    if !names.are_given() {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Reason::AlreadyConnected,
-        format!(
-            "already connected to context {}, so other names cannot be asked for",
             status.context
         ),
         "run `kvpn quit` to end that connection first",

@@ -66,6 +66,28 @@ async fn current_context_of_the_kubeconfig_is_the_one_asked_for() {
 }
 
 #[tokio::test]
+async fn other_subnets_need_a_new_connection() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    for flag in [
+        "--also-proxy",
+        "--never-proxy",
+        "--allow-conflicting-subnets",
+    ] {
+        let finished = user.run(&format!("connect {flag} 192.0.2.0/24")).await;
+        assert_eq!(finished.code, 12, "{finished:?}");
+        assert_eq!(
+            finished.stderr,
+            format!(
+                "error: already connected to context dev; {flag} is for a new connection\n\
+                 hint: run `kvpn quit` first to connect with other subnets\n"
+            )
+        );
+    }
+    assert_eq!(session.calls(), [""; 0]);
+}
+
+#[tokio::test]
 async fn other_namespace_needs_a_new_connection_but_no_new_one_to_list() {
     let user = User::new();
     let session = FakeSession::start(&user);

@@ -65,6 +65,21 @@ async fn session_gets_the_flags() {
 }
 
 #[tokio::test]
+async fn session_gets_all_subnets_of_a_repeated_flag() {
+    let user = User::new();
+    user.install_daemon(&format!("echo \"$@\" > arguments\n{}", say(&ready())));
+    let finished = user
+        .run("connect --never-proxy 10.0.0.0/8,192.0.2.1 --also-proxy 10.1.0.0/16 --never-proxy fd00::/8")
+        .await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    assert_eq!(
+        std::fs::read_to_string(user.path("arguments")).unwrap(),
+        "session --manager-namespace kvpn --also-proxy 10.1.0.0/16 \
+         --never-proxy 10.0.0.0/8,192.0.2.1,fd00::/8\n"
+    );
+}
+
+#[tokio::test]
 async fn failure_of_the_session_is_the_commands_own() {
     let user = User::new();
     let failure = Failure::new(
