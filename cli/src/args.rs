@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
-use crate::commands::{connect, flows, intercept, leave};
+use crate::commands::{connect, flows, intercept, leave, quit};
 use crate::output::Format;
 
 /// Puts this laptop into a Kubernetes cluster
@@ -42,6 +42,11 @@ pub(crate) struct Flags {
     /// Namespace of the traffic manager [default: kvpn]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) manager_namespace: Option<String>,
+    /// Name of the connection [default: `default` to connect, else the only one]
+    ///
+    /// A laptop may have several connections at once, each under a name of its own.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) name: Option<String>,
     /// How to print the result
     #[arg(
         short,
@@ -62,6 +67,11 @@ impl Flags {
             .unwrap_or(names::MANAGER_NAMESPACE)
     }
 
+    /// The connection to make.
+    pub(crate) fn connection(&self) -> &str {
+        self.name.as_deref().unwrap_or(names::DEFAULT_CONNECTION)
+    }
+
     /// The namespace as requests have it: empty for the session's own.
     pub(crate) fn request_namespace(&self) -> String {
         self.namespace.clone().unwrap_or_default()
@@ -71,10 +81,7 @@ impl Flags {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Connect(connect::ConnectArgs),
-    /// Disconnect, end all intercepts, and put the laptop's network back
-    ///
-    /// Succeeds when there is no connection.
-    Quit,
+    Quit(quit::QuitArgs),
     /// Show the connection and its intercepts
     ///
     /// Exits with 13 when there is no connection.

@@ -6,7 +6,7 @@ pub(crate) mod flows;
 pub(crate) mod intercept;
 pub(crate) mod leave;
 mod list;
-mod quit;
+pub(crate) mod quit;
 mod status;
 mod version;
 
@@ -30,7 +30,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
     let flags = &cli.flags;
     match cli.command {
         Command::Connect(args) => connect::run(flags, &args).await,
-        Command::Quit => quit::run(flags).await,
+        Command::Quit(args) => quit::run(flags, &args).await,
         Command::Status => status::run(flags).await,
         Command::List => list::run(flags).await,
         Command::Intercept(args) => intercept::run(flags, &args).await,

@@ -88,6 +88,7 @@ pub(crate) struct Connection {
     pub(crate) connected: bool,
     /// It was there before.
     pub(crate) already_connected: bool,
+    pub(crate) name: String,
     pub(crate) context: String,
     pub(crate) namespace: String,
     pub(crate) server: String,
@@ -113,6 +114,7 @@ pub(crate) struct ConnectionStatus {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ConnectionDetails {
+    name: String,
     context: String,
     server: String,
     namespace: String,
@@ -254,6 +256,7 @@ impl From<StatusResponse> for ConnectionStatus {
             Resolver::Unspecified => "unknown",
         };
         let details = ConnectionDetails {
+            name: status.name,
             context: status.context,
             server: status.server,
             namespace: status.namespace,

@@ -82,7 +82,7 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         let reply = framed(lease_reply::Reply::Described(Described {
             version: "0.1.0".into(),
-            holder: None,
+            holders: Vec::new(),
         }));
         std::thread::scope(|scope| {
             let request = scope.spawn(|| answer_with(&listener, &reply));

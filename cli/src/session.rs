@@ -34,20 +34,41 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// Where the session's socket is, and its log beside it.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
+    /// The connection's name.
+    pub(crate) name: String,
     pub(crate) socket: PathBuf,
     pub(crate) log: PathBuf,
 }
 
 impl Place {
-    /// The place of the user who runs this process.
-    pub(crate) fn of_user() -> Self {
-        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from);
-        let socket = names::session_socket(runtime_dir, nix::unistd::getuid().as_raw());
-        let log = socket.with_file_name("session.log");
-        Self { socket, log }
+    /// The place for a connection of the user who runs this process.
+    pub(crate) fn of(name: &str) -> Self {
+        let socket = names::session_socket(&sessions_dir(), name);
+        let log = socket.with_extension("log");
+        Self {
+            name: name.into(),
+            socket,
+            log,
+        }
     }
+
+    /// Those where there may be a session, by name.
+    fn all() -> Vec<Self> {
+        let files = sessions_dir().read_dir().into_iter().flatten().flatten();
+        let file_names = files.filter_map(|file| file.file_name().into_string().ok());
+        let mut connections: Vec<String> = file_names
+            .filter_map(|file| names::connection_of_socket(&file).map(str::to_owned))
+            .collect();
+        connections.sort();
+        connections.iter().map(|name| Self::of(name)).collect()
+    }
+}
+
+fn sessions_dir() -> PathBuf {
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from);
+    names::sessions_dir(runtime_dir, nix::unistd::getuid().as_raw())
 }
 
 /// A session that accepted a connection.
@@ -59,9 +80,22 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Finds the user's session; `None` when there is none.
-    pub(crate) async fn find() -> Result<Option<Self>, Failure> {
-        let place = Place::of_user();
+    /// Finds the user's session for the connection of this name; `None` when there
+    /// is none.
+    pub(crate) async fn of(name: &str) -> Result<Option<Self>, Failure> {
+        Self::at(Place::of(name)).await
+    }
+
+    /// Finds all sessions of the user, by the names of their connections.
+    pub(crate) async fn all() -> Result<Vec<Self>, Failure> {
+        let mut sessions = Vec::new();
+        for place in Place::all() {
+            sessions.extend(Self::at(place).await?);
+        }
+        Ok(sessions)
+    }
+
+    async fn at(place: Place) -> Result<Option<Self>, Failure> {
         let Some(stream) = dial(&place.socket).await? else {
             return Ok(None);
         };
@@ -70,10 +104,35 @@ impl Session {
         Ok(Some(Self { client, place, pid }))
     }
 
-    /// Finds the user's session, which must be in the cluster that the flags
-    /// name, when they name one.
+    /// Finds the session that the flags select; `None` when there is none.
+    ///
+    /// # Errors
+    /// `Usage` when there are several to choose from.
+    pub(crate) async fn find(flags: &Flags) -> Result<Option<Self>, Failure> {
+        if let Some(name) = &flags.name {
+            names::check_connection(name)?;
+            return Self::of(name).await;
+        }
+        let mut sessions = Self::all().await?;
+        if sessions.len() > 1 && (flags.context.is_some() || flags.kubeconfig.is_some()) {
+            let mut fitting = Vec::new();
+            for session in sessions {
+                if check_selected(flags, &session.status().await?).is_ok() {
+                    fitting.push(session);
+                }
+            }
+            sessions = fitting;
+        }
+        match &sessions[..] {
+            [] | [_] => Ok(sessions.pop()),
+            [_, _, ..] => Err(several(&sessions)),
+        }
+    }
+
+    /// Finds the session that the flags select, which must be in the cluster that
+    /// they name, when they name one.
     pub(crate) async fn require(flags: &Flags) -> Result<Self, Failure> {
-        let session = Self::find().await?.ok_or_else(not_connected)?;
+        let session = Self::find(flags).await?.ok_or_else(not_connected)?;
         if flags.context.is_some() || flags.kubeconfig.is_some() {
             let status = session.status().await?;
             check_selected(flags, &status)?;
@@ -182,6 +241,15 @@ impl Session {
             },
         )
     }
+}
+
+fn several(sessions: &[Session]) -> Failure {
+    let names: Vec<&str> = sessions.iter().map(|it| it.place.name.as_str()).collect();
+    Failure::new(
+        Reason::Usage,
+        format!("there are several connections: {}", names.join(", ")),
+        "choose one of them with `--name NAME`",
+    )
 }
 
 pub(crate) fn not_connected() -> Failure {

@@ -196,6 +196,9 @@ fn arguments(subcommand: &str, flags: &Flags, wanted: &SessionFlags) -> Vec<OsSt
         add("--namespace", namespace.as_ref());
     }
     add("--manager-namespace", flags.manager_namespace().as_ref());
+    if let Some(name) = &flags.name {
+        add("--name", name.as_ref());
+    }
     let SessionFlags { tunnel, network } = wanted;
     if let Some(way) = tunnel.transport.and_then(|way| way.to_possible_value()) {
         add("--transport", way.get_name().as_ref());
@@ -281,6 +284,7 @@ mod tests {
         let flags = Flags {
             context: Some("dev".into()),
             namespace: Some("shop".into()),
+            name: Some("staging".into()),
             ..Flags::default()
         };
         let expected = [
@@ -291,6 +295,8 @@ mod tests {
             "shop",
             "--manager-namespace",
             "kvpn",
+            "--name",
+            "staging",
             "--transport",
             "port-forward",
             "--connections",

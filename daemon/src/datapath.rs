@@ -21,6 +21,7 @@ pub(crate) use dials::answer as answer_dial;
 use registry::FlowRegistry;
 use tun::Tun;
 
+use crate::lease::slot::hop;
 use crate::session::manager::Manager;
 
 /// The running data path; dropping it resets every flow and closes the TUN.
@@ -41,11 +42,17 @@ impl Datapath {
         registry: FlowRegistry,
     ) -> io::Result<Self> {
         let tun = Tun::new(device)?;
-        let config = NetstackConfig {
+        let mut config = NetstackConfig {
             mtu,
             partial_checksums: true,
             ..NetstackConfig::default()
         };
+        for own in &own {
+            match hop(*own) {
+                IpAddr::V4(hop) => config.hop_v4 = hop,
+                IpAddr::V6(hop) => config.hop_v6 = hop,
+            }
+        }
         let netstack = Arc::new(Netstack::new(config, tun.sink()));
         let timers = {
             let netstack = netstack.clone();

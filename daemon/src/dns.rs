@@ -11,14 +11,16 @@ pub(crate) mod rules;
 mod upstream;
 
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hickory_server::Server;
+use kvpn_proto::v1::Resolver;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
+use crate::lease::slot;
 use crate::session::manager::Manager;
 pub(crate) use asked::AskedNames;
 use cache::Cache;
@@ -47,6 +49,8 @@ pub(crate) struct Sources {
     pub(crate) rules: NameRules,
     /// Remembers what was asked for.
     pub(crate) names: AskedNames,
+    /// What on the host was told of the name server.
+    pub(crate) resolver: Resolver,
 }
 
 impl NameServer {
@@ -69,8 +73,15 @@ pub(crate) fn serve(
     upstreams: PathBuf,
     sources: Sources,
 ) -> io::Result<NameServer> {
-    let own: io::Result<_> = udp.iter().map(UdpSocket::local_addr).collect();
-    let servers = Servers::new(upstreams, own?);
+    let own: io::Result<Vec<_>> = udp.iter().map(UdpSocket::local_addr).collect();
+    let own = own?.iter().map(SocketAddr::ip).collect();
+    let left_out = match sources.resolver {
+        // It knows of every connection, and asks each for its own names.
+        Resolver::SystemdResolved => slot::addresses().collect(),
+        // Another one may be who is to be asked next.
+        Resolver::ResolvConf | Resolver::Unspecified => own,
+    };
+    let servers = Servers::new(upstreams, left_out);
     start(udp, tcp, Upstream::new(servers), sources)
 }
 

@@ -122,7 +122,8 @@ impl fmt::Display for Route {
 
 /// Whose a device is, by the names that programs give to theirs.
 fn owner(device: &str) -> Option<&'static str> {
-    const OWNERS: [(&str, &str); 9] = [
+    const OWNERS: [(&str, &str); 10] = [
+        ("kvpn", "another connection of kvpn"),
         ("docker", "a network of Docker's"),
         ("br-", "a network of Docker's"),
         ("podman", "a network of Podman's"),

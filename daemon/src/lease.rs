@@ -3,4 +3,5 @@
 
 pub(crate) mod client;
 pub(crate) mod network;
+pub(crate) mod slot;
 pub(crate) mod wire;

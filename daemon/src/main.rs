@@ -11,6 +11,7 @@ use kvpn_tunnel::turns::EVENT_INTERVAL;
 mod config;
 mod datapath;
 mod dns;
+mod fault;
 mod host_routes;
 mod lease;
 mod netlink;

@@ -13,6 +13,7 @@ mod access;
 mod address;
 mod conversation;
 mod guard;
+mod holders;
 mod host;
 mod journal;
 mod name_server;

@@ -1,6 +1,8 @@
 //! Names, ports and paths that several processes must agree on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::{Failure, Reason};
 
 /// Namespace of the traffic manager unless the user says another.
 pub const MANAGER_NAMESPACE: &str = "kvpn";
@@ -51,13 +53,57 @@ pub fn manager_proxy_name() -> String {
     format!("https:{MANAGER_SERVICE}:{MANAGER_SERVICE_PORT}")
 }
 
-/// The unix socket of a user's session: below `XDG_RUNTIME_DIR`, else below a
+/// Name of a connection unless the user says another.
+pub const DEFAULT_CONNECTION: &str = "default";
+
+/// Under `NAME.kvpn` the connection of that name answers, whatever other
+/// connections there are.
+pub const CONNECTIONS_DOMAIN: &str = "kvpn";
+
+/// Directory of the sockets of a user's sessions: below `XDG_RUNTIME_DIR`, else a
 /// directory of the user's own in `/tmp`.
-pub fn session_socket(runtime_dir: Option<PathBuf>, uid: u32) -> PathBuf {
+pub fn sessions_dir(runtime_dir: Option<PathBuf>, uid: u32) -> PathBuf {
     match runtime_dir {
-        Some(dir) => dir.join("kvpn/session.sock"),
-        None => PathBuf::from(format!("/tmp/kvpn-{uid}/session.sock")),
+        Some(dir) => dir.join("kvpn"),
+        None => PathBuf::from(format!("/tmp/kvpn-{uid}")),
     }
+}
+
+/// The unix socket of the session for the connection of this name.
+pub fn session_socket(sessions_dir: &Path, connection: &str) -> PathBuf {
+    sessions_dir.join(match connection {
+        DEFAULT_CONNECTION => "session.sock".to_owned(),
+        name => format!("session-{name}.sock"),
+    })
+}
+
+/// The connection whose session has a socket of this file name.
+pub fn connection_of_socket(file_name: &str) -> Option<&str> {
+    match file_name.strip_prefix("session")?.strip_suffix(".sock")? {
+        "" => Some(DEFAULT_CONNECTION),
+        name => name.strip_prefix('-'),
+    }
+}
+
+/// Checks the name of a connection, which is a label of names under it
+/// (RFC 1123 section 2.1).
+///
+/// # Errors
+/// `Usage` when it is none.
+pub fn check_connection(name: &str) -> Result<(), Failure> {
+    let is_letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_label = (1..=63).contains(&name.len())
+        && name.chars().all(is_letter)
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if is_label {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::Usage,
+        format!("`{name}` is not the name of a connection"),
+        "use up to 63 lower-case letters, digits and hyphens, such as staging",
+    ))
 }
 
 #[cfg(test)]
@@ -70,10 +116,36 @@ mod tests {
     }
 
     #[test]
-    fn session_socket_prefers_the_runtime_directory() {
-        let in_runtime = session_socket(Some("/run/user/7".into()), 7);
-        let fallback = session_socket(None, 7);
-        assert_eq!(in_runtime, PathBuf::from("/run/user/7/kvpn/session.sock"));
-        assert_eq!(fallback, PathBuf::from("/tmp/kvpn-7/session.sock"));
+    fn sessions_are_in_the_runtime_directory_where_there_is_one() {
+        let in_runtime = sessions_dir(Some("/run/user/7".into()), 7);
+        assert_eq!(in_runtime, PathBuf::from("/run/user/7/kvpn"));
+        assert_eq!(sessions_dir(None, 7), PathBuf::from("/tmp/kvpn-7"));
+    }
+
+    #[test]
+    fn socket_tells_its_connection() {
+        for (name, file) in [
+            (DEFAULT_CONNECTION, "session.sock"),
+            ("staging", "session-staging.sock"),
+        ] {
+            assert_eq!(
+                session_socket(Path::new("/run"), name),
+                Path::new("/run").join(file)
+            );
+            assert_eq!(connection_of_socket(file), Some(name));
+        }
+        for other in ["session.lock", "sessions.sock", "kvpnd.sock"] {
+            assert_eq!(connection_of_socket(other), None);
+        }
+    }
+
+    #[test]
+    fn connection_is_named_by_a_label() {
+        for name in ["default", "a", "eu-1", &"x".repeat(63)] {
+            assert_eq!(check_connection(name), Ok(()));
+        }
+        for name in ["", "A", "a.b", "-a", "a-", "a/b", &"x".repeat(64)] {
+            assert_eq!(check_connection(name).unwrap_err().reason, Reason::Usage);
+        }
     }
 }

@@ -20,6 +20,7 @@ mod timers;
 mod udp;
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
@@ -34,7 +35,7 @@ use tcp::{Delivery, Tcp};
 use timers::Timers;
 use udp::Udp;
 
-pub use icmp::{EchoFlow, HOP_V4, HOP_V6};
+pub use icmp::EchoFlow;
 pub use tcp::{PendingTcp, TcpFlow};
 pub use udp::{Datagram, UdpFlow};
 
@@ -55,6 +56,12 @@ pub struct NetstackConfig {
     pub seed: u64,
     /// Whether the sink takes TCP packets whose checksum is left to the kernel.
     pub partial_checksums: bool,
+    /// Whom a host sees that asks for the way to the cluster: the netstack, which
+    /// is the first hop. The host must have a route to it, or it may take what
+    /// comes from there for forged.
+    pub hop_v4: Ipv4Addr,
+    /// The same over IPv6.
+    pub hop_v6: Ipv6Addr,
 }
 
 impl Default for NetstackConfig {
@@ -67,6 +74,8 @@ impl Default for NetstackConfig {
             max_flows: 65_536,
             seed: RandomState::new().hash_one("seed"),
             partial_checksums: false,
+            hop_v4: Ipv4Addr::new(198, 18, 0, 2),
+            hop_v6: Ipv6Addr::new(0xfd6b, 0x7670, 0x6e, 0, 0, 0, 0, 2),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
 use clap::{Args, ValueEnum};
+use kvpn_proto::names::check_connection;
 use kvpn_proto::v1::{StatusResponse, Transport};
 use kvpn_proto::{Failure, Reason};
 use nix::sys::signal::{Signal, kill};
@@ -82,7 +83,7 @@ pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, E
     }
     let outcome = run_command(program, arguments, &mut interrupts).await;
     if !connection.already_connected
-        && let Err(failure) = disconnect().await
+        && let Err(failure) = disconnect(flags).await
     {
         // What the command says of itself comes first.
         match outcome {
@@ -110,10 +111,14 @@ async fn connect(
         context,
         namespace,
         server,
-    } = session_process::start(flags, wanted, &Place::of_user(), interrupts, &progress).await?;
+    } = {
+        let place = Place::of(flags.connection());
+        session_process::start(flags, wanted, &place, interrupts, &progress).await?
+    };
     Ok(Connection {
         connected: true,
         already_connected: false,
+        name: flags.connection().to_owned(),
         context,
         namespace,
         server,
@@ -122,7 +127,8 @@ async fn connect(
 
 /// The connection that there is already, which must be the wanted one.
 async fn running(flags: &Flags, wanted: &SessionFlags) -> Result<Option<Connection>, Failure> {
-    let Some(session) = Session::find().await? else {
+    check_connection(flags.connection())?;
+    let Some(session) = Session::of(flags.connection()).await? else {
         return Ok(None);
     };
     let status = session.status().await?;
@@ -133,6 +139,7 @@ async fn running(flags: &Flags, wanted: &SessionFlags) -> Result<Option<Connecti
     Ok(Some(Connection {
         connected: true,
         already_connected: true,
+        name: status.name,
         context: status.context,
         namespace: status.namespace,
         server: status.server,
@@ -216,10 +223,10 @@ fn exit_code(status: ExitStatus) -> u8 {
     code.or(signal).unwrap_or(u8::MAX)
 }
 
-async fn disconnect() -> Result<(), Failure> {
+async fn disconnect(flags: &Flags) -> Result<(), Failure> {
     let _progress = Progress::start("disconnecting");
     // The command may have run `kvpn quit` itself.
-    if let Some(session) = Session::find().await? {
+    if let Some(session) = Session::of(flags.connection()).await? {
         session.quit().await?;
     }
     Ok(())

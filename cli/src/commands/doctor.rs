@@ -28,14 +28,14 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
 async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
     let mut checks = check_process::run(flags, progress).await;
     progress.step("checking the connection");
-    checks.extend(connection().await);
+    checks.extend(connection(flags).await);
     checks
 }
 
 /// What the running session finds.
-async fn connection() -> Vec<Check> {
+async fn connection(flags: &Flags) -> Vec<Check> {
     const NAME: &str = "Connection";
-    let session = match Session::find().await {
+    let session = match Session::find(flags).await {
         Ok(Some(session)) => session,
         Ok(None) => return vec![Check::skipped(NAME, "not connected")],
         Err(failure) => return vec![Check::failure(NAME, failure)],

@@ -18,7 +18,7 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
         ..Versions::default()
     };
     // Whatever is wrong with the session, the other versions are still to be had.
-    if let Ok(Some(session)) = Session::find().await
+    if let Ok(Some(session)) = Session::find(flags).await
         && let Ok(status) = session.status().await
     {
         let known = |version: String| Some(version).filter(|it| !it.is_empty());

@@ -33,6 +33,7 @@ fn engagement() -> EngagementStatus {
 
 fn status() -> StatusResponse {
     StatusResponse {
+        name: "default".into(),
         context: "dev".into(),
         server: "https://10.1.0.1:6443/".into(),
         namespace: "shop".into(),
@@ -80,6 +81,7 @@ macro_rules! assert_output {
 #[test]
 fn connection_is_printed() {
     let connection = |already_connected| Connection {
+        name: "staging".into(),
         connected: true,
         already_connected,
         context: "dev".into(),

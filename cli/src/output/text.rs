@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use indicatif::BinaryBytes;
+use kvpn_proto::names;
 
 use super::table::table;
 use super::{
@@ -18,9 +19,20 @@ impl Output for Connection {
             "Connected"
         };
         format!(
-            "{how} to context {}, namespace {} ({})\n",
-            self.context, self.namespace, self.server
+            "{how} to context {}, namespace {}{} ({})\n",
+            self.context,
+            self.namespace,
+            under(&self.name),
+            self.server
         )
+    }
+}
+
+/// A connection's name, unless it is the usual one.
+fn under(name: &str) -> String {
+    match name {
+        "" | names::DEFAULT_CONNECTION => String::new(),
+        name => format!(", as {name}"),
     }
 }
 
@@ -45,8 +57,10 @@ impl Output for ConnectionStatus {
 impl ConnectionDetails {
     fn text(&self) -> String {
         let mut text = format!(
-            "Connected to context {}, namespace {}\n",
-            self.context, self.namespace
+            "Connected to context {}, namespace {}{}\n",
+            self.context,
+            self.namespace,
+            under(&self.name)
         );
         let manager = format!(
             "{} in namespace {}",

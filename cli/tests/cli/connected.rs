@@ -80,7 +80,7 @@ async fn other_subnets_need_a_new_connection() {
             finished.stderr,
             format!(
                 "error: already connected to context dev; {flag} is for a new connection\n\
-                 hint: run `kvpn quit` first to connect with other subnets\n"
+                 hint: run `kvpn quit` first to connect with other names or subnets\n"
             )
         );
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use kvpn_proto::names;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -37,7 +38,8 @@ impl User {
 
     /// Where the user's session is looked for.
     pub(crate) fn session_socket(&self) -> PathBuf {
-        kvpn_proto::names::session_socket(Some(self.dir.path().into()), 0)
+        let sessions = names::sessions_dir(Some(self.dir.path().into()), 0);
+        names::session_socket(&sessions, names::DEFAULT_CONNECTION)
     }
 
     /// Puts a shell script in the place of `kvpnd`; it runs in the user's

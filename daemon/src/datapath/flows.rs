@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget, Protocol};
 use kvpn_tunnel::flow::is_routable;
 use kvpn_tunnel::host;
-use kvpn_tunnel::netstack::{EchoFlow, HOP_V4, HOP_V6, NewFlow, PendingTcp, UdpFlow};
+use kvpn_tunnel::netstack::{EchoFlow, NewFlow, PendingTcp, UdpFlow};
 use kvpn_tunnel::relay::{FrameStream, RelayError};
 use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::registry::{FlowRecord, FlowRegistry};
+use crate::lease::slot::hop;
 use crate::session::manager::{FlowClient, Manager};
 
 /// How long the far side may take to answer a dial: longer than the traffic
@@ -67,8 +68,9 @@ impl Carrier {
     /// A flow to the host itself would come back for ever, and nobody
     /// listens at the first hop.
     fn is_foreign(&self, destination: IpAddr) -> bool {
-        let is_hop = destination == HOP_V4 || destination == HOP_V6;
-        is_routable(destination) && !is_hop && !self.own.contains(&destination)
+        let mut own = self.own.iter();
+        let is_ours = own.any(|own| destination == *own || destination == hop(*own));
+        is_routable(destination) && !is_ours
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) fn room() -> Semaphore {
 }
 
 /// A question, and the message that asks it.
+#[derive(Clone)]
 struct Asked {
     question: Question,
     query: Vec<u8>,
@@ -87,8 +88,8 @@ impl Handler {
         let Some(target) = self.rules.alias(name) else {
             return self.answer_name(name, asked).await;
         };
-        let mut answer = self.answer_name(target, asked.under(target)?).await?;
-        rewrite::answer(&mut answer, target, name);
+        let mut answer = self.answer_name(&target, asked.under(&target)?).await?;
+        rewrite::answer(&mut answer, &target, name);
         self.names.note(name, &answer);
         Some(answer)
     }
@@ -97,7 +98,13 @@ impl Handler {
         let cluster = self.manager.cluster().borrow().clone();
         match classify(name, &cluster, &self.rules) {
             Route::Cluster => {
+                let elsewhere = asked.clone();
                 let answer = self.ask_cluster(asked, &cluster).await?;
+                if answer.metadata.response_code == ResponseCode::NXDomain
+                    && let Some(answer) = self.ask_next_connection(elsewhere).await
+                {
+                    return Some(answer);
+                }
                 self.names.note(name, &answer);
                 Some(answer)
             }
@@ -128,6 +135,16 @@ impl Handler {
             // "No such name" would be remembered, though it is not known.
             Err(NoAnswer::Failed) => None,
         }
+    }
+
+    /// Clusters commonly have the same domain, so a name that this one does not have
+    /// may be one of another connection's cluster.
+    async fn ask_next_connection(&self, asked: Asked) -> Option<Message> {
+        if !self.upstream.is_connection() {
+            return None;
+        }
+        let answer = self.ask_upstream(asked).await.ok()?;
+        (answer.metadata.response_code == ResponseCode::NoError).then_some(answer)
     }
 
     async fn ask_cluster(&self, asked: Asked, cluster: &ClusterInfo) -> Option<Message> {

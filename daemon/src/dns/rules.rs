@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use hickory_proto::rr::{LowerName, Name};
+use kvpn_proto::names::CONNECTIONS_DOMAIN;
 use kvpn_proto::{Failure, Reason};
 
 /// The user's wishes.
@@ -15,6 +16,15 @@ pub(crate) struct NameRules {
     exclude: Vec<Name>,
     /// Names of the user's, and whose answers they get.
     aliases: BTreeMap<LowerName, Name>,
+    connection: Option<Connection>,
+}
+
+/// The connection's own domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Connection {
+    domain: Name,
+    /// That of the session, in which names of one label are looked up.
+    namespace: Name,
 }
 
 /// A suffix that a name lies under.
@@ -55,15 +65,31 @@ impl NameRules {
             include,
             exclude,
             aliases,
+            connection: None,
         })
     }
 
+    /// Names under the connection's own domain get the answers that its cluster has
+    /// for them without it, in a session of this namespace.
+    pub(crate) fn of_connection(self, connection: &str, namespace: &str) -> Self {
+        let domain = absolute(&format!("{connection}.{CONNECTIONS_DOMAIN}"));
+        let connection = match (domain, absolute(namespace)) {
+            (Ok(domain), Ok(namespace)) => Some(Connection { domain, namespace }),
+            (Err(()), _) | (_, Err(())) => None,
+        };
+        Self { connection, ..self }
+    }
+
     /// Whose answers a name gets, if another's.
-    pub(crate) fn alias(&self, name: &Name) -> Option<&Name> {
+    pub(crate) fn alias(&self, name: &Name) -> Option<Name> {
+        let connection = self.connection.as_ref();
+        if let Some(name) = connection.and_then(|connection| connection.service(name)) {
+            return Some(name);
+        }
         if self.aliases.is_empty() {
             return None;
         }
-        self.aliases.get(&LowerName::new(name))
+        self.aliases.get(&LowerName::new(name)).cloned()
     }
 
     /// The longest of the suffixes that a name lies under.
@@ -86,7 +112,9 @@ impl NameRules {
     /// Suffixes and names whose questions must reach kvpn's name server.
     pub(crate) fn domains(&self) -> impl Iterator<Item = String> {
         let aliases = self.aliases.keys().map(|alias| Name::from(alias.clone()));
-        self.include.iter().cloned().chain(aliases).map(text)
+        let own = self.connection.iter().map(|it| it.domain.clone());
+        let include = self.include.iter().cloned();
+        include.chain(aliases).chain(own).map(text)
     }
 
     /// Tells whether all names under a domain are the host's own.
@@ -95,6 +123,23 @@ impl NameRules {
             return false;
         };
         self.suffix(&name).is_some_and(|suffix| !suffix.is_included)
+    }
+}
+
+impl Connection {
+    /// The Service's name of which `name` is the one under this connection's domain:
+    /// `SERVICE`, `SERVICE.NAMESPACE` or more.
+    fn service(&self, name: &Name) -> Option<Name> {
+        let labels = name.num_labels().checked_sub(self.domain.num_labels())?;
+        if labels == 0 || !self.domain.zone_of(name) {
+            return None;
+        }
+        let mut service = Name::from_labels(name.iter().take(labels.into())).ok()?;
+        service.set_fqdn(labels > 1);
+        if labels == 1 {
+            service = service.append_domain(&self.namespace).ok()?;
+        }
+        Some(service)
     }
 }
 
@@ -193,13 +238,29 @@ mod tests {
         let rules = rules(&[], &[], &["db.example.com=postgres", "x=web.other"]).unwrap();
         assert_eq!(
             rules.alias(&name("DB.example.com.")),
-            Some(&name("postgres.shop."))
+            Some(name("postgres.shop."))
         );
-        assert_eq!(rules.alias(&name("x.")), Some(&name("web.other.")));
+        assert_eq!(rules.alias(&name("x.")), Some(name("web.other.")));
         assert_eq!(rules.alias(&name("y.")), None);
         let mut domains: Vec<String> = rules.domains().collect();
         domains.sort();
         assert_eq!(domains, ["db.example.com", "x"]);
+    }
+
+    #[test]
+    fn names_under_the_connections_domain_are_those_of_its_cluster() {
+        let rules = NameRules::default().of_connection("staging", "shop");
+        for (asked, meant) in [
+            ("web.staging.kvpn.", Some("web.shop.")),
+            ("web.bank.Staging.KVPN.", Some("web.bank.")),
+            ("db-0.db.bank.svc.staging.kvpn.", Some("db-0.db.bank.svc.")),
+            ("staging.kvpn.", None),
+            ("web.other.kvpn.", None),
+            ("kvpn.", None),
+        ] {
+            assert_eq!(rules.alias(&name(asked)), meant.map(name), "{asked}");
+        }
+        assert_eq!(rules.domains().collect::<Vec<_>>(), ["staging.kvpn"]);
     }
 
     #[test]

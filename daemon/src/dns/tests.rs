@@ -63,6 +63,7 @@ fn served_before(upstream: SocketAddr) -> Served {
         manager: Manager::down(cluster),
         rules: NameRules::default(),
         names: AskedNames::default(),
+        resolver: Resolver::ResolvConf,
     };
     let upstream = Upstream::new(Servers::fixed(vec![upstream]));
     let server = start(vec![udp], vec![tcp], upstream, sources).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,8 @@ use futures::future::{BoxFuture, Shared};
 use hickory_proto::rr::{DNSClass, LowerName, RecordType};
 use kvpn_tunnel::dns::{ForwardError, Forwarder, parse_resolv_conf};
 use tracing::{debug, info};
+
+use crate::lease::slot;
 
 /// The port of DNS.
 const PORT: u16 = 53;
@@ -33,8 +35,8 @@ type Pending = Shared<BoxFuture<'static, Answer>>;
 /// The file that names the host's name servers, read again when it has changed.
 pub(super) struct Servers {
     path: PathBuf,
-    /// Our own, which a question would come back to for ever.
-    own: Vec<SocketAddr>,
+    /// Not asked, because a question would come back to us for ever.
+    left_out: Vec<IpAddr>,
     read: Mutex<Read>,
 }
 
@@ -43,13 +45,15 @@ struct Read {
     /// Of the file: inode, length, and its time in seconds and nanoseconds.
     version: Option<(u64, u64, i64, i64)>,
     forwarder: Arc<Forwarder>,
+    /// Whether one of them is another connection's.
+    is_connection: bool,
 }
 
 impl Servers {
-    pub(super) fn new(path: PathBuf, own: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(path: PathBuf, left_out: Vec<IpAddr>) -> Self {
         Self {
             path,
-            own,
+            left_out,
             read: Mutex::default(),
         }
     }
@@ -64,6 +68,10 @@ impl Servers {
 
     /// What asks them as they are now.
     fn forwarder(&self) -> Arc<Forwarder> {
+        Arc::clone(&self.read_again().forwarder)
+    }
+
+    fn read_again(&self) -> MutexGuard<'_, Read> {
         let version = fs::metadata(&self.path)
             .map(|it| (it.ino(), it.len(), it.mtime(), it.mtime_nsec()))
             .ok();
@@ -74,19 +82,20 @@ impl Servers {
                     let servers = self.addresses(&text);
                     info!(?servers, "The host's name servers");
                     read.version = version;
+                    read.is_connection = servers.iter().any(|it| slot::is_own(&it.ip()));
                     read.forwarder = Arc::new(Forwarder::new(servers));
                 }
                 Err(error) => debug!(%error, "The host's name servers cannot be read"),
             }
         }
-        Arc::clone(&read.forwarder)
+        read
     }
 
     fn addresses(&self, text: &str) -> Vec<SocketAddr> {
         let servers = parse_resolv_conf(text).name_servers.into_iter();
         servers
+            .filter(|address| !self.left_out.contains(address))
             .map(|address| SocketAddr::new(address, PORT))
-            .filter(|server| !self.own.contains(server))
             .collect()
     }
 }
@@ -107,6 +116,11 @@ impl Upstream {
             servers: Arc::new(servers),
             pending: Arc::default(),
         }
+    }
+
+    /// Tells whether who is asked is another connection of kvpn's.
+    pub(super) fn is_connection(&self) -> bool {
+        self.servers.read_again().is_connection
     }
 
     /// Forwards a query that asks `question`. The answer's id and the case of
@@ -166,7 +180,7 @@ mod tests {
     fn the_file_is_read_again_when_it_changes_and_our_own_address_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upstreams");
-        let own = "198.18.0.1:53".parse().unwrap();
+        let own = "198.18.0.1".parse().unwrap();
         let servers = Servers::new(path.clone(), vec![own]);
         let told = || format!("{:?}", servers.forwarder());
         assert!(!told().contains("10.0.0"));

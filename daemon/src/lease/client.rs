@@ -45,9 +45,10 @@ pub(crate) struct Granted {
 }
 
 impl Lease {
-    /// Asks the root daemon for a lease.
+    /// Asks the root daemon for a lease, for the connection of this name.
     pub(crate) async fn acquire(
         socket: &Path,
+        name: &str,
         network: &Network,
         description: &str,
     ) -> Result<(Self, Granted), Failure> {
@@ -57,6 +58,7 @@ impl Lease {
         let request = Request::Acquire(v1::Acquire {
             network: Some(network.into()),
             description: description.into(),
+            name: name.into(),
         });
         let (reply, descriptors) = lease.call(request).await?;
         match reply {
@@ -242,7 +244,7 @@ mod tests {
             subnets: vec!["10.96.0.0/16".parse().unwrap()],
             ..Network::default()
         };
-        Lease::acquire(&dir.path().join("socket"), &network, "a test").await
+        Lease::acquire(&dir.path().join("socket"), "default", &network, "a test").await
     }
 
     fn granted(descriptors: &[Descriptor]) -> Reply {

@@ -1,10 +1,9 @@
 //! The device's own addresses.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use kvpn_tunnel::netstack::{HOP_V4, HOP_V6};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
@@ -13,14 +12,8 @@ use tracing::warn;
 
 use super::route;
 use crate::host_routes::{DeviceRoute, MAIN};
+use crate::lease::slot::{Slot, hop};
 use crate::netlink::{Netlink, run};
-
-/// The host's address on the device, from the block for benchmarks (RFC 2544),
-/// which networks and clusters hardly use.
-pub(super) const V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-
-/// The host's address on the device, from a unique local prefix of kvpn's own.
-pub(super) const V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x7670, 0x006e, 0, 0, 0, 0, 1);
 
 /// Packets that wait for the session; a lost one costs a second.
 const QUEUE_LENGTH: u32 = 1000;
@@ -36,15 +29,15 @@ pub(super) fn has_v6(device: &str) -> bool {
         .is_ok_and(|text| text.trim() == "0")
 }
 
-/// Brings the device up and gives it its addresses, which are returned.
+/// Brings the slot's device up and gives it its addresses, which are returned.
 pub(super) async fn configure(
     netlink: &Netlink,
-    device: &str,
+    slot: Slot,
     index: u32,
 ) -> io::Result<Vec<IpAddr>> {
-    let mut addresses = vec![IpAddr::V4(V4)];
-    if has_v6(device) {
-        addresses.push(IpAddr::V6(V6));
+    let mut addresses = vec![IpAddr::V4(slot.v4())];
+    if has_v6(&slot.device()) {
+        addresses.push(IpAddr::V6(slot.v6()));
         // Without a link-local address the kernel sends no packets of its own
         // into the device, such as router solicitations. The device must still
         // be down for that.
@@ -74,15 +67,8 @@ pub(super) async fn configure(
     Ok(addresses)
 }
 
-/// The first hop behind the device. A host that checks where packets come from
-/// believes its answers only when it has a route to it.
-fn hop(own: IpAddr) -> IpAddr {
-    match own {
-        IpAddr::V4(_) => HOP_V4.into(),
-        IpAddr::V6(_) => HOP_V6.into(),
-    }
-}
-
+/// A host that checks where packets come from believes the first hop's answers
+/// only when it has a route to it.
 fn to_hop(own: IpAddr) -> DeviceRoute {
     DeviceRoute {
         subnet: hop(own).into(),

@@ -9,21 +9,18 @@ use kvpn_proto::v1::lease_reply::Reply;
 use kvpn_proto::v1::lease_request::Request;
 use kvpn_proto::{Failure, Reason, v1, version};
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::access::{self, Peer};
-use super::host::Applied;
+use super::access::Peer;
+use super::holders::Place;
 use super::server::Shared;
+use crate::lease::slot::Slot;
 use crate::lease::wire::Connection;
 
 /// How long a peer may be silent without a lease, or take to read an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a lease that is just ending may keep the next one waiting.
-const HANDOVER: Duration = Duration::from_millis(500);
 
 /// The longest text of a peer's that is kept or logged, in characters.
 const MAX_TEXT: usize = 200;
@@ -33,7 +30,7 @@ pub(super) struct Conversation {
     shared: Arc<Shared>,
     peer: Peer,
     connection: Connection,
-    lease: Option<(Applied, OwnedSemaphorePermit)>,
+    lease: Option<(Slot, Place)>,
 }
 
 impl Conversation {
@@ -53,12 +50,6 @@ impl Conversation {
             let request = tokio::select! {
                 () = end.cancelled() => break,
                 request = Self::receive(&mut self.connection, self.lease.is_some()) => request,
-                () = touched(self.lease.as_ref()) => {
-                    if let Some((applied, _)) = &mut self.lease {
-                        self.shared.host.follow(applied);
-                    }
-                    continue;
-                }
             };
             let answered = match request {
                 Ok(Some(request)) => self.answer(request).await,
@@ -70,10 +61,9 @@ impl Conversation {
                 break;
             }
         }
-        if let Some((applied, permit)) = self.lease.take() {
-            self.shared.host.undo(applied).await;
-            self.shared.set_holder(None);
-            drop(permit);
+        if let Some((slot, place)) = self.lease.take() {
+            self.shared.host.undo(slot).await;
+            drop(place);
             info!(user = self.peer.user(), pid = self.peer.pid, "Lease ended");
         }
     }
@@ -124,38 +114,43 @@ impl Conversation {
         let allowed = self.shared.access.check(&self.peer).is_ok();
         Reply::Described(v1::Described {
             version: version::VERSION.into(),
-            holder: self.shared.holder().filter(|_| allowed),
+            holders: if allowed {
+                self.shared.holders.all()
+            } else {
+                Vec::new()
+            },
         })
     }
 
     async fn acquire(&mut self, wanted: v1::Acquire) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         self.shared.access.check(&self.peer)?;
-        let slot = self.shared.slot.clone().acquire_owned();
-        let permit = match timeout(HANDOVER, slot).await {
-            Ok(permit) => permit.map_err(Failure::internal)?,
-            Err(_) => return Err(self.connected_already()),
-        };
-        let (applied, grant) = self
-            .shared
-            .host
-            .apply(&wanted.network.unwrap_or_default())
-            .await?;
+        if self.lease.is_some() {
+            return Err(Failure::new(
+                Reason::AlreadyConnected,
+                "this connection holds a lease already",
+                "acquire another one on a connection of its own",
+            ));
+        }
         let holder = v1::Holder {
             uid: self.peer.uid,
             pid: self.peer.pid,
             description: described(&wanted.description),
-            device: grant.message.device.clone(),
-            subnets: applied.subnets(),
+            name: printable(&wanted.name),
+            device: String::new(),
+            subnets: Vec::new(),
         };
+        let place = self.shared.holders.enter(holder).await?;
+        let network = wanted.network.unwrap_or_default();
+        let (slot, grant) = self.shared.host.apply(&network).await?;
         info!(
             user = self.peer.user(),
             pid = self.peer.pid,
-            device = holder.device,
-            subnets = holder.subnets.join(" "),
+            device = grant.message.device,
+            subnets = grant.subnets.join(" "),
             "Lease granted"
         );
-        self.shared.set_holder(Some(holder));
-        self.lease = Some((applied, permit));
+        place.note(&grant.message.device, grant.subnets);
+        self.lease = Some((slot, place));
         Ok((Reply::Granted(grant.message), grant.descriptors))
     }
 
@@ -163,51 +158,16 @@ impl Conversation {
         &mut self,
         wanted: &v1::Network,
     ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
-        let Some((applied, _)) = &mut self.lease else {
+        let Some((slot, place)) = &self.lease else {
             return Err(Failure::new(
                 Reason::NotConnected,
                 "no lease is held on this connection",
                 "acquire one first",
             ));
         };
-        applied.set_network(wanted).await?;
-        let holder = self.shared.holder().map(|holder| v1::Holder {
-            subnets: applied.subnets(),
-            ..holder
-        });
-        self.shared.set_holder(holder);
+        let subnets = self.shared.host.set_network(*slot, wanted).await?;
+        place.note(&slot.device(), subnets);
         Ok((Reply::NetworkSet(v1::NetworkSet {}), Vec::new()))
-    }
-
-    fn connected_already(&self) -> Failure {
-        let Some(holder) = self.shared.holder() else {
-            return Failure::new(
-                Reason::AlreadyConnected,
-                "another session is connecting right now",
-                "try again in a moment",
-            );
-        };
-        let next_step = if holder.uid == self.peer.uid {
-            "end that connection first with `kvpn quit`"
-        } else {
-            "ask them to end it with `kvpn quit`"
-        };
-        Failure::new(
-            Reason::AlreadyConnected,
-            format!(
-                "user {} is connected to {} on this host",
-                access::user(holder.uid),
-                holder.description
-            ),
-            next_step,
-        )
-    }
-}
-
-async fn touched(lease: Option<&(Applied, OwnedSemaphorePermit)>) {
-    match lease {
-        Some((applied, _)) => applied.touched().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -17,6 +17,7 @@ use tracing::{debug, error, info};
 
 use super::journal::Journal;
 use super::{run_dir, runtime, undo};
+use crate::fault;
 
 /// How long a guard may take to start or to end.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -35,6 +36,8 @@ impl Guard {
             .arg("guard")
             .arg("--run-dir")
             .arg(run_dir)
+            // It is there for when the daemon is stopped.
+            .env_remove(fault::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

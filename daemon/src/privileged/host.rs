@@ -1,53 +1,74 @@
-//! The host's network as one transaction: all of a lease is applied, or none.
+//! The host's network as one transaction for each lease: all of it is applied, or
+//! none.
 
+mod check;
+mod failures;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use kvpn_proto::Failure;
 use kvpn_proto::v1::{self, Descriptor};
-use kvpn_proto::{Failure, Reason};
+use tokio::sync::Mutex;
 use tracing::{debug, error, info, warn};
 
 use super::guard::Guard;
 use super::journal::{Device, Journal};
-use super::resolver::{Plan, Told};
+use super::resolver::Resolver;
 use super::routing::{Planned, Routing};
 use super::{address, name_server, tun, undo};
+use crate::fault::point;
+use crate::lease::slot::Slot;
 use crate::netlink::Netlink;
+use failures::{bind_failed, device_failed, failed, no_slot};
 
-/// The most search domains of a lease. Each costs a question for every name
-/// that the host looks up.
-const MAX_SEARCH_DOMAINS: usize = 16;
-
-/// Where the daemon keeps and changes things.
-#[derive(Debug)]
+/// The host, and where the daemon keeps and changes things.
 pub(super) struct Host {
-    pub(super) run_dir: PathBuf,
-    pub(super) resolv_conf: PathBuf,
+    run_dir: PathBuf,
+    resolv_conf: PathBuf,
+    state: Mutex<State>,
 }
 
-/// A lease that is applied to the host.
-pub(super) struct Applied {
-    netlink: Netlink,
-    guard: Guard,
-    changed: Changed,
-}
-
-/// What was changed on the host.
-struct Changed {
+/// What is changed at the moment.
+struct State {
     journal: Journal,
-    routing: Routing,
-    told: Told,
+    guard: Option<Guard>,
+    resolver: Resolver,
+    leases: BTreeMap<Slot, Routing>,
+    /// Those that have ended, but could not be undone.
+    leftover: BTreeSet<Slot>,
 }
 
 /// What goes to the session.
 pub(super) struct Grant {
     pub(super) message: v1::Granted,
     pub(super) descriptors: Vec<OwnedFd>,
+    /// The subnets that are routed.
+    pub(super) subnets: Vec<String>,
 }
 
 impl Host {
+    pub(super) fn new(run_dir: PathBuf, resolv_conf: PathBuf) -> Self {
+        let state = State {
+            journal: Journal::default(),
+            guard: None,
+            resolver: Resolver::new(&run_dir, &resolv_conf),
+            leases: BTreeMap::new(),
+            leftover: BTreeSet::new(),
+        };
+        Self {
+            run_dir,
+            resolv_conf,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Undoes what an earlier daemon left.
     pub(super) async fn recover(&self) -> Result<(), Failure> {
         undo::undo(&self.run_dir)
@@ -58,65 +79,125 @@ impl Host {
     }
 
     /// Applies a lease; after a failure the host is as it was.
-    pub(super) async fn apply(&self, wanted: &v1::Network) -> Result<(Applied, Grant), Failure> {
-        self.recover().await?;
+    pub(super) async fn apply(&self, wanted: &v1::Network) -> Result<(Slot, Grant), Failure> {
+        let mut state = self.state.lock().await;
+        if state.leases.is_empty() {
+            self.recover().await?;
+            state.clear();
+        }
+        let slot = state.free_slot().ok_or_else(no_slot)?;
         let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
-        let planned = Planned::new(&netlink, wanted).await?;
-        check_domains(wanted)?;
-        let guard = Guard::start(&self.run_dir)
-            .await
-            .map_err(|error| failed("start the guard", &error))?;
-        match self.change(&netlink, planned, wanted).await {
-            Ok((changed, grant)) => {
-                let applied = Applied {
-                    netlink,
-                    guard,
-                    changed,
-                };
-                Ok((applied, grant))
-            }
+        let planned = Planned::new(&netlink, slot, wanted).await?;
+        check::domains(wanted)?;
+        if state.guard.is_none() {
+            let guard = Guard::start(&self.run_dir).await;
+            state.guard = Some(guard.map_err(|error| failed("start the guard", &error))?);
+        }
+        point("guard started");
+        let change = self.change(&mut state, &netlink, slot, planned, wanted);
+        match change.await {
+            Ok(grant) => Ok((slot, grant)),
             Err(failure) => {
-                self.take_back().await;
-                guard.end().await;
+                self.end(&mut state, slot).await;
                 Err(failure)
             }
         }
     }
 
-    /// Ends a lease: the host becomes as it was.
-    pub(super) async fn undo(&self, applied: Applied) {
-        self.take_back().await;
-        applied.guard.end().await;
+    /// Replaces the subnets and the domains of a lease; after a failure the subnets
+    /// are as they were. Returns the subnets.
+    pub(super) async fn set_network(
+        &self,
+        slot: Slot,
+        network: &v1::Network,
+    ) -> Result<Vec<String>, Failure> {
+        check::domains(network)?;
+        let mut state = self.state.lock().await;
+        let State {
+            leases, resolver, ..
+        } = &mut *state;
+        let Some(routing) = leases.get_mut(&slot) else {
+            return Err(Failure::internal("the lease has ended"));
+        };
+        let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
+        routing.replace(&netlink, network).await?;
+        let set = resolver.set(slot, network).await;
+        set.map_err(|error| failed("tell this host's resolver of other domains", &error))?;
+        Ok(routing.subnets())
     }
 
-    /// Undoes what the journal names, if anything.
-    pub(super) async fn take_back(&self) {
-        if let Err(error) = undo::undo(&self.run_dir).await {
-            error!(%error, "The changes of a lease cannot be undone; this is tried again");
+    /// Ends a lease: the host becomes as it was without it.
+    pub(super) async fn undo(&self, slot: Slot) {
+        let mut state = self.state.lock().await;
+        self.end(&mut state, slot).await;
+    }
+
+    /// Tries again to undo what could not be undone.
+    pub(super) async fn undo_leftover(&self) {
+        let mut state = self.state.lock().await;
+        for slot in state.leftover.clone() {
+            self.end(&mut state, slot).await;
+        }
+    }
+
+    /// Changes again, for as long as this is polled, what somebody else replaces, who
+    /// is then the one whose settings come back at the end of the leases.
+    pub(super) async fn keep_changed(&self) {
+        let mut watches = self.state.lock().await.resolver.watch();
+        loop {
+            let watch = watches.borrow_and_update().clone();
+            let touched = async {
+                match watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                touched = touched => match touched {
+                    Ok(()) => self.follow().await,
+                    Err(error) => {
+                        warn!(%error, "Changes of resolv.conf are not noticed any more");
+                        // The sender is as old as this.
+                        let _ = watches.changed().await;
+                    }
+                },
+                _ = watches.changed() => {}
+            }
+        }
+    }
+
+    async fn follow(&self) {
+        let mut state = self.state.lock().await;
+        if let Err(error) = self.change_again(&mut state) {
+            warn!(%error, "Names may not be looked up in the cluster any more");
         }
     }
 
     async fn change(
         &self,
+        state: &mut State,
         netlink: &Netlink,
+        slot: Slot,
         planned: Planned,
         network: &v1::Network,
-    ) -> Result<(Changed, Grant), Failure> {
+    ) -> Result<Grant, Failure> {
         // Nothing to journal yet: until the session has a copy of its
         // descriptor, the device ends with this process.
-        let tun = tun::create().map_err(|error| device_failed(&error))?;
-        let mut journal = Journal {
-            device: Device {
-                name: tun::DEVICE.into(),
-                index: tun.index,
-            },
-            resolv_conf: None,
-        };
-        self.store(&journal)?;
-        let addresses = address::configure(netlink, tun::DEVICE, tun.index)
+        let name = slot.device();
+        let tun = tun::create(&name).map_err(|error| device_failed(&name, &error))?;
+        point("device made");
+        state.journal.devices.push(Device {
+            name: name.clone(),
+            index: tun.index,
+        });
+        self.store(&state.journal)?;
+        point("device in the journal");
+        let addresses = address::configure(netlink, slot, tun.index)
             .await
             .map_err(|error| failed("give the TUN device its addresses", &error))?;
-        let routing = Routing::add(netlink, tun.index, addresses.clone(), planned).await?;
+        point("addresses added");
+        let routing = Routing::add(netlink, slot, tun.index, addresses.clone(), planned).await?;
+        point("routes added");
         let mut kinds = vec![Descriptor::Tun];
         let mut descriptors = vec![tun.descriptor];
         for address in &addresses {
@@ -125,56 +206,96 @@ impl Host {
             kinds.extend([Descriptor::DnsUdp, Descriptor::DnsTcp]);
             descriptors.extend([udp, tcp]);
         }
-        let plan = Plan::make(&self.resolv_conf, tun.index, &addresses, network)
+        let plan = state.resolver.plan(slot, tun.index, &addresses, network);
+        let plan = plan
             .await
             .map_err(|error| failed("find out how this host looks up names", &error))?;
-        journal.resolv_conf = plan.resolv_conf().cloned();
-        self.store(&journal)?;
-        let told = plan
-            .apply(&self.run_dir, &self.resolv_conf, &addresses, network)
-            .await
-            .map_err(|error| failed("set up how this host looks up names", &error))?;
+        if let Some(change) = plan.resolv_conf() {
+            state.journal.resolv_conf = Some(change.clone());
+            self.store(&state.journal)?;
+            point("resolv.conf in the journal");
+        }
+        let joined = state.resolver.join(plan, network).await;
+        let (resolver, upstreams) =
+            joined.map_err(|error| failed("set up how this host looks up names", &error))?;
+        point("resolver told");
+        let subnets = routing.subnets();
+        state.leases.insert(slot, routing);
         let message = v1::Granted {
-            device: tun::DEVICE.into(),
+            device: name,
             mtu: tun::MTU.into(),
-            addresses: texts(&addresses),
-            upstreams: told.upstreams(&self.run_dir).display().to_string(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            upstreams: upstreams.display().to_string(),
             descriptors: kinds.into_iter().map(i32::from).collect(),
-            resolver: told.kind().into(),
+            resolver: resolver.into(),
         };
-        let grant = Grant {
+        Ok(Grant {
             message,
             descriptors,
-        };
-        let changed = Changed {
-            journal,
-            routing,
-            told,
-        };
-        Ok((changed, grant))
+            subnets,
+        })
     }
 
-    /// Changes again what somebody else has replaced, who is then the one whose
-    /// settings come back at the end of the lease.
-    pub(super) fn follow(&self, applied: &mut Applied) {
-        if let Err(error) = self.change_again(&mut applied.changed) {
-            warn!(%error, "Names may not be looked up in the cluster any more");
-        }
-    }
-
-    fn change_again(&self, changed: &mut Changed) -> io::Result<()> {
-        let Some(change) = changed.told.plan_again()? else {
+    fn change_again(&self, state: &mut State) -> io::Result<()> {
+        let Some(change) = state.resolver.plan_again()? else {
             debug!("What was written for a lease is still there, and left as it is");
             return Ok(());
         };
         info!(path = %change.path().display(), "Somebody else has replaced it; changed again");
-        let journal = Journal {
-            resolv_conf: Some(change.clone()),
-            ..changed.journal.clone()
+        state.journal.resolv_conf = Some(change.clone());
+        state.journal.store(&self.run_dir)?;
+        state.resolver.apply_again(change)
+    }
+
+    /// Undoes what a lease changed, or part of it.
+    async fn end(&self, state: &mut State, slot: Slot) {
+        state.leases.remove(&slot);
+        let undone = if state.leases.is_empty() {
+            self.undo_all(state).await
+        } else {
+            self.undo_one(state, slot).await
         };
-        journal.store(&self.run_dir)?;
-        changed.journal = journal;
-        changed.told.apply_again(&self.run_dir, change)
+        match undone {
+            Ok(()) => {
+                state.leftover.remove(&slot);
+            }
+            Err(error) => {
+                error!(%error, "The changes of a lease cannot be undone; this is tried again");
+                state.leftover.insert(slot);
+            }
+        }
+        if state.leases.is_empty()
+            && let Some(guard) = state.guard.take()
+        {
+            guard.end().await;
+        }
+    }
+
+    async fn undo_all(&self, state: &mut State) -> io::Result<()> {
+        undo::undo(&self.run_dir).await?;
+        state.clear();
+        Ok(())
+    }
+
+    async fn undo_one(&self, state: &mut State, slot: Slot) -> io::Result<()> {
+        let change = state.resolver.plan_without(slot)?;
+        if change.is_some() {
+            state.journal.resolv_conf.clone_from(&change);
+            state.journal.store(&self.run_dir)?;
+        }
+        point("rest in the journal");
+        state.resolver.leave(slot, change.clone())?;
+        point("resolver told of the rest");
+        state.journal.resolv_conf = change;
+        let name = slot.device();
+        let mut devices = state.journal.devices.iter();
+        if let Some(device) = devices.find(|device| device.name == name) {
+            let netlink = Netlink::open()?;
+            netlink.delete_link(&device.name, device.index).await?;
+            point("device of one deleted");
+        }
+        state.journal.devices.retain(|device| device.name != name);
+        state.journal.store(&self.run_dir)
     }
 
     fn store(&self, journal: &Journal) -> Result<(), Failure> {
@@ -184,140 +305,17 @@ impl Host {
     }
 }
 
-impl Applied {
-    /// Replaces the subnets and the domains; after a failure the subnets are as
-    /// they were. The search domains stay as they were granted.
-    pub(super) async fn set_network(&mut self, network: &v1::Network) -> Result<(), Failure> {
-        check_domains(network)?;
-        let Changed { routing, told, .. } = &mut self.changed;
-        routing.replace(&self.netlink, network).await?;
-        let set = told.set(network).await;
-        set.map_err(|error| failed("tell this host's resolver of other domains", &error))
+impl State {
+    fn free_slot(&self) -> Option<Slot> {
+        let is_free =
+            |slot: &Slot| !self.leases.contains_key(slot) && !self.leftover.contains(slot);
+        Slot::all().find(is_free)
     }
 
-    /// Resolves when somebody else may have replaced what was changed.
-    pub(super) async fn touched(&self) {
-        self.changed.told.changed().await;
-    }
-
-    /// The subnets that are routed to the device.
-    pub(super) fn subnets(&self) -> Vec<String> {
-        self.changed.routing.subnets()
-    }
-}
-
-/// Refuses what would become another line of resolv.conf, or another word.
-fn check_domains(network: &v1::Network) -> Result<(), Failure> {
-    let is_domain = |domain: &String| {
-        let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        (1..=253).contains(&domain.len()) && domain.chars().all(is_letter)
-    };
-    let search = &network.search_domains;
-    if search.len() > MAX_SEARCH_DOMAINS {
-        return Err(Failure::new(
-            Reason::Usage,
-            format!(
-                "{} search domains are more than {MAX_SEARCH_DOMAINS}",
-                search.len()
-            ),
-            "name fewer",
-        ));
-    }
-    match search
-        .iter()
-        .chain(&network.domains)
-        .find(|domain| !is_domain(domain))
-    {
-        None => Ok(()),
-        Some(domain) => Err(Failure::new(
-            Reason::Usage,
-            format!("{domain:?} is not a domain"),
-            "use letters, digits, hyphens and dots only",
-        )),
-    }
-}
-
-fn texts<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
-    items.into_iter().map(|item| item.to_string()).collect()
-}
-
-fn device_failed(error: &io::Error) -> Failure {
-    let next_step = if error.kind() == io::ErrorKind::AlreadyExists {
-        format!("remove it with `sudo ip link delete {}`", tun::DEVICE)
-    } else {
-        "make sure that /dev/net/tun exists and that kvpnd runs as root".into()
-    };
-    Failure::new(
-        Reason::HostRefused,
-        format!("cannot make the TUN device: {error}"),
-        next_step,
-    )
-}
-
-fn bind_failed(address: IpAddr, error: &io::Error) -> Failure {
-    let next_step = if error.kind() == io::ErrorKind::AddrInUse {
-        "look with `sudo ss -lnp sport = :53` for who is there: end a session of kvpn that was \
-         left, and bind a name server of your own to its own address"
-            .into()
-    } else {
-        failed("", error).next_step
-    };
-    Failure::new(
-        Reason::HostRefused,
-        format!("cannot serve DNS on {address}, port 53: {error}"),
-        next_step,
-    )
-}
-
-fn failed(step: &str, error: &io::Error) -> Failure {
-    Failure::new(
-        Reason::HostRefused,
-        format!("cannot {step}: {error}"),
-        "make sure that kvpnd runs as root with CAP_NET_ADMIN, and look at its log",
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn domains_cannot_smuggle_lines_or_words() {
-        let check = |domain: &str| {
-            check_domains(&v1::Network {
-                domains: vec![domain.to_owned()],
-                ..search(&[domain])
-            })
-        };
-        assert!(check("shop.svc.cluster.local").is_ok());
-        for domain in [
-            "",
-            "a b",
-            "a\nnameserver 10.0.0.1",
-            "a\tb",
-            "a#b",
-            &"a".repeat(254),
-        ] {
-            assert_eq!(
-                check(domain).unwrap_err().reason,
-                Reason::Usage,
-                "{domain:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn search_domains_cannot_be_many() {
-        let domains = ["svc.x"; MAX_SEARCH_DOMAINS + 1];
-        assert!(check_domains(&search(&domains[1..])).is_ok());
-        let failure = check_domains(&search(&domains)).unwrap_err();
-        assert_eq!(failure.reason, Reason::Usage);
-    }
-
-    fn search(domains: &[&str]) -> v1::Network {
-        v1::Network {
-            search_domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
-            ..v1::Network::default()
-        }
+    /// Forgets everything, after it was undone.
+    fn clear(&mut self) {
+        self.journal = Journal::default();
+        self.resolver.clear();
+        self.leftover.clear();
     }
 }

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::resolv_conf::Change;
 
-/// The changes of one lease.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The changes of all leases that are held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Journal {
-    pub(super) device: Device,
+    pub(super) devices: Vec<Device>,
     /// Absent until resolv.conf is about to be written.
     pub(super) resolv_conf: Option<Change>,
 }
@@ -71,10 +71,10 @@ mod tests {
 
     fn journal() -> Journal {
         Journal {
-            device: Device {
+            devices: vec![Device {
                 name: "kvpn0".into(),
                 index: 7,
-            },
+            }],
             resolv_conf: None,
         }
     }

@@ -13,6 +13,7 @@ mod file;
 mod text;
 mod watch;
 
+use crate::lease::slot;
 use file::Attributes;
 pub(super) use watch::Watch;
 
@@ -67,22 +68,25 @@ impl Change {
         })
     }
 
-    /// Plans the change anew where somebody has replaced the file at `path` since;
-    /// `None` where it is as it was written, or that with changes by hand.
-    pub(super) fn plan_again(
-        &self,
-        path: &Path,
-        name_servers: &[IpAddr],
-        search_domains: &[String],
-    ) -> io::Result<Option<Self>> {
-        let again = Self::plan(path, name_servers, search_domains)?;
-        let Some(original) = &again.original else {
+    /// Tells whether somebody has replaced the file at `path` since: it is neither as
+    /// it was written, nor that with changes by hand.
+    pub(super) fn is_replaced(&self, path: &Path) -> io::Result<bool> {
+        let target = file::resolve(path)?;
+        Ok(match file::read(&target)? {
+            Some((current, _)) => !self.is_ours(&current) && text::embedded(&current).is_none(),
             // Whoever removes it writes another.
-            return Ok(None);
-        };
-        let is_ours =
-            self.is_ours(&original.content) || text::embedded(&original.content).is_some();
-        Ok((!is_ours).then_some(again))
+            None => false,
+        })
+    }
+
+    /// The change of the same file to other name servers and search domains.
+    pub(super) fn with(&self, name_servers: &[IpAddr], search_domains: &[String]) -> Self {
+        let original = self.original.as_ref();
+        let content = original.map(|original| original.content.as_slice());
+        Self {
+            written: text::render(content, name_servers, search_domains),
+            ..self.clone()
+        }
     }
 
     /// The file that is changed.
@@ -134,7 +138,7 @@ impl Change {
                 Ok(Restored::Yes)
             }
             (_, Some(_)) => {
-                if restore_embedded(&self.target, &name_servers(&self.written))? {
+                if restore_embedded(&self.target)? {
                     Ok(Restored::Yes)
                 } else {
                     Ok(Restored::ChangedByOthers)
@@ -152,8 +156,8 @@ impl Change {
 
 /// Restores a file written by kvpn from what is embedded in it, unless somebody
 /// added name servers to ours; tells whether it did. This is for when there is
-/// no journal, or the file was edited since.
-pub(super) fn restore_embedded(path: &Path, ours: &[IpAddr]) -> io::Result<bool> {
+/// no journal, the file was edited since, or it is still that of other leases.
+pub(super) fn restore_embedded(path: &Path) -> io::Result<bool> {
     let target = file::resolve(path)?;
     let Some((current, attributes)) = file::read(&target)? else {
         return Ok(false);
@@ -161,10 +165,7 @@ pub(super) fn restore_embedded(path: &Path, ours: &[IpAddr]) -> io::Result<bool>
     let Some(original) = text::embedded(&current) else {
         return Ok(false);
     };
-    if name_servers(&current)
-        .iter()
-        .any(|server| !ours.contains(server))
-    {
+    if !name_servers(&current).iter().all(slot::is_own) {
         return Ok(false);
     }
     match original {
@@ -321,16 +322,15 @@ mod tests {
     #[test]
     fn file_without_a_journal_is_restored_from_itself() {
         let etc = Etc::new();
-        let ours = [OURS.parse().unwrap()];
         fs::write(etc.path(), "# no end of line").unwrap();
         etc.plan().apply().unwrap();
-        assert!(restore_embedded(&etc.path(), &ours).unwrap());
+        assert!(restore_embedded(&etc.path()).unwrap());
         assert_eq!(fs::read(etc.path()).unwrap(), b"# no end of line");
-        assert!(!restore_embedded(&etc.path(), &ours).unwrap());
+        assert!(!restore_embedded(&etc.path()).unwrap());
 
         fs::remove_file(etc.path()).unwrap();
         etc.plan().apply().unwrap();
-        assert!(restore_embedded(&etc.path(), &ours).unwrap());
+        assert!(restore_embedded(&etc.path()).unwrap());
         assert!(etc.names().is_empty());
     }
 
@@ -341,7 +341,7 @@ mod tests {
         etc.plan().apply().unwrap();
         let text = fs::read_to_string(etc.path()).unwrap() + "nameserver 9.9.9.9\n";
         fs::write(etc.path(), &text).unwrap();
-        assert!(!restore_embedded(&etc.path(), &[OURS.parse().unwrap()]).unwrap());
+        assert!(!restore_embedded(&etc.path()).unwrap());
         assert_eq!(fs::read_to_string(etc.path()).unwrap(), text);
         assert_eq!(
             etc.plan().upstreams(),

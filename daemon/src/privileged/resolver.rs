@@ -1,16 +1,23 @@
-//! What on the host is told of the session's name server: systemd-resolved where it
+//! What on the host is told of the sessions' name servers: systemd-resolved where it
 //! runs, and resolv.conf unless that leads to systemd-resolved already.
+//!
+//! resolv.conf names the name server of the latest lease only. That asks the one
+//! before it for what it does not know itself, and the first asks the host's own.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kvpn_proto::v1;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::resolv_conf::{Change, Watch};
 use super::resolved::{self, Resolved};
 use super::upstreams;
+use crate::fault::point;
+use crate::lease::slot::Slot;
 
 /// Where systemd-resolved listens, for programs that read resolv.conf.
 const STUBS: [IpAddr; 2] = [
@@ -18,133 +25,114 @@ const STUBS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54)),
 ];
 
-/// What is to be told, and to whom. Nothing is told yet.
-pub(super) struct Plan {
-    resolved: Option<Resolved>,
-    resolv_conf: Option<Change>,
+/// How the host looks up names while there are leases.
+pub(super) struct Resolver {
+    run_dir: PathBuf,
+    path: PathBuf,
+    /// In the order of their leases.
+    members: Vec<Member>,
+    /// What was written into resolv.conf.
+    written: Option<Change>,
+    watch: watch::Sender<Option<Arc<Watch>>>,
 }
 
-/// What was told.
-pub(super) struct Told {
+/// A lease's part in it.
+struct Member {
+    slot: Slot,
     servers: Vec<IpAddr>,
     search_domains: Vec<String>,
     resolved: Option<Resolved>,
-    resolv_conf: Option<Written>,
+    is_in_resolv_conf: bool,
 }
 
-struct Written {
-    path: PathBuf,
-    change: Change,
-    watch: Watch,
+/// A new lease's part, and what it takes. Nothing is told yet.
+pub(super) struct Plan {
+    member: Member,
+    resolv_conf: Option<Change>,
 }
 
 impl Plan {
-    /// Looks at the host. `servers` are the session's addresses on the device.
-    pub(super) async fn make(
-        resolv_conf: &Path,
-        link: u32,
-        servers: &[IpAddr],
-        network: &v1::Network,
-    ) -> io::Result<Self> {
-        let change = Change::plan(resolv_conf, servers, &network.search_domains)?;
-        let resolved = Resolved::find(link).await?;
-        let names = change.upstreams();
-        let leads_to_resolved = !names.is_empty() && names.iter().all(|name| STUBS.contains(name));
-        Ok(Self {
-            resolv_conf: (resolved.is_none() || !leads_to_resolved).then_some(change),
-            resolved,
-        })
-    }
-
     /// The change of resolv.conf, for the journal.
     pub(super) fn resolv_conf(&self) -> Option<&Change> {
         self.resolv_conf.as_ref()
     }
-
-    /// Tells them.
-    pub(super) async fn apply(
-        self,
-        run_dir: &Path,
-        path: &Path,
-        servers: &[IpAddr],
-        network: &v1::Network,
-    ) -> io::Result<Told> {
-        let Self {
-            resolved,
-            resolv_conf,
-        } = self;
-        let resolv_conf = match resolv_conf {
-            Some(change) => Some(Written::write(run_dir, path, change)?),
-            None => None,
-        };
-        let told = Told {
-            servers: servers.to_vec(),
-            search_domains: network.search_domains.clone(),
-            resolved,
-            resolv_conf,
-        };
-        told.tell_resolved(network).await?;
-        info!(resolver = ?told.kind(), "Name server is in force");
-        Ok(told)
-    }
 }
 
-impl Told {
-    pub(super) fn kind(&self) -> v1::Resolver {
-        match &self.resolv_conf {
-            Some(_) => v1::Resolver::ResolvConf,
-            None => v1::Resolver::SystemdResolved,
+impl Resolver {
+    pub(super) fn new(run_dir: &Path, path: &Path) -> Self {
+        Self {
+            run_dir: run_dir.to_owned(),
+            path: path.to_owned(),
+            members: Vec::new(),
+            written: None,
+            watch: watch::Sender::new(None),
         }
     }
 
-    /// The file with the host's own name servers.
-    pub(super) fn upstreams(&self, run_dir: &Path) -> PathBuf {
-        match &self.resolv_conf {
-            Some(_) => upstreams::path(run_dir),
-            None => resolved::UPSTREAMS.into(),
-        }
-    }
-
-    /// Resolves when somebody else may have changed what was told.
-    pub(super) async fn changed(&self) {
-        let Some(written) = &self.resolv_conf else {
-            return std::future::pending().await;
+    /// Looks at the host for a new lease. `servers` are the host's addresses on its
+    /// device, whose index is `link`.
+    pub(super) async fn plan(
+        &self,
+        slot: Slot,
+        link: u32,
+        servers: &[IpAddr],
+        network: &v1::Network,
+    ) -> io::Result<Plan> {
+        let mut member = Member {
+            slot,
+            servers: servers.to_vec(),
+            search_domains: network.search_domains.clone(),
+            resolved: Resolved::find(link).await?,
+            is_in_resolv_conf: true,
         };
-        if let Err(error) = written.watch.changed().await {
-            warn!(%error, "Changes of resolv.conf are not noticed any more");
-            std::future::pending().await
-        }
+        let change = self.change(&member)?;
+        let names = change.upstreams();
+        let leads_to_resolved = !names.is_empty() && names.iter().all(|name| STUBS.contains(name));
+        member.is_in_resolv_conf =
+            self.written.is_some() || member.resolved.is_none() || !leads_to_resolved;
+        Ok(Plan {
+            resolv_conf: member.is_in_resolv_conf.then_some(change),
+            member,
+        })
     }
 
-    /// Plans to tell again what somebody else has replaced; `None` where nobody
-    /// has.
-    pub(super) fn plan_again(&self) -> io::Result<Option<Change>> {
-        let Some(Written { path, change, .. }) = &self.resolv_conf else {
-            return Ok(None);
+    /// Tells the host of a new lease; tells whom, and where its session finds whom
+    /// to ask for names of other networks. After a failure, `leave` is needed.
+    pub(super) async fn join(
+        &mut self,
+        plan: Plan,
+        network: &v1::Network,
+    ) -> io::Result<(v1::Resolver, PathBuf)> {
+        let Plan {
+            member,
+            resolv_conf,
+        } = plan;
+        let slot = member.slot;
+        self.members.push(member);
+        let told = match resolv_conf {
+            Some(change) => {
+                self.write(change)?;
+                let upstreams = upstreams::path(&self.run_dir, slot);
+                (v1::Resolver::ResolvConf, upstreams)
+            }
+            None => (
+                v1::Resolver::SystemdResolved,
+                PathBuf::from(resolved::UPSTREAMS),
+            ),
         };
-        change.plan_again(path, &self.servers, &self.search_domains)
+        self.set(slot, network).await?;
+        info!(resolver = ?told.0, "Name server is in force");
+        Ok(told)
     }
 
-    /// Tells again, after `plan_again`.
-    pub(super) fn apply_again(&mut self, run_dir: &Path, change: Change) -> io::Result<()> {
-        let Some(written) = &mut self.resolv_conf else {
+    /// Tells systemd-resolved of other domains of a lease. What stands in
+    /// resolv.conf stays.
+    pub(super) async fn set(&self, slot: Slot, network: &v1::Network) -> io::Result<()> {
+        let mut members = self.members.iter();
+        let Some(member) = members.find(|member| member.slot == slot) else {
             return Ok(());
         };
-        if written.change.path() != change.path() {
-            // The path has become a link to another file.
-            written.change.restore()?;
-        }
-        *written = Written::write(run_dir, &written.path, change)?;
-        Ok(())
-    }
-
-    /// Tells systemd-resolved of other domains. What stands in resolv.conf stays.
-    pub(super) async fn set(&self, network: &v1::Network) -> io::Result<()> {
-        self.tell_resolved(network).await
-    }
-
-    async fn tell_resolved(&self, network: &v1::Network) -> io::Result<()> {
-        let Some(resolved) = &self.resolved else {
+        let Some(resolved) = &member.resolved else {
             return Ok(());
         };
         let v1::Network {
@@ -152,31 +140,139 @@ impl Told {
             domains,
             ..
         } = network;
-        match resolved.set(&self.servers, search_domains, domains).await {
+        match resolved.set(&member.servers, search_domains, domains).await {
             // Programs go by resolv.conf.
-            Err(error) if self.resolv_conf.is_some() => {
+            Err(error) if member.is_in_resolv_conf => {
                 warn!(%error, "systemd-resolved cannot be told of kvpn");
                 Ok(())
             }
             outcome => outcome,
         }
     }
-}
 
-impl Written {
-    fn write(run_dir: &Path, path: &Path, change: Change) -> io::Result<Self> {
-        upstreams::store(run_dir, &change.upstreams())?;
+    /// Plans resolv.conf without a lease that ends while others go on.
+    pub(super) fn plan_without(&self, slot: Slot) -> io::Result<Option<Change>> {
+        let mut rest = self.listed().filter(|member| member.slot != slot);
+        match rest.next_back() {
+            Some(last) if self.written.is_some() => self.change_of(rest, last).map(Some),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Takes a lease out, with the change that `plan_without` planned. The rest go
+    /// on.
+    pub(super) fn leave(&mut self, slot: Slot, change: Option<Change>) -> io::Result<()> {
+        self.members.retain(|member| member.slot != slot);
+        match change {
+            Some(change) => self.write(change)?,
+            None => {
+                if let Some(written) = &self.written {
+                    written.restore()?;
+                    self.written = None;
+                    self.watch.send_replace(None);
+                }
+            }
+        }
+        upstreams::remove(&self.run_dir, slot)
+    }
+
+    /// Forgets all leases, after what they changed was undone.
+    pub(super) fn clear(&mut self) {
+        self.members.clear();
+        self.written = None;
+        self.watch.send_replace(None);
+    }
+
+    /// Plans to tell again what somebody else has replaced; `None` where nobody
+    /// has.
+    pub(super) fn plan_again(&self) -> io::Result<Option<Change>> {
+        let mut listed = self.listed();
+        match (&self.written, listed.next_back()) {
+            (Some(written), Some(last)) if written.is_replaced(&self.path)? => {
+                self.change_of(listed, last).map(Some)
+            }
+            (Some(_) | None, _) => Ok(None),
+        }
+    }
+
+    /// Tells again, after `plan_again`.
+    pub(super) fn apply_again(&mut self, change: Change) -> io::Result<()> {
+        if let Some(written) = &self.written
+            && written.path() != change.path()
+        {
+            // The path has become a link to another file.
+            written.restore()?;
+        }
+        self.write(change)
+    }
+
+    /// What notices that somebody else may have replaced what was written.
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Arc<Watch>>> {
+        self.watch.subscribe()
+    }
+
+    /// Those that resolv.conf leads to.
+    fn listed(&self) -> impl DoubleEndedIterator<Item = &Member> {
+        let members = self.members.iter();
+        members.filter(|member| member.is_in_resolv_conf)
+    }
+
+    /// The change of resolv.conf with one more lease.
+    fn change(&self, latest: &Member) -> io::Result<Change> {
+        self.change_of(self.listed(), latest)
+    }
+
+    fn change_of<'a>(
+        &self,
+        earlier: impl DoubleEndedIterator<Item = &'a Member>,
+        latest: &'a Member,
+    ) -> io::Result<Change> {
+        let mut search: Vec<String> = Vec::new();
+        for member in std::iter::once(latest).chain(earlier.rev()) {
+            for domain in &member.search_domains {
+                if !search.contains(domain) {
+                    search.push(domain.clone());
+                }
+            }
+        }
+        match &self.written {
+            Some(written) if !written.is_replaced(&self.path)? => {
+                Ok(written.with(&latest.servers, &search))
+            }
+            Some(_) | None => Change::plan(&self.path, &latest.servers, &search),
+        }
+    }
+
+    fn write(&mut self, change: Change) -> io::Result<()> {
+        self.store_upstreams(&change)?;
+        point("upstreams written");
         let named = |error: io::Error| {
             let message = format!("write {}: {error}", change.path().display());
             io::Error::new(error.kind(), message)
         };
         change.apply().map_err(named)?;
+        point("resolv.conf written");
         // Our own writing is not to be noticed.
-        let watch = Watch::new(path, change.path())?;
-        Ok(Self {
-            path: path.to_owned(),
-            change,
-            watch,
-        })
+        let watch = Watch::new(&self.path, change.path())?;
+        self.watch.send_replace(Some(Arc::new(watch)));
+        self.written = Some(change);
+        Ok(())
+    }
+
+    /// Tells each session whom to ask next.
+    fn store_upstreams(&self, change: &Change) -> io::Result<()> {
+        let mut next = change.upstreams();
+        let asks_resolved = |server: &IpAddr| STUBS.contains(server);
+        if self.members.iter().any(|member| member.resolved.is_some())
+            && !next.iter().all(asks_resolved)
+        {
+            // It takes its own name servers from this very file.
+            next.retain(|server| !asks_resolved(server));
+        }
+        for member in self.listed() {
+            upstreams::store(&self.run_dir, member.slot, &next)?;
+            next.clone_from(&member.servers);
+        }
+        Ok(())
     }
 }

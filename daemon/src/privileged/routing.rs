@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use kvpn_proto::{Failure, Reason, v1};
 use tracing::warn;
 
-use super::{address, route, tun};
+use super::route;
 use crate::host_routes::{DeviceRoute, HostRoutes, Wanted, subnets};
+use crate::lease::slot::Slot;
 use crate::netlink::Netlink;
 
 /// What is to be routed, and by which routes. Nothing is changed yet.
@@ -20,6 +21,7 @@ pub(super) struct Planned {
 
 /// The routes that are there.
 pub(super) struct Routing {
+    slot: Slot,
     index: u32,
     /// Of the host, on the device.
     addresses: Vec<IpAddr>,
@@ -29,20 +31,24 @@ pub(super) struct Routing {
 
 impl Planned {
     /// Holds what is wanted against the host, before the device is there.
-    pub(super) async fn new(netlink: &Netlink, wanted: &v1::Network) -> Result<Self, Failure> {
-        Self::beside(netlink, wanted, None, &BTreeSet::new()).await
+    pub(super) async fn new(
+        netlink: &Netlink,
+        slot: Slot,
+        wanted: &v1::Network,
+    ) -> Result<Self, Failure> {
+        Self::beside(netlink, slot, wanted, &BTreeSet::new()).await
     }
 
     async fn beside(
         netlink: &Netlink,
+        slot: Slot,
         wanted: &v1::Network,
-        device: Option<&str>,
         routed: &BTreeSet<IpNet>,
     ) -> Result<Self, Failure> {
-        let host = HostRoutes::read(netlink, device)
+        let host = HostRoutes::read(netlink, Some(&slot.device()))
             .await
             .map_err(|error| failed("read this host's addresses and routes", &error))?;
-        check_own_addresses(&host)?;
+        check_own_addresses(slot, &host)?;
         let subnets = subnets::parse(&wanted.subnets)?;
         let routes = host.plan(Wanted {
             subnets: &subnets,
@@ -57,6 +63,7 @@ impl Routing {
     /// Adds the routes; after a failure, some are there.
     pub(super) async fn add(
         netlink: &Netlink,
+        slot: Slot,
         index: u32,
         addresses: Vec<IpAddr>,
         planned: Planned,
@@ -71,6 +78,7 @@ impl Routing {
             add_route(netlink, index, *route, &addresses).await?;
         }
         Ok(Self {
+            slot,
             index,
             addresses,
             subnets,
@@ -84,8 +92,7 @@ impl Routing {
         netlink: &Netlink,
         wanted: &v1::Network,
     ) -> Result<(), Failure> {
-        let device = Some(tun::DEVICE);
-        let planned = Planned::beside(netlink, wanted, device, &self.subnets).await?;
+        let planned = Planned::beside(netlink, self.slot, wanted, &self.subnets).await?;
         let mut added = Vec::new();
         for route in planned.routes.difference(&self.routes) {
             match add_route(netlink, self.index, *route, &self.addresses).await {
@@ -150,8 +157,8 @@ fn source(subnet: IpNet, addresses: &[IpAddr]) -> Option<IpAddr> {
 }
 
 /// Refuses to share the device's addresses with somebody else's device.
-fn check_own_addresses(host: &HostRoutes) -> Result<(), Failure> {
-    let ours = [IpAddr::V4(address::V4), IpAddr::V6(address::V6)];
+fn check_own_addresses(slot: Slot, host: &HostRoutes) -> Result<(), Failure> {
+    let ours = [IpAddr::V4(slot.v4()), IpAddr::V6(slot.v6())];
     match ours.iter().find(|ours| host.addresses.contains(ours)) {
         None => Ok(()),
         Some(address) => Err(Failure::new(
@@ -176,7 +183,7 @@ mod tests {
 
     #[test]
     fn source_is_of_the_subnets_family() {
-        let (v4, v6) = (IpAddr::V4(address::V4), IpAddr::V6(address::V6));
+        let (v4, v6) = ("198.18.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
         let subnet = "fd00:96::/108".parse().unwrap();
         assert_eq!(source(subnet, &[v4, v6]), Some(v6));
         assert_eq!(source(subnet, &[v4]), None);

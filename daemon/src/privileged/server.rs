@@ -5,20 +5,21 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf, absolute};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use kvpn_proto::{Failure, Reason, v1, version};
+use kvpn_proto::{Failure, Reason, version};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::access::{Access, Peer};
 use super::conversation::Conversation;
+use super::holders::Holders;
 use super::host::Host;
 use super::run_dir;
 use crate::config::ServeArgs;
@@ -39,26 +40,12 @@ const MAX_STRANGERS: usize = 16;
 pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) host: Host,
-    /// Whoever has the permit may hold a lease.
-    pub(super) slot: Arc<Semaphore>,
+    pub(super) holders: Holders,
     connections: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    holder: Mutex<Option<v1::Holder>>,
 }
 
 impl Shared {
-    /// Who holds the lease.
-    pub(super) fn holder(&self) -> Option<v1::Holder> {
-        self.holder
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    pub(super) fn set_holder(&self, holder: Option<v1::Holder>) {
-        *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = holder;
-    }
-
     /// Takes one of the connections that the peer may have.
     fn admit(&self, peer: &Peer) -> Option<OwnedSemaphorePermit> {
         let seats = if self.access.check(peer).is_ok() {
@@ -68,28 +55,16 @@ impl Shared {
         };
         seats.clone().try_acquire_owned().ok()
     }
-
-    /// Undoes what could not be undone when its lease ended.
-    async fn undo_leftover(&self) {
-        // Otherwise the journal is of a lease that is held.
-        if let Ok(_permit) = self.slot.try_acquire() {
-            self.host.take_back().await;
-        }
-    }
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP, then undoes everything.
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let shared = Arc::new(Shared {
         access: Access::new(&args)?,
-        host: Host {
-            run_dir: path(&args.run_dir)?,
-            resolv_conf: path(&args.resolv_conf)?,
-        },
-        slot: Arc::new(Semaphore::new(1)),
+        host: Host::new(path(&args.run_dir)?, path(&args.resolv_conf)?),
+        holders: Holders::default(),
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
-        holder: Mutex::new(None),
     });
     let socket = path(&args.socket())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::internal)?;
@@ -97,7 +72,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup()).map_err(Failure::internal)?;
 
     refuse_second(&socket).await?;
-    let run_dir = &shared.host.run_dir;
+    let run_dir = shared.host.run_dir();
     run_dir::create(run_dir).map_err(|error| unusable(run_dir, &error))?;
     let _lock = run_dir::lock(run_dir, PATIENCE).await.map_err(|error| {
         if error.kind() == io::ErrorKind::WouldBlock {
@@ -110,6 +85,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let listener = listen(&socket).map_err(|error| unusable(&socket, &error))?;
     info!(socket = %socket.display(), version = version::VERSION, "kvpnd is ready");
 
+    let keeper = shared.clone();
+    let _keeper = AbortOnDropHandle::new(tokio::spawn(async move {
+        keeper.host.keep_changed().await;
+    }));
     let tracker = TaskTracker::new();
     let end = CancellationToken::new();
     let mut undo = interval(UNDO_INTERVAL);
@@ -122,7 +101,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            _ = undo.tick() => shared.undo_leftover().await,
+            _ = undo.tick() => shared.host.undo_leftover().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => break,
@@ -135,7 +114,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if timeout(PATIENCE, tracker.wait()).await.is_err() {
         warn!("A lease takes too long to be undone; its guard goes on");
     }
-    shared.undo_leftover().await;
+    shared.host.undo_leftover().await;
     if let Err(error) = fs::remove_file(&socket) {
         debug!(%error, "The socket cannot be removed");
     }

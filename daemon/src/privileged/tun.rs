@@ -6,9 +6,6 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
 
-/// Name of the device.
-pub(super) const DEVICE: &str = "kvpn0";
-
 /// The largest MTU that the kernel takes, in bytes: the host's packets end in
 /// the session, so none of them is too long for a wire.
 pub(super) const MTU: u16 = 65535;
@@ -19,19 +16,19 @@ pub(super) struct Tun {
     pub(super) index: u32,
 }
 
-/// Makes the device; its descriptor carries IP packets, each after a
+/// Makes the device of this name; its descriptor carries IP packets, each after a
 /// `virtio_net_hdr`, and never blocks.
-pub(super) fn create() -> io::Result<Tun> {
+pub(super) fn create(name: &str) -> io::Result<Tun> {
     // The kernel would attach us to somebody's persistent device of this name.
-    if if_nametoindex(DEVICE).is_ok() {
+    if if_nametoindex(name).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            format!("a device named {DEVICE} exists already"),
+            format!("a device named {name} exists already"),
         ));
     }
     let mut configuration = tun::configure();
     configuration
-        .tun_name(DEVICE)
+        .tun_name(name)
         .mtu(MTU)
         .platform_config(|linux| {
             linux.vnet_hdr(true);
@@ -43,7 +40,7 @@ pub(super) fn create() -> io::Result<Tun> {
     offload(&descriptor);
     Ok(Tun {
         descriptor,
-        index: if_nametoindex(DEVICE)?,
+        index: if_nametoindex(name)?,
     })
 }
 

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use super::address;
-use super::journal::Journal;
+use super::journal::{Device, Journal};
 use super::resolv_conf::{self, Restored};
 use super::upstreams;
+use crate::fault::point;
 use crate::netlink::Netlink;
 
 /// Undoes everything that the journal names, then removes the journal. Tries
@@ -28,26 +28,33 @@ pub(super) async fn undo(run_dir: &Path) -> io::Result<()> {
         Some(change) => change.restore().map(|restored| report(restored, change)),
         None => Ok(()),
     };
-    let deleted = delete_device(&journal).await;
+    point("resolv.conf restored");
+    let deleted = delete_devices(&journal.devices).await;
     restored.and(deleted)?;
-    upstreams::remove(run_dir)?;
-    Journal::remove(run_dir)
+    point("devices deleted");
+    upstreams::remove_all(run_dir)?;
+    point("upstreams removed");
+    Journal::remove(run_dir)?;
+    point("journal removed");
+    Ok(())
 }
 
 /// Restores a resolv.conf that was left by a kvpn whose journal is lost, as
 /// after a power cut.
 pub(super) fn restore_orphan(path: &Path) -> io::Result<()> {
-    if resolv_conf::restore_embedded(path, &[address::V4.into(), address::V6.into()])? {
+    if resolv_conf::restore_embedded(path)? {
         info!(path = %path.display(), "Restored what kvpn left before it was cut off");
     }
     Ok(())
 }
 
-async fn delete_device(journal: &Journal) -> io::Result<()> {
-    let device = &journal.device;
-    Netlink::open()?
-        .delete_link(&device.name, device.index)
-        .await
+async fn delete_devices(devices: &[Device]) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    let mut outcome = Ok(());
+    for device in devices {
+        outcome = outcome.and(netlink.delete_link(&device.name, device.index).await);
+    }
+    outcome
 }
 
 fn report(restored: Restored, change: &resolv_conf::Change) {

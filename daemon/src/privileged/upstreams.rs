@@ -1,30 +1,37 @@
-//! The file in which a session finds the host's own name servers while resolv.conf
-//! names the session's.
+//! The files in which sessions find whom to ask for names of other networks while
+//! resolv.conf names a session.
 
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-/// Where it is.
-pub(super) fn path(run_dir: &Path) -> PathBuf {
-    run_dir.join("upstreams")
+use crate::lease::slot::Slot;
+
+/// Where that of a lease is.
+pub(super) fn path(run_dir: &Path, slot: Slot) -> PathBuf {
+    run_dir.join(format!("{}.upstreams", slot.device()))
 }
 
 /// Writes it in one step, in the form of resolv.conf(5).
-pub(super) fn store(run_dir: &Path, servers: &[IpAddr]) -> io::Result<()> {
+pub(super) fn store(run_dir: &Path, slot: Slot, servers: &[IpAddr]) -> io::Result<()> {
     let lines = servers
         .iter()
         .map(|server| format!("nameserver {server}\n"));
     let new = run_dir.join("upstreams.new");
     fs::write(&new, lines.collect::<String>())?;
-    fs::rename(new, path(run_dir))
+    fs::rename(new, path(run_dir, slot))
 }
 
 /// Removes it, if it is there.
-pub(super) fn remove(run_dir: &Path) -> io::Result<()> {
-    match fs::remove_file(path(run_dir)) {
+pub(super) fn remove(run_dir: &Path, slot: Slot) -> io::Result<()> {
+    match fs::remove_file(path(run_dir, slot)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,
     }
+}
+
+/// Removes those of all leases.
+pub(super) fn remove_all(run_dir: &Path) -> io::Result<()> {
+    Slot::all().try_for_each(|slot| remove(run_dir, slot))
 }

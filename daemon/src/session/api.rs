@@ -45,6 +45,8 @@ pub(crate) struct Api {
 
 /// What stays as it is for as long as the session lives.
 pub(crate) struct About {
+    /// The connection's.
+    pub(crate) name: String,
     pub(crate) context: String,
     pub(crate) namespace: String,
     pub(crate) manager_namespace: String,
@@ -74,6 +76,7 @@ impl SessionService for Api {
         _: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let About {
+            name,
             context,
             namespace,
             manager_namespace,
@@ -102,6 +105,7 @@ impl SessionService for Api {
             .unwrap_or_default()
             .as_secs();
         Ok(Response::new(v1::StatusResponse {
+            name: name.clone(),
             context: context.clone(),
             server: self.cluster.server.clone(),
             namespace: namespace.clone(),

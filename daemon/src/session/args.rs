@@ -24,6 +24,9 @@ pub(crate) struct SessionArgs {
     /// Namespace that the traffic manager runs in.
     #[arg(long, value_name = "NAMESPACE", default_value = names::MANAGER_NAMESPACE)]
     pub(crate) manager_namespace: String,
+    /// Name of the connection, of which there may be several.
+    #[arg(long, value_name = "NAME", default_value = names::DEFAULT_CONNECTION)]
+    pub(crate) name: String,
     /// Unix socket to serve the command line on.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -66,6 +69,7 @@ impl SessionArgs {
             &self.dns_mapping,
             namespace,
         )
+        .map(|rules| rules.of_connection(&self.name, namespace))
     }
 
     /// What the user wants of subnets.
@@ -83,7 +87,8 @@ impl SessionArgs {
             let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
                 .filter(|dir| !dir.is_empty())
                 .map(PathBuf::from);
-            names::session_socket(runtime_dir, Uid::current().as_raw())
+            let sessions = names::sessions_dir(runtime_dir, Uid::current().as_raw());
+            names::session_socket(&sessions, &self.name)
         })
     }
 }

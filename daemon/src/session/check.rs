@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::{Api, ResourceExt};
 use kvpn_proto::check::Check;
 use kvpn_proto::{Failure, Reason, names, v1, version};
+use nix::unistd::Uid;
 
 use super::args::SessionArgs;
 use super::cluster::Cluster;
@@ -45,7 +46,7 @@ const VERSION_LABEL: &str = "app.kubernetes.io/version";
 pub(crate) async fn check(args: &SessionArgs) -> io::Result<()> {
     // Fails only when a provider is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (found, holder) = root_daemon(&args.daemon_socket).await;
+    let (found, holder) = root_daemon(&args.daemon_socket, &args.name).await;
     print(&found)?;
     let Target {
         config,
@@ -126,11 +127,15 @@ async fn in_cluster(
 }
 
 /// Also tells who is connected.
-async fn root_daemon(socket: &Path) -> (Check, Option<v1::Holder>) {
+async fn root_daemon(socket: &Path, name: &str) -> (Check, Option<v1::Holder>) {
+    let uid = Uid::current().as_raw();
     let described = match describe(socket).await {
         Ok(described) => described,
         Err(failure) => return (Check::failure(ROOT_DAEMON, failure), None),
     };
+    // The connection that is checked comes without its own routes.
+    let is_checked = |holder: &v1::Holder| holder.name == name && holder.uid == uid;
+    let holder = described.holders.iter().find(|it| is_checked(it)).cloned();
     if !version::compatible(version::VERSION, &described.version) {
         let failure = Failure::new(
             Reason::VersionMismatch,
@@ -141,14 +146,14 @@ async fn root_daemon(socket: &Path) -> (Check, Option<v1::Holder>) {
             ),
             "start the kvpnd that came with this kvpn",
         );
-        return (Check::failure(ROOT_DAEMON, failure), described.holder);
+        return (Check::failure(ROOT_DAEMON, failure), holder);
     }
-    let held = match &described.holder {
-        Some(holder) => format!(", and serves user {} ({})", holder.uid, holder.description),
-        None => String::new(),
-    };
-    let message = format!("version {} runs{held}", described.version);
-    (Check::ok(ROOT_DAEMON, message), described.holder)
+    let served = described.holders.iter();
+    let served: String = served
+        .map(|holder| format!(", and serves user {} ({})", holder.uid, holder.description))
+        .collect();
+    let message = format!("version {} runs{served}", described.version);
+    (Check::ok(ROOT_DAEMON, message), holder)
 }
 
 async fn chart(cluster: &Cluster, namespace: &str) -> Check {

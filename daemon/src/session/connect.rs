@@ -22,6 +22,7 @@ use super::transport::Transports;
 use crate::datapath::registry::FlowRegistry;
 use crate::datapath::{self, Datapath};
 use crate::dns::{self, AskedNames, NameServer};
+use crate::fault::point;
 use crate::lease::client::Lease;
 use crate::lease::network::Network;
 
@@ -67,6 +68,7 @@ pub(crate) async fn connect(
     let manager_namespace = &args.manager_namespace;
     let cluster = Cluster::new(config, proxy, manager_namespace).await?;
     events::progress(&format!("connecting to {}", cluster.server));
+    point("kubeconfig read");
 
     let transports = Transports::new(cluster.clone(), manager_namespace, args.transport);
 
@@ -76,6 +78,7 @@ pub(crate) async fn connect(
         let session = OwnSession::create(&cluster, manager_namespace, &user, &key).await?;
         // Set only here.
         let _ = registered.set(session.clone());
+        point("Session made");
         Ok::<_, Failure>((user, Credentials { session, key }))
     };
     let greet = async {
@@ -90,6 +93,7 @@ pub(crate) async fn connect(
     let (user, credentials) = registration?;
     let session = credentials.session.clone();
     let connection = greeting?.authenticate(&credentials).await?;
+    point("authenticated");
 
     events::progress("setting up the host's network");
     let plan = HostPlan {
@@ -99,7 +103,9 @@ pub(crate) async fn connect(
         subnets,
     };
     let network = plan.network(connection.cluster());
-    let (lease, granted) = Lease::acquire(&args.daemon_socket, &network, &context).await?;
+    let (lease, granted) =
+        Lease::acquire(&args.daemon_socket, &args.name, &network, &context).await?;
+    point("lease acquired");
 
     let engagements = Engagements::new(cluster.clone(), user.clone(), &session);
     let dialled = engagements.clone();
@@ -121,18 +127,22 @@ pub(crate) async fn connect(
         registry.clone(),
     )
     .map_err(Failure::internal)?;
+    point("data path started");
     let names = AskedNames::default();
     let sources = dns::Sources {
         manager: manager.clone(),
         rules: plan.names.clone(),
         names: names.clone(),
+        resolver: granted.resolver,
     };
     let (udp, tcp) = (granted.dns_udp, granted.dns_tcp);
     let name_server =
         dns::serve(udp, tcp, granted.upstreams, sources).map_err(Failure::internal)?;
+    point("name server started");
     let (network, network_rx) = watch::channel(network);
     let api = Api {
         about: About {
+            name: args.name.clone(),
             context,
             namespace,
             manager_namespace: manager_namespace.clone(),

@@ -4,7 +4,7 @@ use std::io::{self, stderr};
 use std::time::Duration;
 
 use kvpn_proto::v1::session_server::SessionServer;
-use kvpn_proto::{Failure, Reason, v1};
+use kvpn_proto::{Failure, Reason, names, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use super::connect::{Connected, Host, Registered, connect};
 use super::engagements::Engagements;
 use super::events;
 use super::socket::Place;
+use crate::fault::point;
 
 /// How long the cluster may take to forget the session.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(3);
@@ -63,6 +64,7 @@ async fn live(args: &SessionArgs) -> Result<(), Failure> {
     // Fails only when a provider is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut signals = Signals::new().map_err(Failure::internal)?;
+    names::check_connection(&args.name)?;
     let place = tokio::select! {
         place = Place::take(args.socket()) => place?,
         () = signals.recv() => return Err(interrupted()),
@@ -140,6 +142,7 @@ async fn stay(
         server = about.2,
         "Connected"
     );
+    point("connected");
     let extra = extra.open(extra_count);
 
     let mut changes = manager.cluster();
@@ -183,6 +186,7 @@ async fn stay(
     // one to be gone, instead of finding one that is about to go.
     server.close();
     drop(extra);
+    point("socket closed");
     let ended = part(host, &engagements, registered).await;
     while let Ok(answer) = quit.try_recv() {
         answer_quit(answer, ended.clone());
@@ -227,8 +231,11 @@ async fn part(
     let restore = async {
         // The next lease needs the addresses of these sockets.
         name_server.stop().await;
+        point("name server stopped");
         drop(datapath);
+        point("data path stopped");
         lease.release().await;
+        point("lease released");
     };
     let (ended, ()) = tokio::join!(forget(Some(engagements), registered), restore);
     ended
@@ -250,6 +257,7 @@ async fn forget(
         {
             warn!(%error, "Session could not be deleted");
         }
+        point("Session deleted");
         ended
     };
     let known = engagements.map(Engagements::statuses).unwrap_or_default();

@@ -76,7 +76,7 @@ fn strangers_cannot_hold_many_connections() {
 fn description_names_the_holder_to_those_who_may_connect() {
     let host = Host::new();
     let _daemon = host.daemon();
-    assert_eq!(host.client().describe().holder, None);
+    assert_eq!(host.client().describe().holders, []);
     let mut client = host.client();
     let _granted = client
         .acquire_with(&["10.96.0.1/16"], &[], "kind-dev")
@@ -84,7 +84,7 @@ fn description_names_the_holder_to_those_who_may_connect() {
 
     let described = host.client().describe();
     assert_eq!(described.version, VERSION);
-    let holder = described.holder.unwrap();
+    let holder = described.holders.into_iter().next().unwrap();
     assert_eq!(holder.uid, 0);
     assert_eq!(holder.pid, std::process::id());
     assert_eq!(holder.description, "kind-dev");
@@ -93,7 +93,7 @@ fn description_names_the_holder_to_those_who_may_connect() {
 
     let described = Client::connect_as(&host.socket(), USER, &[]).describe();
     assert_eq!(described.version, VERSION);
-    assert_eq!(described.holder, None);
+    assert_eq!(described.holders, []);
 }
 
 #[test]

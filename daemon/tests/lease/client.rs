@@ -17,9 +17,12 @@ use prost::Message;
 /// A connection to the daemon.
 pub(crate) struct Client {
     pub(crate) stream: UnixStream,
+    /// The connection's.
+    pub(crate) name: String,
 }
 
 /// A granted lease, with the descriptors by what they are.
+#[derive(Debug)]
 pub(crate) struct Granted {
     pub(crate) message: v1::Granted,
     pub(crate) tun: OwnedFd,
@@ -33,7 +36,10 @@ impl Client {
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        Self { stream }
+        Self {
+            stream,
+            name: "default".into(),
+        }
     }
 
     /// Connects as another user in these groups.
@@ -87,6 +93,7 @@ impl Client {
         let request = Request::Acquire(v1::Acquire {
             network: Some(network),
             description: description.into(),
+            name: self.name.clone(),
         });
         let (reply, descriptors) = self.call(request)?;
         let Reply::Granted(message) = reply else {

@@ -145,7 +145,7 @@ fn allowed_conflicts_are_won_and_undone() {
         leads_to_the_cluster(&host, address);
     }
     assert_eq!(way_to(&host, "10.97.0.1"), outside);
-    assert_eq!(client.describe().holder.unwrap().subnets, SUBNETS);
+    assert_eq!(client.describe().holders[0].subnets, SUBNETS);
     is_undone(&host, &before, (client, granted));
 }
 
@@ -320,7 +320,7 @@ fn conflict_that_comes_later_is_refused_and_all_stays_as_it_was() {
                    10.244.0.0/16 via 192.168.77.9 on up0";
     assert_eq!(refused.message, message);
     assert_eq!(host.snapshot(), with_route);
-    assert_eq!(client.describe().holder.unwrap().subnets, ["10.244.0.0/24"]);
+    assert_eq!(client.describe().holders[0].subnets, ["10.244.0.0/24"]);
 
     // What is routed already is not held against the host.
     client

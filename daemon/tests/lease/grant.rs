@@ -154,7 +154,7 @@ fn subnets_are_replaced_or_stay_as_they_are() {
         ]
     );
     assert_eq!(
-        client.describe().holder.unwrap().subnets,
+        client.describe().holders[0].subnets,
         ["10.244.0.0/24", "10.244.1.0/24", "fd00:97::/108"]
     );
 

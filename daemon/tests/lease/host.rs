@@ -133,7 +133,16 @@ impl Host {
     }
 
     pub(crate) fn daemon_with(&self, arguments: &[&str]) -> Daemon {
-        let mut daemon = Daemon(self.daemon_command(arguments).spawn().unwrap());
+        self.start(&mut self.daemon_command(arguments))
+    }
+
+    /// Starts it with a variable in its environment.
+    pub(crate) fn daemon_at(&self, variable: &str, value: &str) -> Daemon {
+        self.start(self.daemon_command(&[]).env(variable, value))
+    }
+
+    fn start(&self, command: &mut Command) -> Daemon {
+        let mut daemon = Daemon(command.spawn().unwrap());
         wait_for("the daemon", || {
             let ended = daemon.0.try_wait().unwrap();
             assert_eq!(ended, None, "{}", self.log());
@@ -231,8 +240,15 @@ impl Daemon {
 
     /// The guard, which the daemon started for a lease.
     pub(crate) fn guard(&self) -> i32 {
+        let guards = self.guards();
+        assert_eq!(guards.len(), 1, "{guards:?}");
+        guards[0]
+    }
+
+    /// The guards that there are.
+    pub(crate) fn guards(&self) -> Vec<i32> {
         let parent = format!("PPid:\t{}\n", self.pid());
-        let guards: Vec<i32> = fs::read_dir("/proc")
+        fs::read_dir("/proc")
             .unwrap()
             .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
             .filter(|pid| {
@@ -241,9 +257,7 @@ impl Daemon {
                     status.starts_with("Name:\tkvpnd-guard\n") && status.contains(&parent)
                 })
             })
-            .collect();
-        assert_eq!(guards.len(), 1, "{guards:?}");
-        guards[0]
+            .collect()
     }
 
     /// Kills it as `kill -9` does.
@@ -257,6 +271,8 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if self.0.try_wait().unwrap().is_none() {
             kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
+            // It may be stopped.
+            kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
             self.0.wait().unwrap();
         }
     }

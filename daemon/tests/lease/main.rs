@@ -10,3 +10,5 @@ mod crash;
 mod grant;
 mod host;
 mod refusal;
+mod several;
+mod steps;

@@ -1,6 +1,6 @@
 //! Messages of peers, as prost reads them and as domain types.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use kvpn_proto::flow::Frame;
 use kvpn_proto::{Failure, duration, identity, v1};

@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -15,13 +15,6 @@ use kvpn_proto::flow::DialError;
 use super::Shared;
 use super::udp::{Datagram, MAX_QUOTED, wake};
 use crate::packet::{self, Checksum, EchoId, EchoRequest, IcmpError, MAX_WIRE};
-
-/// Whom a host sees that asks for the way to the cluster: the netstack, which is
-/// the first hop. The host must have a route to it, or it may take what comes
-/// from there for forged.
-pub const HOP_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-/// The same over IPv6.
-pub const HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x7670, 0x6e, 0, 0, 0, 0, 2);
 
 /// How many pings there may be at once.
 const MAX_ECHOES: usize = 1_024;
@@ -238,7 +231,7 @@ impl Shared {
             | DialError::Prohibited
             | DialError::TimedOut
             | DialError::TunnelLost
-            | DialError::TooBig(_) => hop(host),
+            | DialError::TooBig(_) => self.hop(host),
         };
         let why = IcmpError::from_dial_error(error);
         self.send_icmp_error(from, host, why, offending, now);
@@ -265,13 +258,13 @@ impl Shared {
 
     /// Tells the host that its packet was to live for one hop, which is us.
     pub(super) fn send_time_exceeded(&self, host: IpAddr, offending: &[u8], now: Instant) {
-        self.send_icmp_error(hop(host), host, IcmpError::HopLimit, offending, now);
+        self.send_icmp_error(self.hop(host), host, IcmpError::HopLimit, offending, now);
     }
-}
 
-fn hop(host: IpAddr) -> IpAddr {
-    match host {
-        IpAddr::V4(_) => HOP_V4.into(),
-        IpAddr::V6(_) => HOP_V6.into(),
+    fn hop(&self, host: IpAddr) -> IpAddr {
+        match host {
+            IpAddr::V4(_) => self.config.hop_v4.into(),
+            IpAddr::V6(_) => self.config.hop_v6.into(),
+        }
     }
 }

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use kvpn_proto::flow::DialError;
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet};
 
-use super::lab::{HOST_V6, Lab, POD_V4, POD_V6, Woken, address, pattern};
+use super::lab::{HOP_V4, HOP_V6, HOST_V6, Lab, POD_V4, POD_V6, Woken, address, pattern};
 use super::opening::segment_from;
 use super::packets::{datagram, ping, towards_host};
-use crate::netstack::{Datagram, EchoFlow, HOP_V4, HOP_V6};
+use crate::netstack::{Datagram, EchoFlow};
 use crate::packet;
 
 fn pods() -> [IpAddr; 2] {

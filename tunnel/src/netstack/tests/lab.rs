@@ -1,7 +1,7 @@
 //! A host, a wire, a netstack, and a clock that only tests move.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -22,6 +22,8 @@ pub(crate) use crate::seeds::{Rng, pattern};
 
 pub(crate) const HOST_V4: &str = "198.18.0.1";
 pub(crate) const HOST_V6: &str = "fd6b:7670:6e::1";
+pub(crate) const HOP_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 2);
+pub(crate) const HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x7670, 0x6e, 7, 0, 0, 0, 2);
 pub(crate) const POD_V4: &str = "10.1.2.3:80";
 pub(crate) const POD_V6: &str = "[fd00:10::3]:80";
 
@@ -70,6 +72,8 @@ impl Lab {
     pub(crate) fn new() -> Self {
         Self::with(NetstackConfig {
             seed: 7,
+            hop_v4: HOP_V4,
+            hop_v6: HOP_V6,
             ..NetstackConfig::default()
         })
     }

@@ -4,8 +4,8 @@ use kvpn_proto::flow::DialError;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet, TcpPacket, TcpSeqNumber};
 
-use super::lab::{Lab, POD_V4, POD_V6, address, read, write};
-use crate::netstack::{HOP_V4, HOP_V6, NetstackConfig};
+use super::lab::{HOP_V4, HOP_V6, Lab, POD_V4, POD_V6, address, read, write};
+use crate::netstack::NetstackConfig;
 use crate::packet::{self, Checksum, Transport};
 
 #[test]

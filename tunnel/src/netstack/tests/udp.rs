@@ -6,9 +6,9 @@ use bytes::Bytes;
 use kvpn_proto::flow::DialError;
 use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, UdpPacket};
 
-use super::lab::{Lab, POD_V4, POD_V6, Woken, address, pattern};
+use super::lab::{HOP_V4, HOP_V6, Lab, POD_V4, POD_V6, Woken, address, pattern};
 use super::packets::{datagram, host_of, towards_host};
-use crate::netstack::{HOP_V4, HOP_V6, UdpFlow};
+use crate::netstack::UdpFlow;
 use crate::packet::{self, Reassembler};
 
 fn recv(flow: &UdpFlow) -> Poll<Option<Bytes>> {

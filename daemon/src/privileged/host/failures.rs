@@ -1,0 +1,52 @@
+//! What can go wrong with the host, and what to do then.
+
+use std::io;
+use std::net::IpAddr;
+
+use kvpn_proto::{Failure, Reason};
+
+use crate::lease::slot::MAX_LEASES;
+
+pub(super) fn device_failed(name: &str, error: &io::Error) -> Failure {
+    let next_step = if error.kind() == io::ErrorKind::AlreadyExists {
+        format!("remove it with `sudo ip link delete {}`", name)
+    } else {
+        "make sure that /dev/net/tun exists and that kvpnd runs as root".into()
+    };
+    Failure::new(
+        Reason::HostRefused,
+        format!("cannot make the TUN device: {error}"),
+        next_step,
+    )
+}
+
+pub(super) fn bind_failed(address: IpAddr, error: &io::Error) -> Failure {
+    let next_step = if error.kind() == io::ErrorKind::AddrInUse {
+        "look with `sudo ss -lnp sport = :53` for who is there: end a session of kvpn that was \
+         left, and bind a name server of your own to its own address"
+            .into()
+    } else {
+        failed("", error).next_step
+    };
+    Failure::new(
+        Reason::HostRefused,
+        format!("cannot serve DNS on {address}, port 53: {error}"),
+        next_step,
+    )
+}
+
+pub(super) fn failed(step: &str, error: &io::Error) -> Failure {
+    Failure::new(
+        Reason::HostRefused,
+        format!("cannot {step}: {error}"),
+        "make sure that kvpnd runs as root with CAP_NET_ADMIN, and look at its log",
+    )
+}
+
+pub(super) fn no_slot() -> Failure {
+    Failure::new(
+        Reason::AlreadyConnected,
+        format!("{MAX_LEASES} connections at once are as many as there can be"),
+        "end one with `kvpn quit NAME`",
+    )
+}

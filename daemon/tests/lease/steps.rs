@@ -1,0 +1,180 @@
+//! Whoever is killed, at whichever step of granting or undoing a lease: the host is
+//! as it was. The daemon stops itself after each step in turn, by its own list of
+//! them, until there is none left.
+
+use std::fs;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::host::{Daemon, Host};
+
+const SUBNETS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/108"];
+
+/// How many steps there are at least; without it, a daemon that never stops would
+/// pass.
+const STEPS: usize = 12;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Killed {
+    Daemon,
+    Session,
+    Both,
+    /// Only the next daemon is left to undo it.
+    DaemonAndGuard,
+}
+
+#[test]
+fn daemon_killed_at_any_step() {
+    kill_at_every_step(Killed::Daemon);
+}
+
+#[test]
+fn session_killed_at_any_step() {
+    kill_at_every_step(Killed::Session);
+}
+
+#[test]
+fn both_killed_at_any_step() {
+    kill_at_every_step(Killed::Both);
+}
+
+#[test]
+fn daemon_and_guard_killed_at_any_step() {
+    kill_at_every_step(Killed::DaemonAndGuard);
+}
+
+/// The same beside a lease that goes on.
+#[test]
+fn second_session_killed_at_any_step() {
+    let host = Host::new();
+    let alone = host.snapshot();
+    for step in 1.. {
+        let daemon = stopping_at(&host, step);
+        let mut first = host.client();
+        first.name = "first".into();
+        let granted = thread::scope(|scope| {
+            let acquiring = scope.spawn(|| first.acquire(&["10.97.0.0/16"]));
+            // Its own steps are others' tests'.
+            while !acquiring.is_finished() {
+                go_on_if_stopped(&daemon);
+            }
+            acquiring.join().unwrap().unwrap()
+        });
+        let beside = host.snapshot();
+        let stopped = connect_and_quit(&host, &daemon, |session| {
+            hang_up(session);
+            go_on_if_stopped(&daemon);
+        });
+        host.wait_at_most(DEADLINE, &beside);
+        drop((first, granted));
+        // It may stop while this one is undone.
+        let start = Instant::now();
+        while host.snapshot() != alone && start.elapsed() < DEADLINE {
+            go_on_if_stopped(&daemon);
+        }
+        host.wait_at_most(DEADLINE, &alone);
+        if !stopped && step > 2 * STEPS {
+            return;
+        }
+    }
+}
+
+fn kill_at_every_step(killed: Killed) {
+    let host = Host::new();
+    let before = host.snapshot();
+    for step in 1.. {
+        let mut daemon = stopping_at(&host, step);
+        let pid = daemon.pid();
+        let stopped = connect_and_quit(&host, &daemon, |session| match killed {
+            Killed::Daemon => signal(pid, Signal::SIGKILL),
+            Killed::Session => {
+                hang_up(session);
+                signal(pid, Signal::SIGCONT);
+            }
+            Killed::Both => {
+                hang_up(session);
+                signal(pid, Signal::SIGKILL);
+            }
+            Killed::DaemonAndGuard => {
+                for guard in daemon.guards() {
+                    signal(guard, Signal::SIGKILL);
+                }
+                signal(pid, Signal::SIGKILL);
+            }
+        });
+        if !stopped {
+            assert!(step > STEPS, "there are only {} steps", step - 1);
+            return;
+        }
+        if killed == Killed::DaemonAndGuard {
+            daemon.kill();
+            let _next = host.daemon();
+            host.wait_at_most(DEADLINE, &before);
+        } else {
+            host.wait_at_most(DEADLINE, &before);
+        }
+    }
+}
+
+fn stopping_at(host: &Host, step: usize) -> Daemon {
+    host.daemon_at("KVPN_FAULT_POINT", &step.to_string())
+}
+
+/// Acquires a lease and gives it back; calls `stopped` when the daemon stops
+/// meanwhile, and tells whether it did.
+fn connect_and_quit(host: &Host, daemon: &Daemon, stopped: impl FnOnce(&UnixStream)) -> bool {
+    let before = host.snapshot();
+    let mut client = host.client();
+    let stream = client.stream.try_clone().unwrap();
+    // Refused, or cut off, when something is killed meanwhile.
+    let session = thread::spawn(move || drop(client.acquire(&SUBNETS)));
+    let start = Instant::now();
+    loop {
+        if is_stopped(daemon.pid()) {
+            stopped(&stream);
+            // What it was answered does not matter.
+            drop(session.join());
+            return true;
+        }
+        if session.is_finished() {
+            hang_up(&stream);
+            if host.snapshot() == before && !is_stopped(daemon.pid()) {
+                return false;
+            }
+        }
+        assert!(start.elapsed() < DEADLINE, "{}", host.log());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What the end of a session's process does.
+fn hang_up(session: &UnixStream) {
+    // Who has hung up already cannot do so again.
+    let _ = session.shutdown(Shutdown::Both);
+}
+
+fn go_on_if_stopped(daemon: &Daemon) {
+    if is_stopped(daemon.pid()) {
+        signal(daemon.pid(), Signal::SIGCONT);
+    }
+    thread::sleep(Duration::from_millis(2));
+}
+
+fn is_stopped(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|it| it.starts_with('T'))
+    })
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
