@@ -276,6 +276,10 @@ impl Background {
         wait_for(&what, deadline, || Ok(self.child.try_wait()?))
     }
 
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         send(self.child.id(), signal);

@@ -13,6 +13,7 @@ mod replicas;
 mod resolved;
 mod services;
 mod soak;
+mod steps;
 mod support;
 mod transport;
 mod truth;
