@@ -161,7 +161,7 @@ const fn latency(key: &'static str, title: &'static str, floors: &'static [Floor
     }
 }
 
-const fn name(key: &'static str, title: &'static str) -> Figure {
+const fn name(key: &'static str, title: &'static str, floors: &'static [Floor]) -> Figure {
     Figure {
         key,
         group: Group::Dns,
@@ -169,7 +169,7 @@ const fn name(key: &'static str, title: &'static str) -> Figure {
         title,
         more_is_better: false,
         base: Some(Way::Direct),
-        floors: &[],
+        floors,
     }
 }
 
@@ -271,8 +271,22 @@ pub const ALL: &[Figure] = &[
         "the same beside 16 readers each way that never read",
         AS_FAST,
     ),
-    name("name_p50_us", "a service's name, median"),
-    name("name_p99_us", "a service's name, p99"),
+    name(
+        "name_p50_us",
+        "a service's name, median",
+        &[Floor::Ratio(1.5)],
+    ),
+    name("name_p99_us", "a service's name, p99", &[]),
+    name(
+        "foreign_name_p50_us",
+        "a name of the laptop's own network, median",
+        &[Floor::Ratio(1.05)],
+    ),
+    name(
+        "foreign_name_p99_us",
+        "a name of the laptop's own network, p99",
+        &[],
+    ),
     Figure {
         more_is_better: true,
         ..alone(

@@ -76,8 +76,11 @@ enum Command {
         #[arg(long)]
         count: usize,
     },
-    /// How long a name of the cluster takes
+    /// How long a name takes
     Names {
+        /// The name, which must have an IPv4 address
+        #[arg(long)]
+        name: String,
         /// The name server, if not the host's own
         #[arg(long)]
         server: Option<IpAddr>,
@@ -158,7 +161,7 @@ fn run(command: Command) -> Result<Value> {
             time,
         } => connects::run(&to.target()?, at_once, stalled, time),
         Command::Idle { to, count } => idle::run(&to.target()?, count),
-        Command::Names { server, time } => names::run(server, time),
+        Command::Names { name, server, time } => names::run(&name, server, time),
         Command::Datagrams { to, size, time } => datagrams::run(to.address()?, size, time),
     }?;
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time")?;

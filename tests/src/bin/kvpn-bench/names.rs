@@ -1,4 +1,4 @@
-//! How long a name of the cluster takes.
+//! How long a name takes.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -12,9 +12,6 @@ use serde_json::Value;
 use crate::Time;
 use crate::pingpong::summary;
 
-/// A service that every cluster has.
-const NAME: &str = "kubernetes.default.svc.cluster.local.";
-
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -22,23 +19,24 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 512;
 
 /// Asks again and again, one question at a time: that name server, or the host's.
-pub(crate) fn run(server: Option<IpAddr>, time: Time) -> Result<Value> {
+pub(crate) fn run(name: &str, server: Option<IpAddr>, time: Time) -> Result<Value> {
     let server = match server {
         Some(server) => server,
         None => configured()?,
     };
+    let name = Name::from_ascii(name).context("a name")?;
     let socket = UdpSocket::bind((any_of(server), 0)).context("bind")?;
     socket.connect((server, 53)).context("connect")?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let warm = Instant::now() + time.warm;
     while Instant::now() < warm {
-        ask(&socket)?;
+        ask(&socket, &name)?;
     }
     let start = Instant::now();
     let mut took = Vec::new();
     while start.elapsed() < time.seconds {
         let sent = Instant::now();
-        ask(&socket)?;
+        ask(&socket, &name)?;
         took.push(sent.elapsed().as_secs_f64() * 1e6);
     }
     summary(&took)
@@ -54,10 +52,9 @@ fn configured() -> Result<IpAddr> {
     server.trim().parse().context("a name server's address")
 }
 
-fn ask(socket: &UdpSocket) -> Result<()> {
+fn ask(socket: &UdpSocket, name: &Name) -> Result<()> {
     let mut question = Message::query();
-    let name = Name::from_ascii(NAME).context("a name")?;
-    question.add_query(Query::query(name, RecordType::A));
+    question.add_query(Query::query(name.clone(), RecordType::A));
     question.metadata.recursion_desired = true;
     socket.send(&question.to_vec()?).context("ask")?;
     let mut answer = [0; MAX_ANSWER];
