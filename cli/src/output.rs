@@ -14,7 +14,7 @@ use kvpn_proto::v1::{
     EngagementStatus, Link, ListResponse, PortMapping, Resolver, StatusResponse, Transport,
     WorkloadStatus,
 };
-use kvpn_proto::{Failure, Reason};
+use kvpn_proto::{Failure, Reason, v1};
 use serde::Serialize;
 
 pub(crate) use doctor::Findings;
@@ -111,6 +111,23 @@ pub(crate) struct ConnectionStatus {
     details: Option<ConnectionDetails>,
 }
 
+/// A subnet of the cluster that the laptop sees at other addresses.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VirtualSubnet {
+    subnet: String,
+    virtual_subnet: String,
+}
+
+impl From<v1::VirtualSubnet> for VirtualSubnet {
+    fn from(message: v1::VirtualSubnet) -> Self {
+        Self {
+            subnet: message.subnet,
+            virtual_subnet: message.virtual_subnet,
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ConnectionDetails {
@@ -133,6 +150,8 @@ struct ConnectionDetails {
     pod_subnets: Vec<String>,
     service_subnets: Vec<String>,
     routed_subnets: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    virtual_subnets: Vec<VirtualSubnet>,
     cluster_domain: String,
     /// `resolv.conf` or `systemd-resolved`.
     resolver: &'static str,
@@ -255,6 +274,7 @@ impl From<StatusResponse> for ConnectionStatus {
             Resolver::SystemdResolved => "systemd-resolved",
             Resolver::Unspecified => "unknown",
         };
+        let virtual_subnets = status.virtual_subnets.into_iter();
         let details = ConnectionDetails {
             name: status.name,
             context: status.context,
@@ -278,6 +298,7 @@ impl From<StatusResponse> for ConnectionStatus {
             pod_subnets: status.pod_subnets,
             service_subnets: status.service_subnets,
             routed_subnets: status.routed_subnets,
+            virtual_subnets: virtual_subnets.map(VirtualSubnet::from).collect(),
             cluster_domain: status.cluster_domain,
             resolver,
             open_flows: status.open_flows,

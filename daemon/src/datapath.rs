@@ -18,11 +18,11 @@ use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use dials::answer as answer_dial;
+pub(crate) use flows::Exit;
 use registry::FlowRegistry;
 use tun::Tun;
 
 use crate::lease::slot::hop;
-use crate::session::manager::Manager;
 
 /// The running data path; dropping it resets every flow and closes the TUN.
 pub(crate) struct Datapath {
@@ -38,7 +38,7 @@ impl Datapath {
         device: OwnedFd,
         mtu: u16,
         own: Vec<IpAddr>,
-        manager: Manager,
+        exit: Exit,
         registry: FlowRegistry,
     ) -> io::Result<Self> {
         let tun = Tun::new(device)?;
@@ -63,7 +63,7 @@ impl Datapath {
         let reader = {
             let netstack = netstack.clone();
             tokio::spawn(async move {
-                let carrier = flows::Carrier::new(manager, own, registry);
+                let carrier = flows::Carrier::new(exit, own, registry);
                 let Err(error) = tun::read(&tun, &netstack, carrier).await;
                 error
             })

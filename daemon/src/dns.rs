@@ -22,6 +22,7 @@ use tracing::debug;
 
 use crate::lease::slot;
 use crate::session::manager::Manager;
+use crate::session::vnat::Vnat;
 pub(crate) use asked::AskedNames;
 use cache::Cache;
 use handler::Handler;
@@ -47,6 +48,8 @@ pub(crate) struct NameServer {
 pub(crate) struct Sources {
     pub(crate) manager: Manager,
     pub(crate) rules: NameRules,
+    /// Where subnets of the cluster are shown.
+    pub(crate) vnat: Vnat,
     /// Remembers what was asked for.
     pub(crate) names: AskedNames,
     /// What on the host was told of the name server.
@@ -98,6 +101,7 @@ fn start(
         upstream,
         cache,
         rules: sources.rules,
+        vnat: sources.vnat,
         names: sources.names,
         room: handler::room(),
     });

@@ -48,6 +48,15 @@ pub(crate) struct DeviceRoute {
 }
 
 impl HostRoutes {
+    /// Tells whether the host uses nothing of a range.
+    pub(crate) fn is_free(&self, range: &IpNet) -> bool {
+        let is_apart = |route: &Route| {
+            route.is_default() || !(route.subnet.contains(range) || range.contains(&route.subnet))
+        };
+        self.routes.iter().all(is_apart)
+            && !self.addresses.iter().any(|address| range.contains(address))
+    }
+
     /// The routes that lead to the device what is wanted. Some are there only to
     /// win against the host's own.
     ///

@@ -21,6 +21,7 @@ mod run;
 mod socket;
 pub(crate) mod subnet_rules;
 mod transport;
+pub(crate) mod vnat;
 mod workloads;
 
 pub(crate) use check::check;

@@ -49,7 +49,11 @@ fn status() -> StatusResponse {
         addresses: vec!["198.18.0.1".into(), "fd6b:7670:6e::1".into()],
         pod_subnets: vec!["10.244.0.0/16".into(), "fd00:10:244::/56".into()],
         service_subnets: vec!["10.96.0.0/16".into()],
-        routed_subnets: vec!["10.96.0.0/16".into(), "10.244.0.0/16".into()],
+        routed_subnets: vec!["246.0.0.0/16".into(), "10.244.0.0/16".into()],
+        virtual_subnets: vec![v1::VirtualSubnet {
+            subnet: "10.96.0.0/16".into(),
+            virtual_subnet: "246.0.0.0/16".into(),
+        }],
         cluster_domain: "cluster.local".into(),
         resolver: Resolver::ResolvConf.into(),
         open_flows: 2,

@@ -94,6 +94,12 @@ impl ConnectionDetails {
             ),
             ("Flows", traffic),
         ];
+        let mapped = self.virtual_subnets.iter();
+        let mapped = mapped.map(|it| format!("{} at {}", it.subnet, it.virtual_subnet));
+        let mapped: Vec<String> = mapped.collect();
+        if !mapped.is_empty() {
+            fields.insert(10, ("Shown", mapped.join(", ")));
+        }
         if let Some(since) = self.connected_at {
             fields.insert(4, ("Since", since.to_string()));
         }

@@ -15,14 +15,36 @@ use tracing::debug;
 use super::registry::{FlowRecord, FlowRegistry};
 use crate::lease::slot::hop;
 use crate::session::manager::{FlowClient, Manager};
+use crate::session::vnat::Vnat;
 
 /// How long the far side may take to answer a dial: longer than the traffic
 /// manager and the host do, for a SYN that stays unanswered.
 const DIAL_DEADLINE: Duration = Duration::from_secs(140);
 
+/// The way into the cluster.
+#[derive(Clone)]
+pub(crate) struct Exit {
+    pub(crate) manager: Manager,
+    pub(crate) vnat: Vnat,
+}
+
+impl Exit {
+    /// The target where it is in the cluster.
+    fn real(&self, target: OpenTarget) -> OpenTarget {
+        match target {
+            OpenTarget::Destination { protocol, address } => OpenTarget::Destination {
+                protocol,
+                address: SocketAddr::new(self.vnat.real(address.ip()), address.port()),
+            },
+            OpenTarget::Echo(address) => OpenTarget::Echo(self.vnat.real(address)),
+            OpenTarget::Dial(_) | OpenTarget::Claimed { .. } => target,
+        }
+    }
+}
+
 /// Carries flows; dropping it ends them all.
 pub(super) struct Carrier {
-    manager: Manager,
+    exit: Exit,
     own: Vec<IpAddr>,
     registry: FlowRegistry,
     flows: JoinSet<()>,
@@ -30,9 +52,9 @@ pub(super) struct Carrier {
 
 impl Carrier {
     /// `own` are the host's addresses on the TUN.
-    pub(super) fn new(manager: Manager, own: Vec<IpAddr>, registry: FlowRegistry) -> Self {
+    pub(super) fn new(exit: Exit, own: Vec<IpAddr>, registry: FlowRegistry) -> Self {
         Self {
-            manager,
+            exit,
             own,
             registry,
             flows: JoinSet::new(),
@@ -40,19 +62,19 @@ impl Carrier {
     }
 
     pub(super) fn carry(&mut self, flow: NewFlow) {
-        let manager = self.manager.clone();
+        let exit = self.exit.clone();
         match flow {
             NewFlow::Tcp(pending) if self.is_foreign(pending.five_tuple().cluster.ip()) => {
                 let record = self.registry.begin(pending.five_tuple().into());
-                self.flows.spawn(carry_tcp(pending, manager, record));
+                self.flows.spawn(carry_tcp(pending, exit, record));
             }
             NewFlow::Udp(flow) if self.is_foreign(flow.five_tuple().cluster.ip()) => {
                 let record = self.registry.begin(flow.five_tuple().into());
-                self.flows.spawn(carry_udp(flow, manager, record));
+                self.flows.spawn(carry_udp(flow, exit, record));
             }
             NewFlow::Echo(flow) if self.is_foreign(flow.id().cluster) => {
                 let record = self.registry.begin(flow.id().into());
-                self.flows.spawn(carry_echo(flow, manager, record));
+                self.flows.spawn(carry_echo(flow, exit, record));
             }
             NewFlow::Tcp(pending) => pending.refuse(DialError::Prohibited, Instant::now()),
             NewFlow::Udp(flow) => flow.unreachable(DialError::Prohibited, Instant::now()),
@@ -74,9 +96,9 @@ impl Carrier {
     }
 }
 
-async fn carry_tcp(pending: PendingTcp, manager: Manager, record: FlowRecord) {
+async fn carry_tcp(pending: PendingTcp, exit: Exit, record: FlowRecord) {
     let five_tuple = pending.five_tuple();
-    let (frames, _place) = match dial(&manager, Protocol::Tcp, five_tuple.cluster).await {
+    let (frames, _place) = match dial(&exit, Protocol::Tcp, five_tuple.cluster).await {
         Ok((frames, place)) => (record.opened(frames), place),
         Err(failure) => {
             record.failed(failure.error);
@@ -91,13 +113,13 @@ async fn carry_tcp(pending: PendingTcp, manager: Manager, record: FlowRecord) {
     }
 }
 
-async fn carry_udp(flow: UdpFlow, manager: Manager, record: FlowRecord) {
+async fn carry_udp(flow: UdpFlow, exit: Exit, record: FlowRecord) {
     let five_tuple = flow.five_tuple();
     let target = OpenTarget::Destination {
         protocol: Protocol::Udp,
         address: five_tuple.cluster,
     };
-    let (frames, _place) = match open(&manager, target) {
+    let (frames, _place) = match open(&exit, target) {
         Ok((frames, place)) => (record.metered(frames), place),
         Err(failure) => {
             record.failed(failure.error);
@@ -115,9 +137,9 @@ async fn carry_udp(flow: UdpFlow, manager: Manager, record: FlowRecord) {
     }
 }
 
-async fn carry_echo(flow: EchoFlow, manager: Manager, record: FlowRecord) {
+async fn carry_echo(flow: EchoFlow, exit: Exit, record: FlowRecord) {
     let cluster = flow.id().cluster;
-    let (frames, _place) = match open(&manager, OpenTarget::Echo(cluster)) {
+    let (frames, _place) = match open(&exit, OpenTarget::Echo(cluster)) {
         Ok((frames, place)) => (record.metered(frames), place),
         Err(failure) => {
             record.failed(failure.error);
@@ -138,12 +160,12 @@ async fn carry_echo(flow: EchoFlow, manager: Manager, record: FlowRecord) {
 /// Opens a stream for a flow; ready when the far side has answered the dial.
 /// The flow counts on its connection until the client is dropped.
 async fn dial(
-    manager: &Manager,
+    exit: &Exit,
     protocol: Protocol,
     address: SocketAddr,
 ) -> Result<(FrameStream, FlowClient), DialFailure> {
     let target = OpenTarget::Destination { protocol, address };
-    let (mut frames, place) = open(manager, target)?;
+    let (mut frames, place) = open(exit, target)?;
     let answered = tokio::time::timeout(DIAL_DEADLINE, frames.receiver.recv()).await;
     let Ok(answer) = answered else {
         return Err(DialFailure::new(DialError::TimedOut, "no answer in time"));
@@ -162,11 +184,12 @@ async fn dial(
 
 /// Opens a stream for a flow, and waits for nothing: what is sent follows the
 /// `Open` at once, and the answer is the first frame to be received.
-fn open(manager: &Manager, target: OpenTarget) -> Result<(FrameStream, FlowClient), DialFailure> {
-    let place = manager
+fn open(exit: &Exit, target: OpenTarget) -> Result<(FrameStream, FlowClient), DialFailure> {
+    let place = exit
+        .manager
         .flow_client()
         .ok_or_else(|| lost("the tunnel is down"))?;
-    let frames = place.carry(Frame::Open(target));
+    let frames = place.carry(Frame::Open(exit.real(target)));
     Ok((frames, place))
 }
 

@@ -22,6 +22,7 @@ use super::rules::NameRules;
 use super::upstream::{Question, Upstream};
 use crate::session::cluster_info::ClusterInfo;
 use crate::session::manager::Manager;
+use crate::session::vnat::Vnat;
 
 /// The smallest payload that a client without EDNS takes (RFC 1035).
 const SMALLEST_PAYLOAD: u16 = 512;
@@ -36,6 +37,7 @@ pub(super) struct Handler {
     pub(super) upstream: Upstream,
     pub(super) cache: Cache,
     pub(super) rules: NameRules,
+    pub(super) vnat: Vnat,
     pub(super) names: AskedNames,
     pub(super) room: Semaphore,
 }
@@ -85,7 +87,19 @@ impl Handler {
     async fn answer(&self, question: &LowerQuery, request: &Request) -> Option<Message> {
         let asked = Asked::new(question, request);
         let name = question.original().name();
-        let Some(target) = self.rules.alias(name) else {
+        let target = match rewrite::reverse_address(name) {
+            Some(address) => {
+                // The cluster knows it by its own address, which on this host is
+                // somebody else's.
+                let real = self.vnat.real(address);
+                if real == address && self.vnat.shown(address) != address {
+                    return self.ask_upstream(asked).await.ok();
+                }
+                (real != address).then(|| Name::from(real))
+            }
+            None => self.rules.alias(name),
+        };
+        let Some(target) = target else {
             return self.answer_name(name, asked).await;
         };
         let mut answer = self.answer_name(&target, asked.under(&target)?).await?;
@@ -152,6 +166,7 @@ impl Handler {
             Some(answer) => answer,
             None => self.look_up(asked, cluster).await?,
         };
+        rewrite::addresses(&mut answer, |address| self.vnat.shown(address));
         rewrite::forbid_caching(&mut answer);
         Some(answer)
     }

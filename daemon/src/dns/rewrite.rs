@@ -1,8 +1,11 @@
 //! Questions under another name, and answers back under the asked one.
 
+use std::net::IpAddr;
+
 use hickory_proto::ProtoError;
 use hickory_proto::op::Message;
-use hickory_proto::rr::Name;
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{Name, RData};
 
 /// The same question, asked under the name `full`.
 pub(super) fn question(query: &[u8], full: &Name) -> Result<Vec<u8>, ProtoError> {
@@ -25,6 +28,26 @@ pub(super) fn answer(message: &mut Message, full: &Name, asked: &Name) {
     }
 }
 
+/// The address that a name is the reverse of (RFC 1035 section 3.5, RFC 3596 section
+/// 2.5).
+pub(super) fn reverse_address(name: &Name) -> Option<IpAddr> {
+    let subnet = name.parse_arpa_name().ok()?;
+    (subnet.prefix_len() == subnet.max_prefix_len()).then(|| subnet.addr())
+}
+
+/// Gives addresses in records another form.
+pub(super) fn addresses(message: &mut Message, change: impl Fn(IpAddr) -> IpAddr) {
+    for record in message.answers.iter_mut().chain(&mut message.additionals) {
+        let Some(address) = record.data.ip_addr() else {
+            continue;
+        };
+        record.data = match change(address) {
+            IpAddr::V4(address) => RData::A(A(address)),
+            IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+        };
+    }
+}
+
 /// Sets every time to live to nothing. Whoever else keeps an answer does not hear
 /// of changes, and would have it still when the connection has ended.
 pub(super) fn forbid_caching(message: &mut Message) {
@@ -42,8 +65,8 @@ pub(super) fn forbid_caching(message: &mut Message) {
 mod tests {
     use super::*;
     use hickory_proto::op::{Edns, MessageType, OpCode, Query};
-    use hickory_proto::rr::rdata::{A, CNAME, NS};
-    use hickory_proto::rr::{RData, Record, RecordType};
+    use hickory_proto::rr::rdata::{CNAME, NS};
+    use hickory_proto::rr::{Record, RecordType};
 
     fn name(text: &str) -> Name {
         Name::from_ascii(text).unwrap()
@@ -90,5 +113,34 @@ mod tests {
         assert!(message.authorities.is_empty());
         assert_eq!(message.answers[0].name, name("ext.shop."));
         assert_eq!(message.answers[1].name, target);
+    }
+
+    #[test]
+    fn addresses_are_changed_and_nothing_else() {
+        let mut message = Message::response(1, OpCode::Query);
+        let owner = name("web.shop.");
+        let data = [
+            RData::A(A::new(10, 96, 0, 7)),
+            RData::AAAA(AAAA::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 7)),
+            RData::CNAME(CNAME(name("example.com."))),
+        ];
+        for data in data.clone() {
+            message.add_answer(Record::from_rdata(owner.clone(), 5, data));
+        }
+        let shown: IpAddr = "246.0.0.7".parse().unwrap();
+        addresses(&mut message, |address| {
+            if address.is_ipv4() { shown } else { address }
+        });
+        let changed: Vec<_> = message.answers.iter().map(|it| it.data.clone()).collect();
+        assert_eq!(changed[0], RData::A(A::new(246, 0, 0, 7)));
+        assert_eq!(changed[1..], data[1..]);
+    }
+
+    #[test]
+    fn only_whole_addresses_have_a_reverse_name() {
+        let reverse = |text| reverse_address(&name(text));
+        assert_eq!(reverse("7.0.96.10.in-addr.arpa."), "10.96.0.7".parse().ok());
+        assert_eq!(reverse("96.10.in-addr.arpa."), None);
+        assert_eq!(reverse("web.shop."), None);
     }
 }

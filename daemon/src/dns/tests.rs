@@ -62,6 +62,7 @@ fn served_before(upstream: SocketAddr) -> Served {
     let sources = Sources {
         manager: Manager::down(cluster),
         rules: NameRules::default(),
+        vnat: Vnat::default(),
         names: AskedNames::default(),
         resolver: Resolver::ResolvConf,
     };

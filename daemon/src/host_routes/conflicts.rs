@@ -171,8 +171,9 @@ impl Conflict<'_> {
                 self.subnet, self.route
             ),
             format!(
-                "connect with `--allow-conflicting-subnets {common}` to reach the cluster there, \
-                 or with `--never-proxy {common}` to leave that part to the host"
+                "connect with `--vnat all` to have the cluster at other addresses, with \
+                 `--allow-conflicting-subnets {common}` to reach it at its own, or with \
+                 `--never-proxy {common}` to leave that part to the host"
             ),
         )
     }

@@ -77,7 +77,7 @@ fn check_one(subnet: IpNet, host: &HostRoutes) -> Result<(), Failure> {
                 Reason::HostRefused,
                 format!("the cluster's subnet {subnet} holds {what} {address}"),
                 format!(
-                    "leave the network or VPN that uses the same addresses, or connect with \
+                    "connect with `--vnat all` to have the cluster at other addresses, or with \
                      `--never-proxy {address}`"
                 ),
             ));

@@ -19,6 +19,7 @@ use super::diagnose::diagnose;
 use super::engagements::{Engagements, Intercept};
 use super::flows::Flows;
 use super::manager::Manager;
+use super::vnat::Vnat;
 use super::workloads::{self, RequestedPort};
 use crate::datapath::Meter;
 use crate::lease::network::Network;
@@ -38,6 +39,7 @@ pub(crate) struct Api {
     pub(crate) engagements: Engagements,
     pub(crate) meter: Meter,
     pub(crate) flows: Flows,
+    pub(crate) vnat: Vnat,
     /// What the lease has changed on the host.
     pub(crate) network: watch::Receiver<Network>,
     pub(crate) quit: mpsc::Sender<QuitRequest>,
@@ -88,6 +90,7 @@ impl SessionService for Api {
             connected_at,
         } = &self.about;
         let routed_subnets = self.network.borrow().subnets.clone();
+        let virtual_subnets = self.vnat.mappings().into_iter();
         let link = match self.manager.client() {
             Some(_) => v1::Link::Up,
             None => v1::Link::Reconnecting,
@@ -121,6 +124,7 @@ impl SessionService for Api {
             addresses: addresses.iter().map(ToString::to_string).collect(),
             routed_subnets: routed_subnets.iter().map(ToString::to_string).collect(),
             resolver: (*resolver).into(),
+            virtual_subnets: virtual_subnets.map(v1::VirtualSubnet::from).collect(),
             pod_subnets: info.pod_subnets.iter().map(ToString::to_string).collect(),
             service_subnets: info
                 .service_subnets

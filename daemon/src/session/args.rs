@@ -7,6 +7,7 @@ use nix::unistd::Uid;
 
 use super::subnet_rules::SubnetRules;
 use super::transport::Choice;
+use super::vnat::VnatRules;
 use crate::dns::rules::NameRules;
 
 /// Connects this laptop to a cluster and stays until told to quit.
@@ -51,6 +52,9 @@ pub(crate) struct SessionArgs {
     /// Subnet to leave to the host; repeatable.
     #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
     never_proxy: Vec<String>,
+    /// Subnet of the cluster to show at other addresses, or `all`; repeatable.
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    vnat: Vec<String>,
     /// Subnet to route to the cluster although the host has a route to it;
     /// repeatable.
     #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
@@ -79,6 +83,11 @@ impl SessionArgs {
             &self.never_proxy,
             &self.allow_conflicting_subnets,
         )
+    }
+
+    /// What the user wants to be shown at other addresses.
+    pub(crate) fn vnat_rules(&self) -> Result<VnatRules, Failure> {
+        VnatRules::new(&self.vnat)
     }
 
     /// Where the command line finds this session.

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use kvpn_proto::Failure;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -19,6 +20,7 @@ use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Extra, Greeting, Manager, Opener, supervise};
 use super::protected;
 use super::transport::Transports;
+use super::vnat::Vnat;
 use crate::datapath::registry::FlowRegistry;
 use crate::datapath::{self, Datapath};
 use crate::dns::{self, AskedNames, NameServer};
@@ -59,6 +61,7 @@ pub(crate) async fn connect(
     quit: mpsc::Sender<QuitRequest>,
 ) -> Result<Connected, Failure> {
     let subnets = args.subnet_rules()?;
+    let vnat_rules = args.vnat_rules()?;
     let Target {
         config,
         proxy,
@@ -101,7 +104,12 @@ pub(crate) async fn connect(
         namespace: namespace.clone(),
         protected,
         subnets,
+        vnat_rules,
+        vnat: Vnat::default(),
     };
+    let subnets: Vec<IpNet> = connection.cluster().subnets().collect();
+    plan.vnat_rules.check(&subnets)?;
+    plan.find_places(connection.cluster()).await?;
     let network = plan.network(connection.cluster());
     let (lease, granted) =
         Lease::acquire(&args.daemon_socket, &args.name, &network, &context).await?;
@@ -123,7 +131,10 @@ pub(crate) async fn connect(
         granted.tun,
         granted.mtu,
         granted.addresses.clone(),
-        manager.clone(),
+        datapath::Exit {
+            manager: manager.clone(),
+            vnat: plan.vnat.clone(),
+        },
         registry.clone(),
     )
     .map_err(Failure::internal)?;
@@ -132,6 +143,7 @@ pub(crate) async fn connect(
     let sources = dns::Sources {
         manager: manager.clone(),
         rules: plan.names.clone(),
+        vnat: plan.vnat.clone(),
         names: names.clone(),
         resolver: granted.resolver,
     };
@@ -157,7 +169,8 @@ pub(crate) async fn connect(
         manager: manager.clone(),
         engagements: engagements.clone(),
         meter: datapath.meter(),
-        flows: Flows::new(registry, names, manager.clone()),
+        flows: Flows::new(registry, names, manager.clone(), plan.vnat.clone()),
+        vnat: plan.vnat.clone(),
         network: network_rx,
         quit,
     };

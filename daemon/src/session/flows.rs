@@ -9,6 +9,7 @@ use kvpn_proto::v1;
 use super::cluster_info::ClusterInfo;
 use super::directory::{Directory, Object, short_name};
 use super::manager::Manager;
+use super::vnat::Vnat;
 use crate::datapath::registry::{FlowRegistry, FlowState, FlowTotals, FlowView, Intercepted};
 use crate::dns::AskedNames;
 
@@ -18,11 +19,18 @@ pub(crate) struct Flows {
     names: AskedNames,
     directory: Directory,
     manager: Manager,
+    vnat: Vnat,
 }
 
 impl Flows {
-    pub(crate) fn new(registry: FlowRegistry, names: AskedNames, manager: Manager) -> Self {
+    pub(crate) fn new(
+        registry: FlowRegistry,
+        names: AskedNames,
+        manager: Manager,
+        vnat: Vnat,
+    ) -> Self {
         Self {
+            vnat,
             registry,
             names,
             directory: Directory::new(manager.clone()),
@@ -40,7 +48,7 @@ impl Flows {
         let addresses: BTreeSet<IpAddr> = views
             .iter()
             .filter(|view| view.about.intercepted.is_none())
-            .map(|view| view.about.cluster.ip())
+            .map(|view| self.vnat.real(view.about.cluster.ip()))
             .collect();
         let objects = self.directory.describe(addresses).await;
         let info = self.manager.cluster().borrow().clone();
@@ -95,7 +103,7 @@ impl Flows {
                 message.direction = v1::FlowDirection::ToCluster.into();
                 let name = self.names.of(address).unwrap_or_default();
                 short_name(&name, info).clone_into(&mut message.name);
-                objects.get(&address).cloned()
+                objects.get(&self.vnat.real(address)).cloned()
             }
         };
         if let Some(object) = object {
@@ -148,7 +156,7 @@ mod tests {
         };
         let _record = registry.begin(about);
         let manager = Manager::down(ClusterInfo::default());
-        let flows = Flows::new(registry, AskedNames::default(), manager);
+        let flows = Flows::new(registry, AskedNames::default(), manager, Vnat::default());
         let response = flows.look(&v1::FlowsRequest::default()).await;
         let flow = &response.flows[0];
         assert_eq!(flow.direction(), v1::FlowDirection::ToLaptop);

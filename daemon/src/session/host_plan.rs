@@ -6,8 +6,12 @@ use std::net::IpAddr;
 
 mod reverse;
 
+use ipnet::IpNet;
+use kvpn_proto::Failure;
+
 use super::cluster_info::ClusterInfo;
 use super::subnet_rules::SubnetRules;
+use super::vnat::{Vnat, VnatRules};
 use crate::dns::rules::NameRules;
 use crate::lease::network::Network;
 
@@ -20,15 +24,29 @@ pub(crate) struct HostPlan {
     pub(crate) protected: Vec<IpAddr>,
     pub(crate) names: NameRules,
     pub(crate) subnets: SubnetRules,
+    pub(crate) vnat_rules: VnatRules,
+    pub(crate) vnat: Vnat,
 }
 
 impl HostPlan {
+    /// Finds a place for subnets that are to be shown at other addresses.
+    ///
+    /// # Errors
+    /// `HostRefused` when there is none.
+    pub(crate) async fn find_places(&self, cluster: &ClusterInfo) -> Result<(), Failure> {
+        let subnets = self.subnets.also_proxy().iter().copied();
+        let subnets: Vec<IpNet> = subnets.chain(cluster.subnets()).collect();
+        self.vnat.extend(&self.vnat_rules, &subnets).await
+    }
+
     /// What to ask of the root daemon while the cluster is like this.
     pub(crate) fn network(&self, cluster: &ClusterInfo) -> Network {
         Network {
-            subnets: self
-                .subnets
-                .routed(cluster.subnets().collect(), &self.protected),
+            subnets: self.vnat.shown_subnets(
+                &self
+                    .subnets
+                    .routed(cluster.subnets().collect(), &self.protected),
+            ),
             search_domains: self.search_domains(cluster),
             domains: self.domains(cluster),
             allowed_conflicts: self.subnets.allowed_conflicts().to_vec(),
@@ -52,7 +70,9 @@ impl HostPlan {
     /// Where names are to be asked of the session, by what it takes for the
     /// cluster's.
     fn domains(&self, cluster: &ClusterInfo) -> Vec<String> {
-        let mut domains: BTreeSet<String> = cluster.subnets().flat_map(reverse::zones).collect();
+        let subnets: Vec<IpNet> = cluster.subnets().collect();
+        let subnets = self.vnat.shown_subnets(&subnets).into_iter();
+        let mut domains: BTreeSet<String> = subnets.flat_map(reverse::zones).collect();
         if !cluster.domain.is_empty() {
             domains.insert(cluster.domain.clone());
             domains.insert("svc".into());

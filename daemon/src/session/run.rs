@@ -131,6 +131,7 @@ async fn stay(
             return Err(failure);
         }
     };
+    point("socket served");
     if let Err(error) = events::ready(&about.0, &about.1, &about.2) {
         warn!(%error, "Nobody waits for this session any more");
         part(host, &engagements, registered).await;
@@ -142,7 +143,6 @@ async fn stay(
         server = about.2,
         "Connected"
     );
-    point("connected");
     let extra = extra.open(extra_count);
 
     let mut changes = manager.cluster();
@@ -161,7 +161,11 @@ async fn stay(
                 break End::Failed(ended.unwrap_or_else(Failure::internal));
             }
             Ok(()) = changes.changed() => {
-                let wanted = plan.network(&changes.borrow_and_update());
+                let cluster = changes.borrow_and_update().clone();
+                if let Err(failure) = plan.find_places(&cluster).await {
+                    warn!(error = failure.message, "A subnet stays at its own addresses");
+                }
+                let wanted = plan.network(&cluster);
                 if wanted != *network.borrow() {
                     info!(subnets = ?wanted.subnets, "The cluster has changed");
                     match host.lease.set_network(&wanted).await {

@@ -8,6 +8,7 @@ use kvpn_proto::{Failure, Reason};
 const ALSO_PROXY: &str = "--also-proxy";
 const NEVER_PROXY: &str = "--never-proxy";
 const ALLOW_CONFLICTING: &str = "--allow-conflicting-subnets";
+pub(super) const VNAT: &str = "--vnat";
 
 /// What the user says of subnets. Of the rules over an address, the most specific
 /// decides; the cluster decides where there is none.
@@ -47,6 +48,11 @@ impl SubnetRules {
         }
     }
 
+    /// Routed besides the cluster's own.
+    pub(crate) fn also_proxy(&self) -> &[IpNet] {
+        &self.also_proxy
+    }
+
     /// Parts of the address space in which a subnet is routed although the host
     /// has another route to it.
     pub(crate) fn allowed_conflicts(&self) -> &[IpNet] {
@@ -81,7 +87,7 @@ impl SubnetRules {
 }
 
 /// Splits a subnet so that a part is left out.
-fn without(whole: IpNet, part: IpNet) -> Vec<IpNet> {
+pub(super) fn without(whole: IpNet, part: IpNet) -> Vec<IpNet> {
     if part.contains(&whole) {
         return Vec::new();
     }
@@ -95,7 +101,7 @@ fn without(whole: IpNet, part: IpNet) -> Vec<IpNet> {
     }
 }
 
-fn parse(flag: &str, texts: &[String]) -> Result<Vec<IpNet>, Failure> {
+pub(super) fn parse(flag: &str, texts: &[String]) -> Result<Vec<IpNet>, Failure> {
     texts.iter().map(|text| parse_one(flag, text)).collect()
 }
 

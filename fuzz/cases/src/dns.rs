@@ -58,12 +58,17 @@ fn complete(message: &[u8], asked: &Name, answer: &[u8]) {
         Route::Completed(full) => full,
         Route::Cluster | Route::Upstream | Route::Nowhere => asked.clone(),
     };
+    if let Some(address) = rewrite::reverse_address(asked) {
+        let again = rewrite::reverse_address(&Name::from(address));
+        assert_eq!(again, Some(address));
+    }
     if let Ok(question) = rewrite::question(message, &full) {
         let question = Message::from_vec(&question).expect("its own encoding");
         assert!(question.queries.iter().all(|query| *query.name() == full));
     }
     if let Ok(mut answer) = Message::from_vec(answer) {
         rewrite::answer(&mut answer, &full, asked);
+        rewrite::addresses(&mut answer, |address| address);
         rewrite::forbid_caching(&mut answer);
         let _ = answer.to_vec();
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod chart;
+mod conflicts;
 mod errors;
 mod journey;
 mod kills;
@@ -12,6 +13,7 @@ mod observe;
 mod replicas;
 mod resolved;
 mod services;
+mod several;
 mod soak;
 mod steps;
 mod support;

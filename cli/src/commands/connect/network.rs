@@ -37,11 +37,18 @@ pub(crate) struct NetworkFlags {
     /// connected.
     #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
     pub(crate) allow_conflicting_subnets: Vec<String>,
+    /// Subnets of the cluster to have at other addresses, such as 10.96.0.0/16, or
+    /// `all`
+    ///
+    /// Names lead to the other addresses, which `kvpn status` shows. For a cluster
+    /// whose addresses the laptop, a VPN or another connection uses.
+    #[arg(long, value_name = "SUBNET", value_delimiter = ',')]
+    pub(crate) vnat: Vec<String>,
 }
 
 impl NetworkFlags {
     /// The flags by their names.
-    pub(crate) fn named(&self) -> [(&'static str, &[String]); 6] {
+    pub(crate) fn named(&self) -> [(&'static str, &[String]); 7] {
         [
             ("--dns-include", &self.dns_include),
             ("--dns-exclude", &self.dns_exclude),
@@ -52,6 +59,7 @@ impl NetworkFlags {
                 "--allow-conflicting-subnets",
                 &self.allow_conflicting_subnets,
             ),
+            ("--vnat", &self.vnat),
         ]
     }
 

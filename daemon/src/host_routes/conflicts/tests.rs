@@ -108,8 +108,9 @@ fn route_that_contains_equals_or_lies_inside_is_a_conflict() {
         assert_eq!(
             failure.next_step,
             format!(
-                "connect with `--allow-conflicting-subnets {common}` to reach the cluster \
-                 there, or with `--never-proxy {common}` to leave that part to the host"
+                "connect with `--vnat all` to have the cluster at other addresses, with \
+                 `--allow-conflicting-subnets {common}` to reach it at its own, or with \
+                 `--never-proxy {common}` to leave that part to the host"
             )
         );
     }
