@@ -158,6 +158,31 @@ fn web(lab: &Lab, port: u16) -> Result<Vec<SocketAddr>> {
     ips.collect()
 }
 
+/// A subnet of pods is not a link, so its ends are addresses like others; but for the
+/// lowest of IPv6, which is the routers' (RFC 4291 section 2.6.1).
+#[test]
+fn ends_of_a_pod_subnet_are_addresses_like_others() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let lab = &developer.lab;
+    let node = net::file(net::NODE).display().to_string();
+    let sample = lab.layout().binary("kvpn-sample").display().to_string();
+    let server = ["--service", "node", "--port", "8099"];
+    let mut server = lab.node(&sample, server).spawn()?;
+    server.wait_for_line("listens", Duration::from_secs(5))?;
+    for (end, gateway) in [
+        ("10.244.0.0", "10.244.0.1"),
+        ("10.244.0.255", "10.244.0.1"),
+        ("fd00:244::ffff:ffff:ffff:ffff", "fd00:244::1"),
+    ] {
+        // Where the lab's pods have a link, it is a broadcast address.
+        let _there = Route::add(&node, &["local", end, "dev", "lo", "table", "local"])?;
+        let _way = Route::of_manager(lab, &[end, "via", gateway, "table", "local"])?;
+        let url = format!("http://{}:8099/", bracketed(end));
+        assert_eq!(developer.get([url.as_str()])?.service, "node", "{url}");
+    }
+    Ok(())
+}
+
 /// A route in a network, until this is dropped.
 struct Route {
     network: String,
