@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
-use crate::commands::{connect, flows, intercept, leave, quit};
+use crate::commands::{connect, flows, intercept, leave, quit, why};
 use crate::output::Format;
 
 /// Puts this laptop into a Kubernetes cluster
@@ -97,6 +97,7 @@ pub(crate) enum Command {
     /// traffic manager and the laptop's routes; when connected, also names and
     /// the tunnel. Exits with 0 unless something fails.
     Doctor,
+    Why(why::WhyArgs),
     /// Show the versions of kvpn's parts, as far as they run
     Version,
 }

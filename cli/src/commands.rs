@@ -9,6 +9,7 @@ mod list;
 pub(crate) mod quit;
 mod status;
 mod version;
+pub(crate) mod why;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,
         Command::Doctor => doctor::run(flags).await,
+        Command::Why(args) => why::run(flags, &args).await,
         Command::Version => version::run(flags).await,
     }
 }

@@ -5,6 +5,7 @@ mod doctor;
 mod flows;
 mod table;
 mod text;
+mod why;
 
 use std::io::{ErrorKind, Write};
 
@@ -19,6 +20,7 @@ use serde::Serialize;
 
 pub(crate) use doctor::Findings;
 pub(crate) use flows::Flows;
+pub(crate) use why::Told;
 
 /// How to print a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use kvpn_proto::names;
 
 use crate::session::args::SessionArgs;
+use crate::why::WhyArgs;
 
 /// The kvpn daemon: gives a session a TUN device, routes and DNS settings, and
 /// takes all of it back when the session ends.
@@ -28,6 +29,9 @@ pub(crate) enum Command {
     /// Check what a session needs; `kvpn doctor` starts it.
     #[command(hide = true)]
     Check(Box<SessionArgs>),
+    /// Find out how a name or an address is reached; `kvpn why` starts it.
+    #[command(hide = true)]
+    Why(WhyArgs),
     /// Wait for the daemon's end and undo what it left.
     #[command(hide = true)]
     Guard(GuardArgs),

@@ -3,6 +3,7 @@
 
 mod asked;
 mod cache;
+pub(crate) mod explain;
 mod fresh;
 mod handler;
 mod names;

@@ -5,6 +5,7 @@ mod conflicts;
 mod join;
 mod read;
 pub(crate) mod subnets;
+pub(crate) mod way;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -17,6 +17,7 @@ mod lease;
 mod netlink;
 mod privileged;
 mod session;
+mod why;
 
 use config::{Cli, Command};
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Some(Command::Guard(args)) => exit_code(privileged::guard(args)),
         Some(Command::Session(args)) => run_session(*args),
         Some(Command::Check(args)) => exit_code(run_check(&args)),
+        Some(Command::Why(args)) => exit_code(run_why(&args)),
     }
 }
 
@@ -64,6 +66,17 @@ fn run_check(args: &session::args::SessionArgs) -> Result<(), Failure> {
     // As in a session.
     runtime.shutdown_background();
     outcome.map_err(Failure::internal)
+}
+
+fn run_why(args: &why::WhyArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)?;
+    let outcome = runtime.block_on(why::why(args));
+    // As in a session.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn exit_code(outcome: Result<(), Failure>) -> ExitCode {

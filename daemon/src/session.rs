@@ -10,6 +10,7 @@ mod diagnose;
 mod directory;
 pub(crate) mod engagements;
 mod events;
+mod explain;
 mod flows;
 pub(crate) mod host_plan;
 mod identity;

@@ -9,6 +9,7 @@ mod failure;
 pub mod flow;
 pub mod identity;
 pub mod names;
+pub mod story;
 pub mod version;
 
 pub use failure::{Failure, Reason};

@@ -251,3 +251,20 @@ fn versions_are_printed_as_far_as_known() {
     };
     assert_eq!(client_only.text(), "Client:          0.1.0\n");
 }
+
+#[test]
+fn story_is_printed() {
+    use kvpn_proto::story::{Place, Step, Story};
+    let address = "10.96.12.7".parse().unwrap();
+    let story = Story {
+        target: "web.shop".into(),
+        port: Some(81),
+        addresses: vec![address],
+        steps: vec![
+            Step::on(Place::Resolver, "web.shop is asked of the cluster."),
+            Step::stop(Place::FarSide, "10.96.12.7 refuses connections to port 81."),
+        ],
+        reached: Some(false),
+    };
+    assert_output!("why", Told(story));
+}

@@ -9,10 +9,10 @@ use kvpn_proto::check::Check;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::session_server::{self, SessionServer};
 use kvpn_proto::v1::{
-    DiagnoseRequest, DiagnoseResponse, EngagementStatus, Flow, FlowDirection, FlowState,
-    FlowsRequest, FlowsResponse, InterceptRequest, InterceptResponse, LeaveRequest, LeaveResponse,
-    Link, ListRequest, ListResponse, PortMapping, QuitRequest, QuitResponse, StatusRequest,
-    StatusResponse, WorkloadStatus,
+    DiagnoseRequest, DiagnoseResponse, EngagementStatus, ExplainRequest, ExplainResponse, Flow,
+    FlowDirection, FlowState, FlowsRequest, FlowsResponse, InterceptRequest, InterceptResponse,
+    LeaveRequest, LeaveResponse, Link, ListRequest, ListResponse, PortMapping, QuitRequest,
+    QuitResponse, StatusRequest, StatusResponse, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixListener;
@@ -234,6 +234,14 @@ impl session_server::Session for Service {
         Ok(Response::new(DiagnoseResponse {
             checks: vec![serde_json::to_string(&check).unwrap()],
         }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        self.called(format!("explain {}", request.into_inner().name));
+        Ok(Response::new(ExplainResponse::default()))
     }
 
     async fn quit(&self, _: Request<QuitRequest>) -> Result<Response<QuitResponse>, Status> {

@@ -1,7 +1,10 @@
 //! Who answers for a name.
 
+use std::net::IpAddr;
+
 use hickory_proto::rr::Name;
 
+use super::rewrite;
 use super::rules::NameRules;
 use crate::session::cluster_info::ClusterInfo;
 
@@ -19,6 +22,25 @@ pub(super) enum Route {
     Nowhere,
 }
 
+/// Why a question goes there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Because {
+    /// It lies under the cluster's domain.
+    Domain(String),
+    /// Its suffix is a namespace of the cluster.
+    Namespace(String),
+    /// It is the reverse name of an address of the cluster.
+    Reverse(IpAddr),
+    /// The user says so of this suffix.
+    Rule(Name),
+    /// By such names programs look for what their own network offers.
+    Discovery,
+    /// Nothing says that it is the cluster's.
+    Foreign,
+    /// The cluster's domain is not known.
+    NoDomain,
+}
+
 /// Classifies a name that was asked for.
 ///
 /// `SVC.NS` and `SVC.NS.svc`, and what lies under them, count as the cluster's when `NS` is one of its
@@ -26,43 +48,61 @@ pub(super) enum Route {
 /// reverse names when their address is one of the cluster's. The user's rules for
 /// a suffix as long or longer come first.
 pub(super) fn classify(name: &Name, cluster: &ClusterInfo, rules: &NameRules) -> Route {
-    let (labels, route) = classify_by_cluster(name, cluster);
-    let route = match rules.suffix(name) {
-        Some(suffix) if suffix.labels < labels => route,
+    explain(name, cluster, rules).0
+}
+
+/// The same, and why.
+pub(super) fn explain(name: &Name, cluster: &ClusterInfo, rules: &NameRules) -> (Route, Because) {
+    let (labels, route, because) = classify_by_cluster(name, cluster);
+    let by_rule = || {
+        let labels = usize::from(rules.suffix(name).map_or(0, |suffix| suffix.labels));
+        Because::Rule(name.trim_to(labels))
+    };
+    let (route, because) = match rules.suffix(name) {
+        Some(suffix) if suffix.labels < labels => (route, because),
         Some(suffix) if suffix.is_included => match route {
-            Route::Upstream => Route::Cluster,
-            Route::Cluster | Route::Completed(_) | Route::Nowhere => route,
+            Route::Upstream => (Route::Cluster, by_rule()),
+            Route::Cluster | Route::Completed(_) | Route::Nowhere => (route, because),
         },
-        Some(_) => Route::Upstream,
-        None => route,
+        Some(_) => (Route::Upstream, by_rule()),
+        None => (route, because),
     };
     match route {
-        Route::Cluster | Route::Completed(_) if is_discovery(name) => Route::Nowhere,
-        Route::Cluster | Route::Completed(_) | Route::Upstream | Route::Nowhere => route,
+        Route::Cluster | Route::Completed(_) if is_discovery(name) => {
+            (Route::Nowhere, Because::Discovery)
+        }
+        Route::Cluster | Route::Completed(_) | Route::Upstream | Route::Nowhere => (route, because),
     }
 }
 
 /// What the cluster alone says of a name, and how long the suffix is by which it
 /// says so.
-fn classify_by_cluster(name: &Name, cluster: &ClusterInfo) -> (u8, Route) {
-    let upstream = (0, Route::Upstream);
+fn classify_by_cluster(name: &Name, cluster: &ClusterInfo) -> (u8, Route, Because) {
     let Some(domain) = domain(cluster) else {
-        return upstream;
+        return (0, Route::Upstream, Because::NoDomain);
     };
     if domain.zone_of(name) {
-        return (domain.num_labels(), Route::Cluster);
+        let because = Because::Domain(cluster.domain.clone());
+        return (domain.num_labels(), Route::Cluster, because);
     }
-    if let Ok(subnet) = name.parse_arpa_name() {
-        let whole = subnet.prefix_len() == subnet.max_prefix_len();
-        return if whole && cluster.contains(subnet.addr()) {
-            (0, Route::Cluster)
+    if let Some(address) = rewrite::reverse_address(name) {
+        return if cluster.contains(address) {
+            (0, Route::Cluster, Because::Reverse(address))
         } else {
-            upstream
+            (0, Route::Upstream, Because::Foreign)
         };
     }
     match complete(name, cluster, &domain) {
-        Some((labels, full)) => (labels, Route::Completed(full)),
-        None => upstream,
+        Some(Completed {
+            labels,
+            namespace,
+            full,
+        }) => (
+            labels,
+            Route::Completed(full),
+            Because::Namespace(namespace),
+        ),
+        None => (0, Route::Upstream, Because::Foreign),
     }
 }
 
@@ -78,8 +118,15 @@ fn is_discovery(name: &Name) -> bool {
             .any(|pair| is(pair[0], "_dns-sd") && is(pair[1], "_udp"))
 }
 
-/// The full name, and how many labels of the asked one say that it is meant.
-fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<(u8, Name)> {
+/// A short name that is one of the cluster's.
+struct Completed {
+    /// How many labels of it say so.
+    labels: u8,
+    namespace: String,
+    full: Name,
+}
+
+fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Completed> {
     let labels: Vec<String> = name
         .iter()
         .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
@@ -99,8 +146,11 @@ fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<(u8, Na
     } else {
         relative.append_label("svc").ok()?
     };
-    let labels = if has_svc { 2 } else { 1 };
-    Some((labels, service.append_domain(domain).ok()?))
+    Some(Completed {
+        labels: if has_svc { 2 } else { 1 },
+        namespace: namespace.clone(),
+        full: service.append_domain(domain).ok()?,
+    })
 }
 
 /// The cluster's domain; none as long as it is not known.

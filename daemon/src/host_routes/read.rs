@@ -22,7 +22,7 @@ use crate::netlink::{Netlink, run};
 const MAIN_PRIORITY: u32 = 32766;
 
 /// Names of the host's devices, by their index.
-type Devices = HashMap<u32, String>;
+pub(super) type Devices = HashMap<u32, String>;
 
 /// The priority of the first rule that looks up a table, by family and table.
 type Tables = HashMap<(u8, u32), u32>;
@@ -86,13 +86,13 @@ impl HostRoutes {
 
 /// Where a route leads.
 #[derive(Debug, Default)]
-struct Hop {
-    device: Option<u32>,
+pub(super) struct Hop {
+    pub(super) device: Option<u32>,
     gateway: Option<IpAddr>,
 }
 
 /// Several where packets are spread over them.
-fn hops(attributes: &[RouteAttribute]) -> Vec<Hop> {
+pub(super) fn hops(attributes: &[RouteAttribute]) -> Vec<Hop> {
     let mut hops = vec![Hop {
         device: find(attributes, output),
         gateway: find(attributes, gateway),
@@ -139,7 +139,7 @@ fn metric(attribute: &RouteAttribute) -> Option<u32> {
     }
 }
 
-fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+pub(super) fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
     if let RouteAttribute::Gateway(address) = attribute {
         ip(address)
     } else if let RouteAttribute::Via(RouteVia::Inet6(address)) = attribute {
@@ -178,7 +178,7 @@ fn subnet(message: &RouteMessage) -> Option<IpNet> {
 }
 
 /// What packets are not sent by is nothing to us.
-fn kind(kind: RouteType) -> Option<Kind> {
+pub(super) fn kind(kind: RouteType) -> Option<Kind> {
     const KINDS: [(RouteType, Kind); 6] = [
         (RouteType::Unicast, Kind::Unicast),
         (RouteType::Local, Kind::Local),
@@ -231,7 +231,7 @@ async fn tables(netlink: &Netlink) -> io::Result<Tables> {
     Ok(tables)
 }
 
-async fn devices(netlink: &Netlink) -> io::Result<Devices> {
+pub(super) async fn devices(netlink: &Netlink) -> io::Result<Devices> {
     let links: Vec<_> = run(netlink.handle().link().get().execute().try_collect()).await?;
     let mut devices = Devices::new();
     for link in links {

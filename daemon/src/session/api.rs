@@ -17,11 +17,13 @@ use tracing::warn;
 use super::cluster::Cluster;
 use super::diagnose::diagnose;
 use super::engagements::{Engagements, Intercept};
+use super::explain;
 use super::flows::Flows;
 use super::manager::Manager;
 use super::vnat::Vnat;
 use super::workloads::{self, RequestedPort};
 use crate::datapath::Meter;
+use crate::dns::explain::Explainer;
 use crate::lease::network::Network;
 
 /// How many events of an intercept may wait for its client.
@@ -40,6 +42,7 @@ pub(crate) struct Api {
     pub(crate) meter: Meter,
     pub(crate) flows: Flows,
     pub(crate) vnat: Vnat,
+    pub(crate) explainer: Explainer,
     /// What the lease has changed on the host.
     pub(crate) network: watch::Receiver<Network>,
     pub(crate) quit: mpsc::Sender<QuitRequest>,
@@ -216,6 +219,22 @@ impl SessionService for Api {
         Ok(Response::new(v1::DiagnoseResponse {
             checks: checks.map_err(Failure::internal)?,
         }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let request = request.into_inner();
+        let mut explained = match request.name.as_str() {
+            "" => v1::ExplainResponse::default(),
+            name => {
+                let search_domains = self.network.borrow().search_domains.clone();
+                self.explainer.explain(name, &search_domains).await
+            }
+        };
+        explained.addresses = explain::addresses(&self.flows, &self.vnat, &request.addresses).await;
+        Ok(Response::new(explained))
     }
 
     async fn quit(

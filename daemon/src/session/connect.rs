@@ -23,6 +23,7 @@ use super::transport::Transports;
 use super::vnat::Vnat;
 use crate::datapath::registry::FlowRegistry;
 use crate::datapath::{self, Datapath};
+use crate::dns::explain::Explainer;
 use crate::dns::{self, AskedNames, NameServer};
 use crate::fault::point;
 use crate::lease::client::Lease;
@@ -171,6 +172,11 @@ pub(crate) async fn connect(
         meter: datapath.meter(),
         flows: Flows::new(registry, names, manager.clone(), plan.vnat.clone()),
         vnat: plan.vnat.clone(),
+        explainer: Explainer {
+            manager: manager.clone(),
+            rules: plan.names.clone(),
+            vnat: plan.vnat.clone(),
+        },
         network: network_rx,
         quit,
     };

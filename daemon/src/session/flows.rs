@@ -42,6 +42,11 @@ impl Flows {
         self.registry.totals()
     }
 
+    /// What addresses of the cluster belong to.
+    pub(crate) async fn describe(&self, addresses: BTreeSet<IpAddr>) -> HashMap<IpAddr, Object> {
+        self.directory.describe(addresses).await
+    }
+
     /// Looks at the flows and finds out what they go to.
     pub(crate) async fn look(&self, request: &v1::FlowsRequest) -> v1::FlowsResponse {
         let views = self.registry.look(request.ended, Instant::now());
@@ -50,7 +55,7 @@ impl Flows {
             .filter(|view| view.about.intercepted.is_none())
             .map(|view| self.vnat.real(view.about.cluster.ip()))
             .collect();
-        let objects = self.directory.describe(addresses).await;
+        let objects = self.describe(addresses).await;
         let info = self.manager.cluster().borrow().clone();
         let message = |view| self.message(view, &objects, &info);
         v1::FlowsResponse {

@@ -19,3 +19,4 @@ mod steps;
 mod support;
 mod transport;
 mod truth;
+mod why;

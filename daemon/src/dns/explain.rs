@@ -1,0 +1,208 @@
+//! Who answers for a name, why, and what the answer is: for people.
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use kvpn_proto::v1::{Answerer, ExplainResponse};
+
+use super::names::{Because, Route, explain};
+use super::rewrite;
+use super::rules::NameRules;
+use crate::session::cluster_info::ClusterInfo;
+use crate::session::manager::Manager;
+use crate::session::vnat::Vnat;
+
+/// Explains names, by what the name server goes by.
+pub(crate) struct Explainer {
+    pub(crate) manager: Manager,
+    pub(crate) rules: NameRules,
+    pub(crate) vnat: Vnat,
+}
+
+impl Explainer {
+    /// Explains a name as a program asks for it; of the names that the search domains
+    /// make of it, the first that has an answer.
+    pub(crate) async fn explain(&self, asked: &str, search_domains: &[String]) -> ExplainResponse {
+        let cluster = self.manager.cluster().borrow().clone();
+        let mut first = None;
+        for (name, domain) in candidates(asked, search_domains) {
+            let mut explained = self.explain_full(&name, &cluster).await;
+            if let Some(domain) = domain {
+                explained.because += &format!("; the search domain {domain} completes it");
+            }
+            if !explained.records.is_empty() {
+                return explained;
+            }
+            first.get_or_insert(explained);
+        }
+        first.unwrap_or_default()
+    }
+
+    async fn explain_full(&self, asked: &Name, cluster: &ClusterInfo) -> ExplainResponse {
+        let alias = self.rules.alias(asked);
+        let name = alias.as_ref().unwrap_or(asked);
+        let (route, because) = explain(name, cluster, &self.rules);
+        let mut because = text(&because);
+        if alias.is_some() {
+            because = format!("it stands for {} (--name or --dns-mapping)", bare(name));
+        }
+        let (answerer, full) = match route {
+            Route::Cluster => (Answerer::Cluster, name.clone()),
+            Route::Completed(full) => (Answerer::Cluster, full),
+            Route::Upstream => (Answerer::Host, Name::new()),
+            Route::Nowhere => (Answerer::Nobody, Name::new()),
+        };
+        let mut explained = ExplainResponse {
+            answerer: answerer.into(),
+            because,
+            ..ExplainResponse::default()
+        };
+        if answerer != Answerer::Cluster {
+            return explained;
+        }
+        explained.full_name = bare(&full);
+        for record_type in [RecordType::A, RecordType::AAAA] {
+            match self.ask(&full, record_type).await {
+                Ok((code, records)) => {
+                    // Both say the same of whether the name is there.
+                    explained.code = code;
+                    for record in records {
+                        if !explained.records.contains(&record) {
+                            explained.records.push(record);
+                        }
+                    }
+                }
+                Err(error) => explained.code = error,
+            }
+        }
+        explained
+    }
+
+    /// The code and the records of the cluster's answer.
+    async fn ask(
+        &self,
+        name: &Name,
+        record_type: RecordType,
+    ) -> Result<(String, Vec<String>), String> {
+        let mut question = Message::query();
+        question.metadata.recursion_desired = true;
+        question.add_query(Query::query(name.clone(), record_type));
+        let question = question.to_vec().map_err(|error| error.to_string())?;
+        let answer = self.manager.lookup(question).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let mut answer = Message::from_vec(&answer).map_err(|error| error.to_string())?;
+        rewrite::addresses(&mut answer, |address| self.vnat.shown(address));
+        let records = answer.answers.iter();
+        let records = records
+            .map(|it| format!("{} {} {}", bare(&it.name), it.record_type(), it.data))
+            .collect();
+        Ok((code(answer.metadata.response_code), records))
+    }
+}
+
+/// What a resolver asks for in turn, each with the search domain that made it
+/// (resolv.conf(5), with `ndots:1`).
+fn candidates(asked: &str, search_domains: &[String]) -> Vec<(Name, Option<String>)> {
+    let absolute = |text: &str| {
+        let mut name = Name::from_ascii(text).ok()?;
+        name.set_fqdn(true);
+        Some(name)
+    };
+    let as_it_is = absolute(asked).map(|name| (name, None));
+    if asked.ends_with('.') {
+        return as_it_is.into_iter().collect();
+    }
+    let completed = search_domains.iter().filter_map(|domain| {
+        let name = absolute(&format!("{asked}.{domain}"))?;
+        Some((name, Some(domain.clone())))
+    });
+    if asked.contains('.') {
+        as_it_is.into_iter().chain(completed).collect()
+    } else {
+        completed.chain(as_it_is).collect()
+    }
+}
+
+fn text(because: &Because) -> String {
+    match because {
+        Because::Domain(domain) => format!("it lies under the cluster's domain {domain}"),
+        Because::Namespace(namespace) => format!("{namespace} is one of its namespaces"),
+        Because::Reverse(address) => format!("{address} is an address of the cluster"),
+        Because::Rule(suffix) => format!("of the rule for {}", bare(suffix)),
+        Because::Discovery => "by such names programs look for their own network's services".into(),
+        Because::Foreign => "nothing says that it is the cluster's".into(),
+        Because::NoDomain => "the cluster's domain is not known".into(),
+    }
+}
+
+/// As RFC 8499 names them.
+fn code(code: ResponseCode) -> String {
+    const COMMON: [(ResponseCode, &str); 4] = [
+        (ResponseCode::NoError, "NOERROR"),
+        (ResponseCode::NXDomain, "NXDOMAIN"),
+        (ResponseCode::ServFail, "SERVFAIL"),
+        (ResponseCode::Refused, "REFUSED"),
+    ];
+    let found = COMMON.iter().find(|(common, _)| *common == code);
+    found.map_or(code.to_str(), |(_, name)| name).to_owned()
+}
+
+fn bare(name: &Name) -> String {
+    name.to_string().trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(asked: &str) -> Vec<String> {
+        let search = ["shop.svc.x".to_owned(), "x".to_owned()];
+        let names = candidates(asked, &search).into_iter();
+        names.map(|(name, _)| bare(&name)).collect()
+    }
+
+    #[test]
+    fn names_are_completed_as_resolvers_do() {
+        assert_eq!(names("web"), ["web.shop.svc.x", "web.x", "web"]);
+        assert_eq!(
+            names("web.shop"),
+            ["web.shop", "web.shop.shop.svc.x", "web.shop.x"]
+        );
+        assert_eq!(names("web."), ["web"]);
+        assert_eq!(names("a..b"), [] as [&str; 0]);
+    }
+
+    #[tokio::test]
+    async fn answerer_is_told_with_the_reason() {
+        let cluster = ClusterInfo {
+            domain: "cluster.local".into(),
+            namespaces: ["shop".to_owned()].into(),
+            ..ClusterInfo::default()
+        };
+        let explainer = Explainer {
+            manager: Manager::down(cluster),
+            rules: NameRules::default().of_connection("staging", "shop"),
+            vnat: Vnat::default(),
+        };
+        for (asked, answerer, because, full) in [
+            (
+                "web.shop",
+                Answerer::Cluster,
+                "shop is one of its namespaces",
+                "web.shop.svc.cluster.local",
+            ),
+            (
+                "web.staging.kvpn",
+                Answerer::Cluster,
+                "it stands for web.shop",
+                "web.shop.svc.cluster.local",
+            ),
+            ("example.com", Answerer::Host, "nothing says", ""),
+            ("wpad.shop", Answerer::Nobody, "by such names", ""),
+        ] {
+            let explained = explainer.explain(asked, &[]).await;
+            assert_eq!(explained.answerer(), answerer, "{asked}");
+            assert!(explained.because.starts_with(because), "{explained:?}");
+            assert_eq!(explained.full_name, full);
+        }
+    }
+}

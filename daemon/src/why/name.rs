@@ -1,0 +1,183 @@
+//! Who answers for a name, and what comes back.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kvpn_proto::story::{Place, Step};
+use kvpn_proto::v1::{Answerer, ExplainResponse};
+use tokio::time::timeout;
+
+use super::sessions::{Session, Sessions};
+
+/// How long this host's resolver may take: twice what resolv.conf(5) allows a name
+/// server.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+const HOSTS: &str = "/etc/hosts";
+
+/// Looks the name up as programs do; tells who answers, and returns its addresses.
+pub(super) async fn resolve(name: &str, sessions: &Sessions, steps: &mut Vec<Step>) -> Vec<IpAddr> {
+    let (explained, found) = tokio::join!(explain(name, sessions), look_up(name));
+    let in_hosts = std::fs::read_to_string(HOSTS).is_ok_and(|text| names(&text, name));
+    if in_hosts {
+        steps.push(Step::on(
+            Place::Resolver,
+            format!("{name} stands in {HOSTS}, so nobody is asked."),
+        ));
+    } else {
+        steps.push(resolver(name, explained.as_ref()));
+    }
+    let explained = explained.as_ref().filter(|_| !in_hosts);
+    let records = match &found {
+        Ok(addresses) => Step::on(Place::Records, had(addresses, explained)),
+        Err(error) => Step::stop(Place::Records, missing(error, explained)),
+    };
+    if steps.iter().all(|step| step.ok) {
+        steps.push(records);
+    }
+    found.unwrap_or_default()
+}
+
+type Explained<'a> = (&'a Session, ExplainResponse);
+
+/// What the sessions make of it: the first whose cluster has the name, else the first
+/// that would ask its cluster.
+async fn explain<'a>(name: &str, sessions: &'a Sessions) -> Option<Explained<'a>> {
+    let mut chosen: Option<Explained<'a>> = None;
+    for session in sessions.iter() {
+        let Some(explained) = session.explain(name, &[]).await else {
+            continue;
+        };
+        let rank = |it: &ExplainResponse| (!it.records.is_empty(), it.answerer() != Answerer::Host);
+        if chosen
+            .as_ref()
+            .is_none_or(|(_, best)| rank(&explained) > rank(best))
+        {
+            chosen = Some((session, explained));
+        }
+    }
+    chosen
+}
+
+async fn look_up(name: &str) -> Result<Vec<IpAddr>, String> {
+    let found = timeout(DEADLINE, tokio::net::lookup_host((name, 0))).await;
+    let found = found
+        .map_err(|_| format!("no answer within {} s", DEADLINE.as_secs()))?
+        .map_err(|error| error.to_string())?;
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in found {
+        if !addresses.contains(&address.ip()) {
+            addresses.push(address.ip());
+        }
+    }
+    Ok(addresses)
+}
+
+fn resolver(name: &str, explained: Option<&Explained<'_>>) -> Step {
+    let Some((session, explained)) = explained else {
+        return Step::on(
+            Place::Resolver,
+            format!("{name} is asked of this laptop's own name servers: it is not connected."),
+        );
+    };
+    let because = &explained.because;
+    match explained.answerer() {
+        Answerer::Cluster => Step::on(
+            Place::Resolver,
+            format!(
+                "{name} is asked of the cluster of context {} as {}, because {because}.",
+                session.context(),
+                explained.full_name
+            ),
+        ),
+        Answerer::Host | Answerer::Unspecified => Step::on(
+            Place::Resolver,
+            format!("{name} is asked of this laptop's own name servers, because {because}."),
+        ),
+        Answerer::Nobody => Step::stop(
+            Place::Resolver,
+            format!("Nobody is asked for {name}, and there is no such name, because {because}."),
+        ),
+    }
+}
+
+fn had(addresses: &[IpAddr], explained: Option<&Explained<'_>>) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    let records = explained.map(|(_, it)| it.records.as_slice());
+    let aliases = records.unwrap_or_default().iter();
+    let aliases: Vec<&str> = aliases
+        .filter(|record| record.contains(" CNAME "))
+        .map(String::as_str)
+        .collect();
+    match aliases[..] {
+        [] => format!("It is {}.", addresses.join(" and ")),
+        [..] => format!(
+            "It is {}, by {}.",
+            addresses.join(" and "),
+            aliases.join(", ")
+        ),
+    }
+}
+
+fn missing(error: &str, explained: Option<&Explained<'_>>) -> String {
+    let Some((_, explained)) = explained.filter(|(_, it)| it.answerer() == Answerer::Cluster)
+    else {
+        return format!("They have no address for it: {error}.");
+    };
+    if !explained.records.is_empty() {
+        return format!(
+            "The cluster answers {}, but programs on this laptop do not get that: {error}. See \
+             whether /etc/resolv.conf or systemd-resolved still leads to kvpn: `kvpn doctor`.",
+            explained.records.join(", ")
+        );
+    }
+    match explained.code.as_str() {
+        "NXDOMAIN" => format!(
+            "The cluster has no {} (NXDOMAIN): see `kubectl get services --all-namespaces`.",
+            explained.full_name
+        ),
+        "NOERROR" => "The cluster has the name, but no address for it (NODATA): a headless \
+                      Service without ready pods has none."
+            .into(),
+        other => format!("The cluster does not answer: {other}. See `kvpn doctor`."),
+    }
+}
+
+/// Tells whether hosts(5) has the name.
+fn names(text: &str, name: &str) -> bool {
+    let name = name.trim_end_matches('.');
+    let line = |line: &str| {
+        let entry = line.split('#').next().unwrap_or_default();
+        let mut names = entry.split_whitespace().skip(1);
+        names.any(|it| it.eq_ignore_ascii_case(name))
+    };
+    text.lines().any(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_file_is_read_without_its_comments() {
+        let text = "127.0.0.1 localhost\n::1 ip6-localhost # web\n10.0.0.1\tdb db.example\n";
+        for name in ["localhost", "DB.example", "db."] {
+            assert!(names(text, name), "{name}");
+        }
+        for name in ["web", "10.0.0.1", "example"] {
+            assert!(!names(text, name), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn missing_name_ends_the_story() {
+        let mut steps = Vec::new();
+        let sessions = Sessions::find().await;
+        let found = resolve("no-such-name.invalid", &sessions, &mut steps).await;
+        assert!(found.is_empty());
+        assert_eq!(
+            steps.last().map(|step| (step.at, step.ok)),
+            Some((Place::Records, false))
+        );
+    }
+}
