@@ -96,11 +96,14 @@ fn start(
     sources: Sources,
 ) -> io::Result<NameServer> {
     let cache = Cache::default();
+    let foreign = Cache::default();
+    foreign.set_live(true);
     let fresh = tokio::spawn(fresh::keep_fresh(sources.manager.clone(), cache.clone()));
     let mut server = Server::new(Handler {
         manager: sources.manager,
         upstream,
         cache,
+        foreign,
         rules: sources.rules,
         vnat: sources.vnat,
         names: sources.names,

@@ -1,5 +1,5 @@
-//! Answers of the cluster, kept for their own time to live, and dropped as soon as
-//! a Service changes whose name they are about.
+//! Answers, kept for their own time to live: the cluster's are dropped as soon as a
+//! Service changes whose name they are about, the host's name servers' when these do.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData};
 use kvpn_proto::v1::ServiceName;
 
+use super::rewrite;
 use super::upstream::Question;
 
 /// How many answers are kept.
@@ -19,7 +20,11 @@ const MAX_ANSWERS: usize = 8_192;
 /// a question may take.
 const UNSETTLED: Duration = Duration::from_secs(6);
 
-/// What is known of the cluster's names; clones share it.
+/// The longest that an answer of the host's name servers is kept. Nobody tells of
+/// their changes.
+const MAX_FOREIGN: Duration = Duration::from_secs(60);
+
+/// What is known of names; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cache(Arc<Mutex<Inner>>);
 
@@ -37,6 +42,7 @@ struct Inner {
 struct Kept {
     answer: Message,
     service: Option<ServiceName>,
+    since: Instant,
     until: Instant,
 }
 
@@ -71,7 +77,12 @@ impl Cache {
     pub(super) fn get(&self, question: &Question, now: Instant) -> Option<Message> {
         let inner = self.lock();
         let kept = inner.answers.get(question)?;
-        (now < kept.until).then(|| kept.answer.clone())
+        if now >= kept.until {
+            return None;
+        }
+        let mut answer = kept.answer.clone();
+        rewrite::age(&mut answer, now.duration_since(kept.since));
+        Some(answer)
     }
 
     /// Keeps an answer for as long as it says. `domain` is the cluster's.
@@ -80,6 +91,27 @@ impl Cache {
             return;
         };
         let service = service(&question.name.clone().into(), domain);
+        self.put(question, answer, service, (now, lifetime));
+    }
+
+    /// The same for an answer of the host's name servers. That there is no such name
+    /// is not kept: it may be one of a network that is about to be joined.
+    pub(super) fn keep_foreign(&self, question: Question, answer: &Message, now: Instant) {
+        let is_kept = answer.metadata.response_code == ResponseCode::NoError
+            && !answer.answers.is_empty()
+            && !answer.metadata.truncation;
+        if let Some(lifetime) = lifetime(answer).filter(|_| is_kept) {
+            self.put(question, answer, None, (now, lifetime.min(MAX_FOREIGN)));
+        }
+    }
+
+    fn put(
+        &self,
+        question: Question,
+        answer: &Message,
+        service: Option<ServiceName>,
+        (now, lifetime): (Instant, Duration),
+    ) {
         let mut inner = self.lock();
         if !inner.is_live || !inner.is_settled(service.as_ref(), now) {
             return;
@@ -93,6 +125,7 @@ impl Cache {
         let kept = Kept {
             answer: answer.clone(),
             service,
+            since: now,
             until: now + lifetime,
         };
         inner.answers.insert(question, kept);
@@ -242,6 +275,17 @@ mod tests {
         it.keep(web(), &absent(30, 7), 20);
         assert!(it.has(&web(), 26));
         assert!(!it.has(&web(), 27));
+    }
+
+    #[test]
+    fn answers_of_others_grow_old_and_are_not_kept_for_long() {
+        let it = Fixture::new();
+        it.cache.keep_foreign(web(), &answer(3_600), it.at(0));
+        let kept = it.cache.get(&web(), it.at(59)).unwrap();
+        assert_eq!(kept.answers[0].ttl, 3_541);
+        assert!(!it.has(&web(), 60));
+        it.cache.keep_foreign(web(), &absent(30, 30), it.at(100));
+        assert!(!it.has(&web(), 100));
     }
 
     #[test]

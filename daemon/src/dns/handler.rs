@@ -36,6 +36,8 @@ pub(super) struct Handler {
     pub(super) manager: Manager,
     pub(super) upstream: Upstream,
     pub(super) cache: Cache,
+    /// Answers of the host's name servers.
+    pub(super) foreign: Cache,
     pub(super) rules: NameRules,
     pub(super) vnat: Vnat,
     pub(super) names: AskedNames,
@@ -190,9 +192,20 @@ impl Handler {
     }
 
     async fn ask_upstream(&self, asked: Asked) -> Result<Message, NoAnswer> {
+        if self.upstream.has_changed() {
+            self.foreign.forget_all(Instant::now());
+        }
+        if let Some(answer) = self.foreign.get(&asked.question, Instant::now()) {
+            return Ok(answer);
+        }
         let _room = self.enter().ok_or(NoAnswer::Failed)?;
+        let question = asked.question.clone();
         match self.upstream.ask(asked.question, &asked.query).await {
-            Ok(answer) => read(&answer).ok_or(NoAnswer::Failed),
+            Ok(answer) => {
+                let answer = read(&answer).ok_or(NoAnswer::Failed)?;
+                self.foreign.keep_foreign(question, &answer, Instant::now());
+                Ok(answer)
+            }
             Err(error) => {
                 debug!(%error, "The host's name servers did not answer");
                 Err(match *error {

@@ -1,11 +1,12 @@
 //! Questions under another name, and answers back under the asked one.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hickory_proto::ProtoError;
 use hickory_proto::op::Message;
 use hickory_proto::rr::rdata::{A, AAAA};
-use hickory_proto::rr::{Name, RData};
+use hickory_proto::rr::{Name, RData, Record};
 
 /// The same question, asked under the name `full`.
 pub(super) fn question(query: &[u8], full: &Name) -> Result<Vec<u8>, ProtoError> {
@@ -48,25 +49,37 @@ pub(super) fn addresses(message: &mut Message, change: impl Fn(IpAddr) -> IpAddr
     }
 }
 
+/// Takes the time that an answer was kept off its times to live.
+pub(super) fn age(message: &mut Message, kept: Duration) {
+    let kept = u32::try_from(kept.as_secs()).unwrap_or(u32::MAX);
+    for record in records(message) {
+        record.ttl = record.ttl.saturating_sub(kept);
+    }
+}
+
 /// Sets every time to live to nothing. Whoever else keeps an answer does not hear
 /// of changes, and would have it still when the connection has ended.
 pub(super) fn forbid_caching(message: &mut Message) {
+    for record in records(message) {
+        record.ttl = 0;
+    }
+}
+
+fn records(message: &mut Message) -> impl Iterator<Item = &mut Record> {
     let sections = [
         &mut message.answers,
         &mut message.authorities,
         &mut message.additionals,
     ];
-    for record in sections.into_iter().flatten() {
-        record.ttl = 0;
-    }
+    sections.into_iter().flatten()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use hickory_proto::op::{Edns, MessageType, OpCode, Query};
+    use hickory_proto::rr::RecordType;
     use hickory_proto::rr::rdata::{CNAME, NS};
-    use hickory_proto::rr::{Record, RecordType};
 
     fn name(text: &str) -> Name {
         Name::from_ascii(text).unwrap()

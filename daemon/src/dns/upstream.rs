@@ -47,6 +47,8 @@ struct Read {
     forwarder: Arc<Forwarder>,
     /// Whether one of them is another connection's.
     is_connection: bool,
+    /// Whether they are others than when this was asked last.
+    has_changed: bool,
 }
 
 impl Servers {
@@ -82,6 +84,7 @@ impl Servers {
                     let servers = self.addresses(&text);
                     info!(?servers, "The host's name servers");
                     read.version = version;
+                    read.has_changed = true;
                     read.is_connection = servers.iter().any(|it| slot::is_own(&it.ip()));
                     read.forwarder = Arc::new(Forwarder::new(servers));
                 }
@@ -116,6 +119,11 @@ impl Upstream {
             servers: Arc::new(servers),
             pending: Arc::default(),
         }
+    }
+
+    /// Tells whether others are asked than when this was called last.
+    pub(super) fn has_changed(&self) -> bool {
+        std::mem::take(&mut self.servers.read_again().has_changed)
     }
 
     /// Tells whether who is asked is another connection of kvpn's.
