@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use kvpn_proto::check::Check;
+use kvpn_proto::names;
 
 use crate::args::Flags;
 use crate::check_process;
@@ -11,6 +12,9 @@ use crate::interrupts::Interrupts;
 use crate::output::{self, Findings};
 use crate::progress::Progress;
 use crate::session::Session;
+
+/// What the connections themselves are called among the checks.
+const CONNECTION: &str = "Connection";
 
 pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
     let mut interrupts = Interrupts::listen()?;
@@ -28,27 +32,41 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
 async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
     let mut checks = check_process::run(flags, progress).await;
     progress.step("checking the connection");
-    checks.extend(connection(flags).await);
+    let sessions = match &flags.name {
+        Some(name) => Session::of(name)
+            .await
+            .map(|found| found.into_iter().collect()),
+        None => Session::all().await,
+    };
+    match sessions {
+        Ok(sessions) if sessions.is_empty() => {
+            checks.push(Check::skipped(CONNECTION, "not connected"));
+        }
+        Ok(sessions) => {
+            for session in &sessions {
+                checks.extend(connection(session).await);
+            }
+        }
+        Err(failure) => checks.push(Check::failure(CONNECTION, failure)),
+    }
     checks
 }
 
-/// What the running session finds.
-async fn connection(flags: &Flags) -> Vec<Check> {
-    const NAME: &str = "Connection";
-    let session = match Session::find(flags).await {
-        Ok(Some(session)) => session,
-        Ok(None) => return vec![Check::skipped(NAME, "not connected")],
-        Err(failure) => return vec![Check::failure(NAME, failure)],
-    };
+/// What a running session finds.
+async fn connection(session: &Session) -> Vec<Check> {
     let status = match session.status().await {
         Ok(status) => status,
-        Err(failure) => return vec![Check::failure(NAME, failure)],
+        Err(failure) => return vec![Check::failure(CONNECTION, failure)],
+    };
+    let name = match status.name.as_str() {
+        "" | names::DEFAULT_CONNECTION => CONNECTION.to_owned(),
+        name => format!("{CONNECTION} {name}"),
     };
     let message = format!(
         "connected to context {}, namespace {}",
         status.context, status.namespace
     );
-    let mut checks = vec![Check::ok(NAME, message)];
+    let mut checks = vec![Check::ok(&name, message)];
     match session.diagnose().await {
         Ok(found) => {
             // A newer session may find what this kvpn cannot read.

@@ -44,7 +44,7 @@ async fn quit(flags: &Flags, args: &QuitArgs) -> Result<Disconnection, Ended> {
     Ok(disconnection)
 }
 
-/// The latest first, since earlier ones may carry what it asks the host's network.
+/// The session that is named, or all.
 async fn chosen(flags: &Flags, args: &QuitArgs) -> Result<Vec<Session>, Failure> {
     match args.connection.as_ref().or(flags.name.as_ref()) {
         Some(name) => {

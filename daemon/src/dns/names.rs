@@ -43,10 +43,11 @@ pub(super) enum Because {
 
 /// Classifies a name that was asked for.
 ///
-/// `SVC.NS` and `SVC.NS.svc`, and what lies under them, count as the cluster's when `NS` is one of its
-/// namespaces (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>);
-/// reverse names when their address is one of the cluster's. The user's rules for
-/// a suffix as long or longer come first.
+/// `SVC.NS` and `SVC.NS.svc`, and what lies under them, count as the cluster's when
+/// `NS` is one of its namespaces
+/// (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>);
+/// reverse names when their address is one of the cluster's. The user's rules for a
+/// suffix as long or longer come first.
 pub(super) fn classify(name: &Name, cluster: &ClusterInfo, rules: &NameRules) -> Route {
     explain(name, cluster, rules).0
 }
