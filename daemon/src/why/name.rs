@@ -170,14 +170,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn missing_name_ends_the_story() {
+    async fn own_name_is_found_without_asking_anybody() {
         let mut steps = Vec::new();
         let sessions = Sessions::find().await;
-        let found = resolve("no-such-name.invalid", &sessions, &mut steps).await;
-        assert!(found.is_empty());
-        assert_eq!(
-            steps.last().map(|step| (step.at, step.ok)),
-            Some((Place::Records, false))
+        let found = resolve("localhost", &sessions, &mut steps).await;
+        assert!(found.iter().all(IpAddr::is_loopback) && !found.is_empty());
+        assert!(steps.iter().all(|step| step.ok), "{steps:?}");
+        assert!(steps[0].text.contains(HOSTS), "{steps:?}");
+    }
+
+    #[test]
+    fn without_a_connection_the_hosts_name_servers_are_asked() {
+        let step = resolver("web.shop", None);
+        assert!(
+            step.ok && step.text.contains("it is not connected"),
+            "{step:?}"
         );
+        assert!(missing("no such name", None).contains("no such name"));
     }
 }

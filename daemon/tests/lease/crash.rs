@@ -19,11 +19,6 @@ fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
 
-fn wait_for_end_of_journal(host: &Host) {
-    let journal = host.run_dir().join("journal.json");
-    wait_for("the end of the journal", || !journal.exists());
-}
-
 #[test]
 fn killed_daemon_is_cleaned_up_after_by_its_guard() {
     let host = Host::new();
@@ -34,7 +29,7 @@ fn killed_daemon_is_cleaned_up_after_by_its_guard() {
     let _granted = client.acquire(&SUBNETS).unwrap();
     daemon.kill();
     host.wait_at_most(PATIENCE, &before);
-    wait_for_end_of_journal(&host);
+    host.wait_for_end_of_journal();
 }
 
 #[test]
@@ -50,7 +45,7 @@ fn guard_ignores_what_a_terminal_or_a_service_manager_sends() {
     }
     daemon.kill();
     host.wait_at_most(PATIENCE, &before);
-    wait_for_end_of_journal(&host);
+    host.wait_for_end_of_journal();
 }
 
 #[test]

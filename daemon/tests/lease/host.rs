@@ -207,6 +207,13 @@ impl Host {
         self.wait_at_most(DEADLINE, before);
     }
 
+    /// Waits until nothing is left to be undone.
+    #[track_caller]
+    pub(crate) fn wait_for_end_of_journal(&self) {
+        let journal = self.run_dir().join("journal.json");
+        wait_for("the end of the journal", || !journal.exists());
+    }
+
     #[track_caller]
     pub(crate) fn wait_at_most(&self, patience: Duration, before: &Snapshot) {
         let start = Instant::now();

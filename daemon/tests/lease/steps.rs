@@ -119,6 +119,8 @@ fn kill_at_every_step(killed: Killed) {
             host.wait_at_most(DEADLINE, &before);
         } else {
             host.wait_at_most(DEADLINE, &before);
+            // The next daemon's steps are to be its own.
+            host.wait_for_end_of_journal();
         }
     }
 }
