@@ -31,17 +31,30 @@ pub(crate) async fn run(flags: &Flags, args: &QuitArgs) -> Result<ExitCode, Ende
 async fn quit(flags: &Flags, args: &QuitArgs) -> Result<Disconnection, Ended> {
     let _progress = Progress::start("disconnecting");
     let mut disconnection = Disconnection::default();
+    let mut failed = None;
     for session in chosen(flags, args).await? {
-        // Without such a flag even a session that cannot tell its status is ended.
-        if flags.context.is_some() || flags.kubeconfig.is_some() {
-            session::check_selected(flags, &session.status().await?)?;
+        match end(flags, session).await {
+            Ok(ended) => {
+                disconnection.was_connected = true;
+                disconnection.ended.extend(ended);
+            }
+            // The others are not to be kept by it.
+            Err(failure) => failed = failed.or(Some(failure)),
         }
-        let response = session.quit().await?;
-        disconnection.was_connected = true;
-        let ended = response.ended.into_iter().map(Engagement::from);
-        disconnection.ended.extend(ended);
     }
-    Ok(disconnection)
+    match failed {
+        None => Ok(disconnection),
+        Some(failure) => Err(failure.into()),
+    }
+}
+
+async fn end(flags: &Flags, session: Session) -> Result<Vec<Engagement>, Failure> {
+    // Without such a flag even a session that cannot tell its status is ended.
+    if flags.context.is_some() || flags.kubeconfig.is_some() {
+        session::check_selected(flags, &session.status().await?)?;
+    }
+    let response = session.quit().await?;
+    Ok(response.ended.into_iter().map(Engagement::from).collect())
 }
 
 /// The session that is named, or all.

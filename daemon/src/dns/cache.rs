@@ -48,10 +48,11 @@ struct Kept {
 
 impl Cache {
     /// From now on changes are heard of, or not any more. What was missed in
-    /// between is not known.
-    pub(crate) fn set_live(&self, is_live: bool) {
+    /// between is not known, and an answer from then may be on its way.
+    pub(crate) fn set_live(&self, is_live: bool, now: Instant) {
         let mut inner = self.lock();
         inner.is_live = is_live;
+        inner.all_changed = Some(now);
         inner.answers.clear();
     }
 
@@ -242,10 +243,11 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let cache = Cache::default();
-            cache.set_live(true);
+            let now = Instant::now();
+            cache.set_live(true, now);
             Self {
                 cache,
-                now: Instant::now(),
+                now: now + UNSETTLED,
             }
         }
 
@@ -336,7 +338,7 @@ mod tests {
     fn nothing_is_kept_while_changes_are_not_heard_of() {
         let it = Fixture::new();
         it.keep(web(), &answer(30), 0);
-        it.cache.set_live(false);
+        it.cache.set_live(false, it.at(0));
         assert!(!it.has(&web(), 0));
         it.keep(web(), &answer(30), 0);
         assert!(!it.has(&web(), 0));

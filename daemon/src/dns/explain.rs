@@ -38,7 +38,8 @@ impl Explainer {
     }
 
     async fn explain_full(&self, asked: &Name, cluster: &ClusterInfo) -> ExplainResponse {
-        let alias = self.rules.alias(asked);
+        let own = self.rules.own(asked);
+        let alias = own.or_else(|| self.rules.alias(asked).cloned());
         let name = alias.as_ref().unwrap_or(asked);
         let (route, because) = explain(name, cluster, &self.rules);
         let mut because = text(&because);

@@ -20,7 +20,7 @@ pub(super) async fn keep_fresh(manager: Manager, cache: Cache) -> Infallible {
         if let Err(status) = follow(client, &cache).await {
             debug!(%status, "Changes of names are not heard of");
         }
-        cache.set_live(false);
+        cache.set_live(false, Instant::now());
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -31,7 +31,7 @@ async fn follow(mut client: Client, cache: &Cache) -> Result<(), Status> {
     if changes.message().await?.is_none() {
         return Ok(());
     }
-    cache.set_live(true);
+    cache.set_live(true, Instant::now());
     while let Some(change) = changes.message().await? {
         let now = Instant::now();
         if change.all {

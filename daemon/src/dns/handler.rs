@@ -10,6 +10,7 @@ use hickory_proto::rr::{LowerName, Name};
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
+use kvpn_proto::names::CONNECTIONS_DOMAIN;
 use kvpn_tunnel::dns::ForwardError;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::debug;
@@ -99,13 +100,35 @@ impl Handler {
                 }
                 (real != address).then(|| Name::from(real))
             }
-            None => self.rules.alias(name),
+            None => self.rules.own(name),
         };
-        let Some(target) = target else {
+        if let Some(target) = target {
+            return self.answer_own(name, &target, &asked).await;
+        }
+        if is_of_a_connection(name)
+            && let Some(answer) = self.ask_next_connection(asked.clone()).await
+        {
+            return Some(answer);
+        }
+        let Some(target) = self.rules.alias(name).cloned() else {
             return self.answer_name(name, asked).await;
         };
         let mut answer = self.answer_name(&target, asked.under(&target)?).await?;
         rewrite::answer(&mut answer, &target, name);
+        self.names.note(name, &answer);
+        Some(answer)
+    }
+
+    /// What is under a name of this connection alone: its cluster knows it, or nobody.
+    async fn answer_own(&self, name: &Name, target: &Name, asked: &Asked) -> Option<Message> {
+        let cluster = self.manager.cluster().borrow().clone();
+        let full = match classify(target, &cluster, &self.rules) {
+            Route::Cluster => target.clone(),
+            Route::Completed(full) => full,
+            Route::Upstream | Route::Nowhere => return Some(no_such_name()),
+        };
+        let mut answer = self.ask_cluster(asked.under(&full)?, &cluster).await?;
+        rewrite::answer(&mut answer, &full, name);
         self.names.note(name, &answer);
         Some(answer)
     }
@@ -223,6 +246,13 @@ impl Handler {
         room.inspect_err(|_| debug!("Too many questions at once"))
             .ok()
     }
+}
+
+/// Tells whether a name has the form of those under a connection's domain.
+fn is_of_a_connection(name: &Name) -> bool {
+    let last = name.iter().next_back();
+    name.num_labels() > 2
+        && last.is_some_and(|label| label.eq_ignore_ascii_case(CONNECTIONS_DOMAIN.as_bytes()))
 }
 
 /// Why the host's name servers gave no answer.

@@ -81,15 +81,16 @@ impl NameRules {
     }
 
     /// Whose answers a name gets, if another's.
-    pub(crate) fn alias(&self, name: &Name) -> Option<Name> {
-        let connection = self.connection.as_ref();
-        if let Some(name) = connection.and_then(|connection| connection.service(name)) {
-            return Some(name);
-        }
+    pub(crate) fn alias(&self, name: &Name) -> Option<&Name> {
         if self.aliases.is_empty() {
             return None;
         }
-        self.aliases.get(&LowerName::new(name)).cloned()
+        self.aliases.get(&LowerName::new(name))
+    }
+
+    /// What a name under the connection's own domain is in its cluster.
+    pub(crate) fn own(&self, name: &Name) -> Option<Name> {
+        self.connection.as_ref()?.service(name)
     }
 
     /// The longest of the suffixes that a name lies under.
@@ -238,9 +239,9 @@ mod tests {
         let rules = rules(&[], &[], &["db.example.com=postgres", "x=web.other"]).unwrap();
         assert_eq!(
             rules.alias(&name("DB.example.com.")),
-            Some(name("postgres.shop."))
+            Some(&name("postgres.shop."))
         );
-        assert_eq!(rules.alias(&name("x.")), Some(name("web.other.")));
+        assert_eq!(rules.alias(&name("x.")), Some(&name("web.other.")));
         assert_eq!(rules.alias(&name("y.")), None);
         let mut domains: Vec<String> = rules.domains().collect();
         domains.sort();
@@ -258,7 +259,7 @@ mod tests {
             ("web.other.kvpn.", None),
             ("kvpn.", None),
         ] {
-            assert_eq!(rules.alias(&name(asked)), meant.map(name), "{asked}");
+            assert_eq!(rules.own(&name(asked)), meant.map(name), "{asked}");
         }
         assert_eq!(rules.domains().collect::<Vec<_>>(), ["staging.kvpn"]);
     }

@@ -108,7 +108,8 @@ pub(crate) async fn connect(
         vnat_rules,
         vnat: Vnat::default(),
     };
-    let subnets: Vec<IpNet> = connection.cluster().subnets().collect();
+    let also = plan.subnets.also_proxy().iter().copied();
+    let subnets: Vec<IpNet> = connection.cluster().subnets().chain(also).collect();
     plan.vnat_rules.check(&subnets)?;
     plan.find_places(connection.cluster()).await?;
     let network = plan.network(connection.cluster());

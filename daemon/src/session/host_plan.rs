@@ -41,12 +41,14 @@ impl HostPlan {
 
     /// What to ask of the root daemon while the cluster is like this.
     pub(crate) fn network(&self, cluster: &ClusterInfo) -> Network {
+        // Of a subnet that is shown elsewhere, the host's own addresses are not in it.
+        let protected = self.protected.iter().copied();
+        let protected: Vec<IpAddr> = protected
+            .filter(|address| self.vnat.shown(*address) == *address)
+            .collect();
+        let routed = self.subnets.routed(cluster.subnets().collect(), &protected);
         Network {
-            subnets: self.vnat.shown_subnets(
-                &self
-                    .subnets
-                    .routed(cluster.subnets().collect(), &self.protected),
-            ),
+            subnets: self.vnat.shown_subnets(&routed),
             search_domains: self.search_domains(cluster),
             domains: self.domains(cluster),
             allowed_conflicts: self.subnets.allowed_conflicts().to_vec(),

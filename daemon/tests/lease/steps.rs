@@ -55,6 +55,7 @@ fn daemon_and_guard_killed_at_any_step() {
 fn second_session_killed_at_any_step() {
     let host = Host::new();
     let alone = host.snapshot();
+    let mut stops = 0;
     for step in 1.. {
         let daemon = stopping_at(&host, step);
         let mut first = host.client();
@@ -72,6 +73,7 @@ fn second_session_killed_at_any_step() {
             hang_up(session);
             go_on_if_stopped(&daemon);
         });
+        stops += usize::from(stopped);
         host.wait_at_most(DEADLINE, &beside);
         drop((first, granted));
         // It may stop while this one is undone.
@@ -81,6 +83,7 @@ fn second_session_killed_at_any_step() {
         }
         host.wait_at_most(DEADLINE, &alone);
         if !stopped && step > 2 * STEPS {
+            assert!(stops >= STEPS, "it stopped {stops} times");
             return;
         }
     }

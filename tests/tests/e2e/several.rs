@@ -63,8 +63,9 @@ fn connect_twice(developer: &Developer) -> Result<()> {
         );
     }
     // Each is completed in its own namespace.
-    look_up("kubernetes")?;
-    look_up("web")?;
+    let kubernetes = look_up("kubernetes")?;
+    assert_eq!(kubernetes, look_up("kubernetes.default.other.kvpn")?);
+    ensure!(!look_up("web")?.is_empty());
     let web = pod(&developer.lab, "web")?.name;
     for url in [
         "http://web.shop.default.kvpn/",

@@ -10,7 +10,9 @@ const MAX_SEARCH_DOMAINS: usize = 16;
 pub(super) fn domains(network: &v1::Network) -> Result<(), Failure> {
     let is_domain = |domain: &String| {
         let is_letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        (1..=253).contains(&domain.len()) && domain.chars().all(is_letter)
+        (1..=253).contains(&domain.len())
+            && domain.chars().all(is_letter)
+            && domain.split('.').all(|label| !label.is_empty())
     };
     let search = &network.search_domains;
     if search.len() > MAX_SEARCH_DOMAINS {
@@ -52,6 +54,8 @@ mod tests {
         assert!(check("shop.svc.cluster.local").is_ok());
         for domain in [
             "",
+            ".",
+            "a..b",
             "a b",
             "a\nnameserver 10.0.0.1",
             "a\tb",
