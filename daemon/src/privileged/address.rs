@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use super::route;
+use crate::host_routes::way::is_local;
 use crate::host_routes::{DeviceRoute, MAIN};
 use crate::lease::slot::{Slot, hop};
 use crate::netlink::{Netlink, run};
@@ -81,7 +82,7 @@ fn to_hop(own: IpAddr) -> DeviceRoute {
 /// that a moment after an IPv6 address was added.
 async fn wait_until_local(netlink: &Netlink, address: IpAddr) -> io::Result<()> {
     let deadline = Instant::now() + LOCAL_DEADLINE;
-    while !route::is_local(netlink, address).await? {
+    while !is_local(netlink, address).await? {
         if Instant::now() > deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }

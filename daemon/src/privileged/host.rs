@@ -22,7 +22,8 @@ use super::{address, name_server, tun, undo};
 use crate::fault::point;
 use crate::lease::slot::Slot;
 use crate::netlink::Netlink;
-use failures::{bind_failed, device_failed, failed, no_slot};
+pub(super) use failures::failed;
+use failures::{bind_failed, device_failed, no_slot};
 
 /// The host, and where the daemon keeps and changes things.
 pub(super) struct Host {
@@ -104,8 +105,8 @@ impl Host {
         }
     }
 
-    /// Replaces the subnets and the domains of a lease; after a failure the subnets
-    /// are as they were. Returns the subnets.
+    /// Replaces the subnets of a lease, then the domains as far as the host's resolver
+    /// takes them; after a failure the subnets are as they were. Returns the subnets.
     pub(super) async fn set_network(
         &self,
         slot: Slot,
@@ -121,8 +122,10 @@ impl Host {
         };
         let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
         routing.replace(&netlink, network).await?;
-        let set = resolver.set(slot, network).await;
-        set.map_err(|error| failed("tell this host's resolver of other domains", &error))?;
+        if let Err(error) = resolver.set(slot, network).await {
+            // The routes are in force, and are what the session is to know of.
+            warn!(%error, "This host's resolver cannot be told of other domains");
+        }
         Ok(routing.subnets())
     }
 

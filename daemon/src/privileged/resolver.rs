@@ -135,12 +135,9 @@ impl Resolver {
         let Some(resolved) = &member.resolved else {
             return Ok(());
         };
-        let v1::Network {
-            search_domains,
-            domains,
-            ..
-        } = network;
-        match resolved.set(&member.servers, search_domains, domains).await {
+        // The search domains stay as they were granted.
+        let set = resolved.set(&member.servers, &member.search_domains, &network.domains);
+        match set.await {
             // Programs go by resolv.conf.
             Err(error) if member.is_in_resolv_conf => {
                 warn!(%error, "systemd-resolved cannot be told of kvpn");

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use kvpn_proto::{Failure, Reason, v1};
 use tracing::warn;
 
+use super::host::failed;
 use super::route;
 use crate::host_routes::{DeviceRoute, HostRoutes, Wanted, subnets};
 use crate::lease::slot::Slot;
@@ -167,14 +168,6 @@ fn check_own_addresses(slot: Slot, host: &HostRoutes) -> Result<(), Failure> {
             "end the VPN or proxy that uses it; `ip addr` shows the device",
         )),
     }
-}
-
-fn failed(step: &str, error: &io::Error) -> Failure {
-    Failure::new(
-        Reason::HostRefused,
-        format!("cannot {step}: {error}"),
-        "make sure that kvpnd runs as root with CAP_NET_ADMIN, and look at its log",
-    )
 }
 
 #[cfg(test)]

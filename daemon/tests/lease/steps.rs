@@ -6,12 +6,12 @@ use std::fs;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::host::{Daemon, Host};
+use crate::host::{Daemon, Host, wait_for};
 
 const SUBNETS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/108"];
 
@@ -63,9 +63,10 @@ fn second_session_killed_at_any_step() {
         let granted = thread::scope(|scope| {
             let acquiring = scope.spawn(|| first.acquire(&["10.97.0.0/16"]));
             // Its own steps are others' tests'.
-            while !acquiring.is_finished() {
+            wait_for("the first lease", || {
                 go_on_if_stopped(&daemon);
-            }
+                acquiring.is_finished()
+            });
             acquiring.join().unwrap().unwrap()
         });
         let beside = host.snapshot();
@@ -77,11 +78,10 @@ fn second_session_killed_at_any_step() {
         host.wait_at_most(DEADLINE, &beside);
         drop((first, granted));
         // It may stop while this one is undone.
-        let start = Instant::now();
-        while host.snapshot() != alone && start.elapsed() < DEADLINE {
+        wait_for("the host as it was", || {
             go_on_if_stopped(&daemon);
-        }
-        host.wait_at_most(DEADLINE, &alone);
+            host.snapshot() == alone
+        });
         if !stopped && step > 2 * STEPS {
             assert!(stops >= STEPS, "it stopped {stops} times");
             return;
@@ -140,23 +140,21 @@ fn connect_and_quit(host: &Host, daemon: &Daemon, stopped: impl FnOnce(&UnixStre
     let stream = client.stream.try_clone().unwrap();
     // Refused, or cut off, when something is killed meanwhile.
     let session = thread::spawn(move || drop(client.acquire(&SUBNETS)));
-    let start = Instant::now();
-    loop {
-        if is_stopped(daemon.pid()) {
-            stopped(&stream);
-            // What it was answered does not matter.
-            drop(session.join());
-            return true;
+    let mut has_stopped = false;
+    wait_for("a stop, or the end of the lease", || {
+        has_stopped = is_stopped(daemon.pid());
+        if has_stopped || !session.is_finished() {
+            return has_stopped;
         }
-        if session.is_finished() {
-            hang_up(&stream);
-            if host.snapshot() == before && !is_stopped(daemon.pid()) {
-                return false;
-            }
-        }
-        assert!(start.elapsed() < DEADLINE, "{}", host.log());
-        thread::sleep(Duration::from_millis(2));
+        hang_up(&stream);
+        host.snapshot() == before && !is_stopped(daemon.pid())
+    });
+    if has_stopped {
+        stopped(&stream);
+        // What it was answered does not matter.
+        drop(session.join());
     }
+    has_stopped
 }
 
 /// What the end of a session's process does.
@@ -169,7 +167,6 @@ fn go_on_if_stopped(daemon: &Daemon) {
     if is_stopped(daemon.pid()) {
         signal(daemon.pid(), Signal::SIGCONT);
     }
-    thread::sleep(Duration::from_millis(2));
 }
 
 fn is_stopped(pid: i32) -> bool {

@@ -35,7 +35,7 @@ pub(super) fn bind_failed(address: IpAddr, error: &io::Error) -> Failure {
     )
 }
 
-pub(super) fn failed(step: &str, error: &io::Error) -> Failure {
+pub(in crate::privileged) fn failed(step: &str, error: &io::Error) -> Failure {
     Failure::new(
         Reason::HostRefused,
         format!("cannot {step}: {error}"),
