@@ -13,7 +13,7 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use super::{HostRoutes, Kind, MAIN, Route, Stage};
 use crate::netlink::{Netlink, run};
@@ -223,12 +223,34 @@ async fn tables(netlink: &Netlink) -> io::Result<Tables> {
                 priority = *told;
             }
         }
+        if table == MAIN && selects(&rule) {
+            continue;
+        }
         let first = tables
             .entry((rule.header.family.into(), table))
             .or_insert(priority);
         *first = priority.min(*first);
     }
     Ok(tables)
+}
+
+/// Tells whether a rule is for some packets only, as those with the mark that a VPN
+/// sets on its own (ip-rule(8)).
+fn selects(rule: &RuleMessage) -> bool {
+    let header = &rule.header;
+    let is_selector = |attribute: &RuleAttribute| {
+        !matches!(
+            attribute,
+            RuleAttribute::Priority(_)
+                | RuleAttribute::Table(_)
+                | RuleAttribute::Protocol(_)
+                | RuleAttribute::SuppressPrefixLen(_)
+                | RuleAttribute::SuppressIfGroup(_)
+        )
+    };
+    // "not" those of a mark is what packets are as a rule.
+    !header.flags.contains(RuleFlags::Invert)
+        && (header.tos != 0 || rule.attributes.iter().any(is_selector))
 }
 
 pub(super) async fn devices(netlink: &Netlink) -> io::Result<Devices> {

@@ -245,6 +245,34 @@ fn vpn_that_takes_everything_is_no_conflict() {
 }
 
 #[test]
+fn vpns_that_mark_their_own_packets_are_no_conflict() {
+    // As those of Tailscale with an exit node, and of wg-quick.
+    for rules in [
+        "fwmark 0x80000/0xff0000 priority 5210 lookup main
+         fwmark 0x80000/0xff0000 priority 5230 lookup default
+         priority 5270 lookup 52",
+        "priority 5000 lookup main suppress_prefixlength 0
+         not fwmark 0xca6c priority 5001 lookup 52",
+    ] {
+        let host = Host::new();
+        let _daemon = host.daemon();
+        host.sh("ip route add default via 192.168.77.9 table 52
+                 ip -6 route add default via fd77::9 table 52");
+        for rule in rules.lines() {
+            host.sh(&format!("ip rule add {rule}\nip -6 rule add {rule}"));
+        }
+        let before = host.snapshot();
+        let mut client = host.client();
+        let granted = client.acquire(&SUBNETS).unwrap();
+        leads_to_the_cluster(&host, "10.96.0.1");
+        leads_to_the_cluster(&host, "fd00:96::1");
+        leads_elsewhere(&host, "10.97.0.1");
+        leads_elsewhere(&host, "fd00:97::1");
+        is_undone(&host, &before, (client, granted));
+    }
+}
+
+#[test]
 fn what_is_left_out_keeps_its_gateway_and_source() {
     let host = Host::new();
     let _daemon = host.daemon();
