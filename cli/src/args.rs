@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 }
 
 /// Flags of every command, as kubectl has them.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Flags {
     /// Path of the kubeconfig [default: as kubectl: $KUBECONFIG, else ~/.kube/config]

@@ -65,10 +65,7 @@ impl Place {
 }
 
 fn sessions_dir() -> PathBuf {
-    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
-        .filter(|dir| !dir.is_empty())
-        .map(PathBuf::from);
-    names::sessions_dir(runtime_dir, nix::unistd::getuid().as_raw())
+    names::sessions_dir(nix::unistd::getuid().as_raw())
 }
 
 /// A session that accepted a connection.
@@ -87,12 +84,47 @@ impl Session {
     }
 
     /// Finds all sessions of the user, by the names of their connections.
+    ///
+    /// # Errors
+    /// Only when there is none but one that cannot be reached.
     pub(crate) async fn all() -> Result<Vec<Self>, Failure> {
         let mut sessions = Vec::new();
+        let mut failed = None;
         for place in Place::all() {
-            sessions.extend(Self::at(place).await?);
+            match Self::at(place).await {
+                Ok(found) => sessions.extend(found),
+                Err(failure) => failed = Some(failure),
+            }
         }
-        Ok(sessions)
+        match failed {
+            Some(failure) if sessions.is_empty() => Err(failure),
+            Some(_) | None => Ok(sessions),
+        }
+    }
+
+    /// Finds those that the flags may mean: with several, those in the cluster that
+    /// they name.
+    pub(crate) async fn meant(flags: &Flags) -> Result<Vec<Self>, Failure> {
+        if let Some(name) = &flags.name {
+            names::check_connection(name)?;
+            return Ok(Self::of(name).await?.into_iter().collect());
+        }
+        let sessions = Self::all().await?;
+        if sessions.len() < 2 || (flags.context.is_none() && flags.kubeconfig.is_none()) {
+            return Ok(sessions);
+        }
+        let mut fitting = Vec::new();
+        for session in sessions {
+            if check_selected(flags, &session.status().await?).is_ok() {
+                fitting.push(session);
+            }
+        }
+        Ok(fitting)
+    }
+
+    /// The connection's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.place.name
     }
 
     async fn at(place: Place) -> Result<Option<Self>, Failure> {
@@ -109,20 +141,7 @@ impl Session {
     /// # Errors
     /// `Usage` when there are several to choose from.
     pub(crate) async fn find(flags: &Flags) -> Result<Option<Self>, Failure> {
-        if let Some(name) = &flags.name {
-            names::check_connection(name)?;
-            return Self::of(name).await;
-        }
-        let mut sessions = Self::all().await?;
-        if sessions.len() > 1 && (flags.context.is_some() || flags.kubeconfig.is_some()) {
-            let mut fitting = Vec::new();
-            for session in sessions {
-                if check_selected(flags, &session.status().await?).is_ok() {
-                    fitting.push(session);
-                }
-            }
-            sessions = fitting;
-        }
+        let mut sessions = Self::meant(flags).await?;
         match &sessions[..] {
             [] | [_] => Ok(sessions.pop()),
             [_, _, ..] => Err(several(&sessions)),
@@ -244,7 +263,7 @@ impl Session {
 }
 
 fn several(sessions: &[Session]) -> Failure {
-    let names: Vec<&str> = sessions.iter().map(|it| it.place.name.as_str()).collect();
+    let names: Vec<&str> = sessions.iter().map(Session::name).collect();
     Failure::new(
         Reason::Usage,
         format!("there are several connections: {}", names.join(", ")),

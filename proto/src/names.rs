@@ -1,5 +1,6 @@
 //! Names, ports and paths that several processes must agree on.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::{Failure, Reason};
@@ -62,8 +63,13 @@ pub const CONNECTIONS_DOMAIN: &str = "kvpn";
 
 /// Directory of the sockets of a user's sessions: below `XDG_RUNTIME_DIR`, else a
 /// directory of the user's own in `/tmp`.
-pub fn sessions_dir(runtime_dir: Option<PathBuf>, uid: u32) -> PathBuf {
-    match runtime_dir {
+pub fn sessions_dir(uid: u32) -> PathBuf {
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR");
+    sessions_dir_in(runtime_dir.filter(|dir| !dir.is_empty()), uid)
+}
+
+fn sessions_dir_in(runtime_dir: Option<OsString>, uid: u32) -> PathBuf {
+    match runtime_dir.map(PathBuf::from) {
         Some(dir) => dir.join("kvpn"),
         None => PathBuf::from(format!("/tmp/kvpn-{uid}")),
     }
@@ -117,9 +123,9 @@ mod tests {
 
     #[test]
     fn sessions_are_in_the_runtime_directory_where_there_is_one() {
-        let in_runtime = sessions_dir(Some("/run/user/7".into()), 7);
+        let in_runtime = sessions_dir_in(Some("/run/user/7".into()), 7);
         assert_eq!(in_runtime, PathBuf::from("/run/user/7/kvpn"));
-        assert_eq!(sessions_dir(None, 7), PathBuf::from("/tmp/kvpn-7"));
+        assert_eq!(sessions_dir_in(None, 7), PathBuf::from("/tmp/kvpn-7"));
     }
 
     #[test]

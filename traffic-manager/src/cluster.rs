@@ -5,6 +5,7 @@ mod facts;
 mod names;
 mod subnets;
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
@@ -15,6 +16,7 @@ pub(crate) use domain::cluster_domain;
 pub(crate) use facts::{Fact, FactChange, Source};
 pub(crate) use names::Names;
 
+use crate::state::Key;
 use facts::Facts;
 
 /// What a laptop needs to know of the cluster.
@@ -24,18 +26,25 @@ pub(crate) struct ClusterView {
     pub(crate) service_subnets: Vec<IpNet>,
     pub(crate) domain: String,
     pub(crate) namespaces: Vec<String>,
+    /// Services without an address of their own.
+    pub(crate) headless: BTreeSet<Key>,
 }
 
-impl From<ClusterView> for v1::WatchClusterResponse {
-    fn from(view: ClusterView) -> Self {
+impl ClusterView {
+    /// What a session of this namespace is told.
+    pub(crate) fn message(self, namespace: &str, ping_supported: bool) -> v1::WatchClusterResponse {
         let texts = |subnets: Vec<IpNet>| subnets.iter().map(ToString::to_string).collect();
-        Self {
-            pod_subnets: texts(view.pod_subnets),
-            service_subnets: texts(view.service_subnets),
-            cluster_domain: view.domain,
-            namespaces: view.namespaces,
-            // Not of the cluster, but of this process.
-            ping_supported: false,
+        let headless = self.headless.into_iter();
+        let headless = headless
+            .filter(|service| service.namespace == namespace)
+            .map(|Key { namespace, name }| v1::ServiceName { namespace, name });
+        v1::WatchClusterResponse {
+            pod_subnets: texts(self.pod_subnets),
+            service_subnets: texts(self.service_subnets),
+            cluster_domain: self.domain,
+            namespaces: self.namespaces,
+            ping_supported,
+            headless_services: headless.collect(),
         }
     }
 }

@@ -30,14 +30,10 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
 }
 
 async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
-    let mut checks = check_process::run(flags, progress).await;
+    let sessions = Session::meant(flags).await;
+    let flags = named(flags, sessions.as_deref().unwrap_or_default());
+    let mut checks = check_process::run(&flags, progress).await;
     progress.step("checking the connection");
-    let sessions = match &flags.name {
-        Some(name) => Session::of(name)
-            .await
-            .map(|found| found.into_iter().collect()),
-        None => Session::all().await,
-    };
     match sessions {
         Ok(sessions) if sessions.is_empty() => {
             checks.push(Check::skipped(CONNECTION, "not connected"));
@@ -50,6 +46,16 @@ async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
         Err(failure) => checks.push(Check::failure(CONNECTION, failure)),
     }
     checks
+}
+
+/// The flags with the name of the connection whose own routes are not in its way.
+fn named(flags: &Flags, sessions: &[Session]) -> Flags {
+    let mut flags = flags.clone();
+    let is_default = |session: &Session| session.name() == names::DEFAULT_CONNECTION;
+    if flags.name.is_none() && !sessions.iter().any(is_default) {
+        flags.name = sessions.first().map(|session| session.name().to_owned());
+    }
+    flags
 }
 
 /// What a running session finds.

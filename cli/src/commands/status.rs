@@ -10,11 +10,7 @@ use crate::output::{self, ConnectionStatus};
 use crate::session::{self, Session};
 
 pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
-    let sessions = if flags.name.is_some() {
-        Session::find(flags).await?.into_iter().collect()
-    } else {
-        Session::all().await?
-    };
+    let sessions = Session::meant(flags).await?;
     match &sessions[..] {
         [] => {
             output::print(&ConnectionStatus::default(), flags.output)?;

@@ -38,8 +38,7 @@ impl User {
 
     /// Where the user's session is looked for.
     pub(crate) fn session_socket(&self) -> PathBuf {
-        let sessions = names::sessions_dir(Some(self.dir.path().into()), 0);
-        names::session_socket(&sessions, names::DEFAULT_CONNECTION)
+        names::session_socket(&self.path("kvpn"), names::DEFAULT_CONNECTION)
     }
 
     /// Puts a shell script in the place of `kvpnd`; it runs in the user's

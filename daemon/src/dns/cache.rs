@@ -1,11 +1,12 @@
 //! Answers, kept for their own time to live: the cluster's are dropped as soon as a
 //! Service changes whose name they are about, the host's name servers' when these do.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{CNAME, PTR};
 use hickory_proto::rr::{Name, RData};
 use kvpn_proto::v1::ServiceName;
 
@@ -28,20 +29,24 @@ const MAX_FOREIGN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cache(Arc<Mutex<Inner>>);
 
+/// Namespace and name of a Service.
+type Service = (String, String);
+
 #[derive(Debug, Default)]
 struct Inner {
     /// Changes are heard of. While they are not, nothing is kept.
     is_live: bool,
     answers: HashMap<Question, Kept>,
     /// When Services have changed.
-    changed: HashMap<ServiceName, Instant>,
+    changed: HashMap<Service, Instant>,
     all_changed: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Kept {
     answer: Message,
-    service: Option<ServiceName>,
+    /// Whose names it is about.
+    services: BTreeSet<Service>,
     since: Instant,
     until: Instant,
 }
@@ -59,9 +64,10 @@ impl Cache {
     /// Drops what is known of a Service's names.
     pub(crate) fn forget(&self, service: ServiceName, now: Instant) {
         let mut inner = self.lock();
+        let service = (service.namespace, service.name);
         inner
             .answers
-            .retain(|_, kept| kept.service.as_ref() != Some(&service));
+            .retain(|_, kept| !kept.services.contains(&service));
         inner
             .changed
             .retain(|_, at| now.duration_since(*at) < UNSETTLED);
@@ -91,8 +97,11 @@ impl Cache {
         let Some(lifetime) = lifetime(answer) else {
             return;
         };
-        let service = service(&question.name.clone().into(), domain);
-        self.put(question, answer, service, (now, lifetime));
+        let services = services(&question.name.clone().into(), answer, domain);
+        // Of what it says that is not there nobody could tell that it has come.
+        if !services.is_empty() || !answer.answers.is_empty() {
+            self.put(question, answer, services, (now, lifetime));
+        }
     }
 
     /// The same for an answer of the host's name servers. That there is no such name
@@ -102,7 +111,8 @@ impl Cache {
             && !answer.answers.is_empty()
             && !answer.metadata.truncation;
         if let Some(lifetime) = lifetime(answer).filter(|_| is_kept) {
-            self.put(question, answer, None, (now, lifetime.min(MAX_FOREIGN)));
+            let lifetime = lifetime.min(MAX_FOREIGN);
+            self.put(question, answer, BTreeSet::new(), (now, lifetime));
         }
     }
 
@@ -110,11 +120,11 @@ impl Cache {
         &self,
         question: Question,
         answer: &Message,
-        service: Option<ServiceName>,
+        services: BTreeSet<Service>,
         (now, lifetime): (Instant, Duration),
     ) {
         let mut inner = self.lock();
-        if !inner.is_live || !inner.is_settled(service.as_ref(), now) {
+        if !inner.is_live || !inner.is_settled(&services, now) {
             return;
         }
         if inner.answers.len() >= MAX_ANSWERS {
@@ -125,7 +135,7 @@ impl Cache {
         }
         let kept = Kept {
             answer: answer.clone(),
-            service,
+            services,
             since: now,
             until: now + lifetime,
         };
@@ -138,10 +148,10 @@ impl Cache {
 }
 
 impl Inner {
-    fn is_settled(&self, service: Option<&ServiceName>, now: Instant) -> bool {
-        let changed = service.and_then(|service| self.changed.get(service));
+    fn is_settled(&self, services: &BTreeSet<Service>, now: Instant) -> bool {
+        let mut changed = services.iter().filter_map(|it| self.changed.get(it));
         let is_recent = |at: &Instant| now.duration_since(*at) < UNSETTLED;
-        !changed.into_iter().chain(&self.all_changed).any(is_recent)
+        !changed.any(is_recent) && !self.all_changed.iter().any(is_recent)
     }
 }
 
@@ -169,9 +179,24 @@ fn lifetime(answer: &Message) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
+/// The Services that an answer is about: that of the asked name, and those that
+/// aliases and reverse names lead to.
+fn services(asked: &Name, answer: &Message, domain: &Name) -> BTreeSet<Service> {
+    let of_records = answer.answers.iter().flat_map(|record| {
+        let target = if let RData::CNAME(CNAME(target)) | RData::PTR(PTR(target)) = &record.data {
+            Some(target)
+        } else {
+            None
+        };
+        [Some(&record.name), target].into_iter().flatten()
+    });
+    let names = std::iter::once(asked).chain(of_records);
+    names.filter_map(|name| service(name, domain)).collect()
+}
+
 /// The Service that a name is about: the two labels before `svc` and the domain
 /// (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>).
-fn service(name: &Name, domain: &Name) -> Option<ServiceName> {
+fn service(name: &Name, domain: &Name) -> Option<Service> {
     let svc = Name::from_ascii("svc").ok()?.append_domain(domain).ok()?;
     if !svc.zone_of(name) {
         return None;
@@ -180,10 +205,7 @@ fn service(name: &Name, domain: &Name) -> Option<ServiceName> {
     let before = usize::from(name.num_labels() - svc.num_labels());
     let mut labels = name.iter().take(before).map(label).rev();
     let namespace = labels.next()?;
-    Some(ServiceName {
-        namespace,
-        name: labels.next()?,
-    })
+    Some((namespace, labels.next()?))
 }
 
 #[cfg(test)]
@@ -317,6 +339,28 @@ mod tests {
         for other in &others {
             assert!(it.has(other, 1), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_change_drops_what_leads_to_its_service() {
+        let it = Fixture::new();
+        let target = name("web.shop.svc.cluster.local.");
+        let reverse = question("7.0.96.10.in-addr.arpa.");
+        let alias = question("shop.bank.svc.cluster.local.");
+        for (question, data) in [
+            (&reverse, RData::PTR(PTR(target.clone()))),
+            (&alias, RData::CNAME(CNAME(target))),
+        ] {
+            let mut answer = Message::response(1, OpCode::Query);
+            let asked = question.name.clone().into();
+            answer.add_answer(Record::from_rdata(asked, 30, data));
+            it.keep(question.clone(), &answer, 0);
+            assert!(it.has(question, 1));
+        }
+        it.cache.forget(changed("shop", "web"), it.at(1));
+        assert!(!it.has(&reverse, 1) && !it.has(&alias, 1));
+        it.keep(reverse.clone(), &absent(30, 30), 10);
+        assert!(!it.has(&reverse, 10));
     }
 
     #[test]

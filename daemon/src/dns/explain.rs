@@ -11,6 +11,10 @@ use crate::session::cluster_info::ClusterInfo;
 use crate::session::manager::Manager;
 use crate::session::vnat::Vnat;
 
+/// Codes of answers (RFC 8499 section 3).
+const NO_ERROR: &str = "NOERROR";
+const NO_SUCH_NAME: &str = "NXDOMAIN";
+
 /// Explains names, by what the name server goes by.
 pub(crate) struct Explainer {
     pub(crate) manager: Manager,
@@ -29,7 +33,9 @@ impl Explainer {
             if let Some(domain) = domain {
                 explained.because += &format!("; the search domain {domain} completes it");
             }
-            if !explained.records.is_empty() {
+            // Who has no answer to one name has none to the others.
+            let is_known = [NO_SUCH_NAME, NO_ERROR, ""].contains(&explained.code.as_str());
+            if !explained.records.is_empty() || !is_known {
                 return explained;
             }
             first.get_or_insert(explained);
@@ -46,23 +52,35 @@ impl Explainer {
         if alias.is_some() {
             because = format!("it stands for {} (--name or --dns-mapping)", bare(name));
         }
-        let (answerer, full) = match route {
-            Route::Cluster => (Answerer::Cluster, name.clone()),
-            Route::Completed(full) => (Answerer::Cluster, full),
-            Route::Upstream => (Answerer::Host, Name::new()),
-            Route::Nowhere => (Answerer::Nobody, Name::new()),
+        let (answerer, in_cluster) = match route {
+            Route::Cluster => (Answerer::Cluster, vec![name.clone()]),
+            Route::Completed(names) => (Answerer::Cluster, names),
+            Route::Upstream => (Answerer::Host, Vec::new()),
+            Route::Nowhere => (Answerer::Nobody, Vec::new()),
         };
         let mut explained = ExplainResponse {
             answerer: answerer.into(),
             because,
             ..ExplainResponse::default()
         };
-        if answerer != Answerer::Cluster {
-            return explained;
+        for full in in_cluster {
+            self.ask_both(&full, &mut explained).await;
+            if explained.code != NO_SUCH_NAME {
+                break;
+            }
         }
-        explained.full_name = bare(&full);
-        for record_type in [RecordType::A, RecordType::AAAA] {
-            match self.ask(&full, record_type).await {
+        explained
+    }
+
+    /// Adds what the cluster says of a name.
+    async fn ask_both(&self, full: &Name, explained: &mut ExplainResponse) {
+        explained.full_name = bare(full);
+        let (v4, v6) = tokio::join!(
+            self.ask(full, RecordType::A),
+            self.ask(full, RecordType::AAAA)
+        );
+        for answer in [v4, v6] {
+            match answer {
                 Ok((code, records)) => {
                     // Both say the same of whether the name is there.
                     explained.code = code;
@@ -75,7 +93,6 @@ impl Explainer {
                 Err(error) => explained.code = error,
             }
         }
-        explained
     }
 
     /// The code and the records of the cluster's answer.
@@ -127,6 +144,9 @@ fn text(because: &Because) -> String {
     match because {
         Because::Domain(domain) => format!("it lies under the cluster's domain {domain}"),
         Because::Namespace(namespace) => format!("{namespace} is one of its namespaces"),
+        Because::Headless(service) => {
+            format!("{service} is a headless Service of the session's namespace")
+        }
         Because::Reverse(address) => format!("{address} is an address of the cluster"),
         Because::Rule(suffix) => format!("of the rule for {}", bare(suffix)),
         Because::Discovery => "by such names programs look for their own network's services".into(),
@@ -138,8 +158,8 @@ fn text(because: &Because) -> String {
 /// As RFC 8499 names them.
 fn code(code: ResponseCode) -> String {
     const COMMON: [(ResponseCode, &str); 4] = [
-        (ResponseCode::NoError, "NOERROR"),
-        (ResponseCode::NXDomain, "NXDOMAIN"),
+        (ResponseCode::NoError, NO_ERROR),
+        (ResponseCode::NXDomain, NO_SUCH_NAME),
         (ResponseCode::ServFail, "SERVFAIL"),
         (ResponseCode::Refused, "REFUSED"),
     ];

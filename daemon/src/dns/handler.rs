@@ -122,13 +122,12 @@ impl Handler {
     /// What is under a name of this connection alone: its cluster knows it, or nobody.
     async fn answer_own(&self, name: &Name, target: &Name, asked: &Asked) -> Option<Message> {
         let cluster = self.manager.cluster().borrow().clone();
-        let full = match classify(target, &cluster, &self.rules) {
-            Route::Cluster => target.clone(),
-            Route::Completed(full) => full,
+        let names = match classify(target, &cluster, &self.rules) {
+            Route::Cluster => vec![target.clone()],
+            Route::Completed(names) => names,
             Route::Upstream | Route::Nowhere => return Some(no_such_name()),
         };
-        let mut answer = self.ask_cluster(asked.under(&full)?, &cluster).await?;
-        rewrite::answer(&mut answer, &full, name);
+        let answer = self.ask_in_turn(name, asked, &names, &cluster).await?;
         self.names.note(name, &answer);
         Some(answer)
     }
@@ -147,10 +146,30 @@ impl Handler {
                 self.names.note(name, &answer);
                 Some(answer)
             }
-            Route::Completed(full) => self.ask_completed(name, asked, &full, &cluster).await,
+            Route::Completed(names) => self.ask_completed(name, asked, &names, &cluster).await,
             Route::Upstream => self.ask_upstream(asked).await.ok(),
             Route::Nowhere => Some(no_such_name()),
         }
+    }
+
+    /// Asks the cluster for names in turn until it has one; the answer is to `name`.
+    async fn ask_in_turn(
+        &self,
+        name: &Name,
+        asked: &Asked,
+        in_cluster: &[Name],
+        cluster: &ClusterInfo,
+    ) -> Option<Message> {
+        let mut last = None;
+        for full in in_cluster {
+            let mut answer = self.ask_cluster(asked.under(full)?, cluster).await?;
+            rewrite::answer(&mut answer, full, name);
+            if answer.metadata.response_code != ResponseCode::NXDomain {
+                return Some(answer);
+            }
+            last = Some(answer);
+        }
+        last
     }
 
     /// A namespace may be called like a top-level domain, so a name that the
@@ -159,11 +178,10 @@ impl Handler {
         &self,
         name: &Name,
         asked: Asked,
-        full: &Name,
+        in_cluster: &[Name],
         cluster: &ClusterInfo,
     ) -> Option<Message> {
-        let mut answer = self.ask_cluster(asked.under(full)?, cluster).await?;
-        rewrite::answer(&mut answer, full, name);
+        let answer = self.ask_in_turn(name, &asked, in_cluster, cluster).await?;
         if answer.metadata.response_code != ResponseCode::NXDomain {
             self.names.note(name, &answer);
             return Some(answer);

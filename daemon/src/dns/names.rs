@@ -13,9 +13,9 @@ use crate::session::cluster_info::ClusterInfo;
 pub(super) enum Route {
     /// To the cluster, as it is.
     Cluster,
-    /// To the cluster, under its full name there: the asked name is one that
-    /// only a pod's search list would complete.
-    Completed(Name),
+    /// To the cluster, under the full names that it may have there, in turn: the
+    /// asked name is one that only a pod's search list would complete.
+    Completed(Vec<Name>),
     /// To the host's own name servers.
     Upstream,
     /// To nobody: there is no such name.
@@ -29,6 +29,8 @@ pub(super) enum Because {
     Domain(String),
     /// Its suffix is a namespace of the cluster.
     Namespace(String),
+    /// Its suffix is a headless Service of the session's namespace.
+    Headless(String),
     /// It is the reverse name of an address of the cluster.
     Reverse(IpAddr),
     /// The user says so of this suffix.
@@ -45,7 +47,8 @@ pub(super) enum Because {
 ///
 /// `SVC.NS` and `SVC.NS.svc`, and what lies under them, count as the cluster's when
 /// `NS` is one of its namespaces
-/// (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>);
+/// (<https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/>), and
+/// so does what lies under a headless Service of the session's own namespace;
 /// reverse names when their address is one of the cluster's. The user's rules for a
 /// suffix as long or longer come first.
 pub(super) fn classify(name: &Name, cluster: &ClusterInfo, rules: &NameRules) -> Route {
@@ -93,15 +96,16 @@ fn classify_by_cluster(name: &Name, cluster: &ClusterInfo) -> (u8, Route, Becaus
             (0, Route::Upstream, Because::Foreign)
         };
     }
-    match complete(name, cluster, &domain) {
-        Some(Completed {
-            labels,
-            namespace,
-            full,
-        }) => (
-            labels,
-            Route::Completed(full),
-            Because::Namespace(namespace),
+    let found = [
+        under_headless(name, cluster, &domain),
+        under_namespace(name, cluster, &domain),
+    ];
+    let found: Vec<Completed> = found.into_iter().flatten().collect();
+    match found.last() {
+        Some(last) => (
+            last.labels,
+            Route::Completed(found.iter().map(|it| it.full.clone()).collect()),
+            last.because.clone(),
         ),
         None => (0, Route::Upstream, Because::Foreign),
     }
@@ -123,15 +127,31 @@ fn is_discovery(name: &Name) -> bool {
 struct Completed {
     /// How many labels of it say so.
     labels: u8,
-    namespace: String,
+    because: Because,
     full: Name,
 }
 
-fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Completed> {
-    let labels: Vec<String> = name
-        .iter()
-        .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
-        .collect();
+/// `HOST.SVC`, as the first of a pod's search domains completes it.
+fn under_headless(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Completed> {
+    let labels = labels(name);
+    let [_, .., service] = &labels[..] else {
+        return None;
+    };
+    let namespace = cluster.headless.get(service)?;
+    let zone = Name::from_ascii(format!("{namespace}.svc")).ok()?;
+    let mut relative = name.clone();
+    relative.set_fqdn(false);
+    let full = relative.append_name(&zone).ok()?;
+    Some(Completed {
+        labels: 1,
+        because: Because::Headless(service.clone()),
+        full: full.append_domain(domain).ok()?,
+    })
+}
+
+/// `SVC.NS` and `SVC.NS.svc`, and what lies under them.
+fn under_namespace(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Completed> {
+    let labels = labels(name);
     let (namespace, has_svc) = match &labels[..] {
         [_, .., namespace, svc] if svc == "svc" && labels.len() >= 3 => (namespace, true),
         [_, .., namespace] => (namespace, false),
@@ -149,9 +169,16 @@ fn complete(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Complet
     };
     Some(Completed {
         labels: if has_svc { 2 } else { 1 },
-        namespace: namespace.clone(),
+        because: Because::Namespace(namespace.clone()),
         full: service.append_domain(domain).ok()?,
     })
+}
+
+fn labels(name: &Name) -> Vec<String> {
+    let labels = name.iter();
+    labels
+        .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
+        .collect()
 }
 
 /// The cluster's domain; none as long as it is not known.
@@ -177,6 +204,11 @@ mod tests {
             service_subnets: vec!["10.96.0.0/16".parse().unwrap()],
             domain: "cluster.local".into(),
             namespaces: ["shop".to_owned(), "default".to_owned()].into(),
+            headless: [
+                ("store".to_owned(), "shop".to_owned()),
+                ("default".to_owned(), "shop".to_owned()),
+            ]
+            .into(),
             ..ClusterInfo::default()
         }
     }
@@ -190,7 +222,7 @@ mod tests {
     }
 
     fn completed(name: &str) -> Route {
-        Route::Completed(Name::from_ascii(name).unwrap())
+        Route::Completed(vec![Name::from_ascii(name).unwrap()])
     }
 
     #[test]
@@ -222,6 +254,19 @@ mod tests {
             route("db-0.db.shop."),
             completed("db-0.db.shop.svc.cluster.local.")
         );
+    }
+
+    #[test]
+    fn hosts_of_headless_services_are_completed_before_namespaces() {
+        let full = completed("store-0.store.shop.svc.cluster.local.");
+        assert_eq!(route("store-0.Store."), full);
+        assert_eq!(route("store."), Route::Upstream);
+        let names = [
+            "web.default.shop.svc.cluster.local.",
+            "web.default.svc.cluster.local.",
+        ];
+        let names = names.map(|name| Name::from_ascii(name).unwrap());
+        assert_eq!(route("web.default."), Route::Completed(names.into()));
     }
 
     #[test]

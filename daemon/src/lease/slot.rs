@@ -2,6 +2,7 @@
 //! device and addresses of its own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 /// How many leases there may be at once.
 pub(crate) const MAX_LEASES: u8 = 8;
@@ -19,6 +20,12 @@ impl Slot {
     /// Name of the TUN device.
     pub(crate) fn device(self) -> String {
         format!("kvpn{}", self.0)
+    }
+
+    /// The file that names whom its session asks for names of other networks, while
+    /// resolv.conf names the session.
+    pub(crate) fn upstreams(self, run_dir: &Path) -> PathBuf {
+        run_dir.join(format!("{}.upstreams", self.device()))
     }
 
     /// The host's address on the device, from the block for benchmarks (RFC 2544),

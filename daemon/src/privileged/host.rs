@@ -3,15 +3,18 @@
 
 mod check;
 mod failures;
+mod pauses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kvpn_proto::Failure;
 use kvpn_proto::v1::{self, Descriptor};
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::guard::Guard;
@@ -23,7 +26,11 @@ use crate::fault::point;
 use crate::lease::slot::Slot;
 use crate::netlink::Netlink;
 pub(super) use failures::failed;
-use failures::{bind_failed, device_failed, no_slot};
+use failures::{NotApplied, bind_failed, device_failed, no_slot};
+use pauses::Pauses;
+
+/// How often the host's resolver is told again what it could not be told.
+const UNTOLD: Duration = Duration::from_secs(10);
 
 /// The host, and where the daemon keeps and changes things.
 pub(super) struct Host {
@@ -79,30 +86,49 @@ impl Host {
             .map_err(|error| failed("restore what an earlier kvpnd left", &error))
     }
 
-    /// Applies a lease; after a failure the host is as it was.
+    /// Applies a lease, in the first slot that nobody else on the host is in; after a
+    /// failure the host is as it was.
     pub(super) async fn apply(&self, wanted: &v1::Network) -> Result<(Slot, Grant), Failure> {
         let mut state = self.state.lock().await;
         if state.leases.is_empty() {
             self.recover().await?;
             state.clear();
         }
-        let slot = state.free_slot().ok_or_else(no_slot)?;
-        let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
-        let planned = Planned::new(&netlink, slot, wanted).await?;
         check::domains(wanted)?;
+        let netlink = Netlink::open().map_err(|error| failed("speak to the kernel", &error))?;
+        let mut first = None;
+        for slot in state.free_slots() {
+            match self.apply_in(&mut state, &netlink, slot, wanted).await {
+                Ok(grant) => return Ok((slot, grant)),
+                Err(NotApplied { failure, is_taken }) => {
+                    first.get_or_insert(failure);
+                    if !is_taken {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(first.unwrap_or_else(no_slot))
+    }
+
+    async fn apply_in(
+        &self,
+        state: &mut State,
+        netlink: &Netlink,
+        slot: Slot,
+        wanted: &v1::Network,
+    ) -> Result<Grant, NotApplied> {
+        let planned = Planned::new(netlink, slot, wanted).await?;
         if state.guard.is_none() {
             let guard = Guard::start(&self.run_dir).await;
             state.guard = Some(guard.map_err(|error| failed("start the guard", &error))?);
         }
         point("guard started");
-        let change = self.change(&mut state, &netlink, slot, planned, wanted);
-        match change.await {
-            Ok(grant) => Ok((slot, grant)),
-            Err(failure) => {
-                self.end(&mut state, slot).await;
-                Err(failure)
-            }
+        let change = self.change(state, netlink, slot, planned, wanted).await;
+        if change.is_err() {
+            self.end(state, slot).await;
         }
+        change
     }
 
     /// Replaces the subnets of a lease, then the domains as far as the host's resolver
@@ -147,6 +173,7 @@ impl Host {
     /// is then the one whose settings come back at the end of the leases.
     pub(super) async fn keep_changed(&self) {
         let mut watches = self.state.lock().await.resolver.watch();
+        let mut pauses = Pauses::default();
         loop {
             let watch = watches.borrow_and_update().clone();
             let touched = async {
@@ -157,7 +184,10 @@ impl Host {
             };
             tokio::select! {
                 touched = touched => match touched {
-                    Ok(()) => self.follow().await,
+                    Ok(()) => {
+                        self.follow().await;
+                        sleep(pauses.next(Instant::now())).await;
+                    }
                     Err(error) => {
                         warn!(%error, "Changes of resolv.conf are not noticed any more");
                         // The sender is as old as this.
@@ -166,6 +196,15 @@ impl Host {
                 },
                 _ = watches.changed() => {}
             }
+        }
+    }
+
+    /// Tells the host's resolver again, for as long as this is polled, what it could
+    /// not be told.
+    pub(super) async fn keep_told(&self) {
+        loop {
+            sleep(UNTOLD).await;
+            self.state.lock().await.resolver.set_again().await;
         }
     }
 
@@ -183,7 +222,7 @@ impl Host {
         slot: Slot,
         planned: Planned,
         network: &v1::Network,
-    ) -> Result<Grant, Failure> {
+    ) -> Result<Grant, NotApplied> {
         // Nothing to journal yet: until the session has a copy of its
         // descriptor, the device ends with this process.
         let name = slot.device();
@@ -245,6 +284,8 @@ impl Host {
             return Ok(());
         };
         info!(path = %change.path().display(), "Somebody else has replaced it; changed again");
+        state.resolver.let_go(&change)?;
+        point("file that the path led to restored");
         state.journal.resolv_conf = Some(change.clone());
         state.journal.store(&self.run_dir)?;
         state.resolver.apply_again(change)
@@ -309,10 +350,10 @@ impl Host {
 }
 
 impl State {
-    fn free_slot(&self) -> Option<Slot> {
+    fn free_slots(&self) -> Vec<Slot> {
         let is_free =
             |slot: &Slot| !self.leases.contains_key(slot) && !self.leftover.contains(slot);
-        Slot::all().find(is_free)
+        Slot::all().filter(is_free).collect()
     }
 
     /// Forgets everything, after it was undone.

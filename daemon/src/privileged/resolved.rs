@@ -50,37 +50,17 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
-    /// Finds it on the system's bus; `None` where it does not run.
+    /// Finds it; `None` where it does not run.
     pub(super) async fn find(link: u32) -> io::Result<Option<Self>> {
-        let find = async {
-            let connection = Connection::system().await?;
-            let bus = fdo::DBusProxy::new(&connection).await?;
-            let name = "org.freedesktop.resolve1".try_into()?;
-            if !bus.name_has_owner(name).await? {
-                return Ok(None);
-            }
-            ManagerProxy::new(&connection).await.map(Some)
-        };
-        let manager = match timeout(DEADLINE, find).await {
-            Ok(Ok(manager)) => manager,
-            // A host without D-Bus is not worth a word.
-            Ok(Err(error)) => {
-                debug!(%error, "No system bus");
-                None
-            }
-            Err(_) => {
-                warn!("The system bus does not answer; systemd-resolved is not told of kvpn");
-                None
-            }
-        };
         let link = i32::try_from(link).map_err(io::Error::other)?;
+        let manager = manager().await;
         Ok(manager.map(|manager| Self { manager, link }))
     }
 
     /// Has it ask these servers for names under the domains, and complete names by
     /// the search domains.
     pub(super) async fn set(
-        &self,
+        &mut self,
         servers: &[IpAddr],
         search_domains: &[String],
         domains: &[String],
@@ -97,6 +77,21 @@ impl Resolved {
             );
             all.truncate(MAX_DOMAINS);
         }
+        match self.tell(&servers, &all).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // The bus, or systemd-resolved, may have been started anew.
+                debug!(%error, "systemd-resolved is looked for again");
+                let Some(found) = manager().await else {
+                    return Err(error);
+                };
+                self.manager = found;
+                self.tell(&servers, &all).await
+            }
+        }
+    }
+
+    async fn tell(&self, servers: &[(i32, Vec<u8>)], domains: &[(&str, bool)]) -> io::Result<()> {
         let (manager, link) = (&self.manager, self.link);
         let tell = async {
             // First, so that it never asks us for names that are not ours.
@@ -106,12 +101,37 @@ impl Resolved {
             // The way to us is this host, and a cluster signs nothing.
             manager.set_link_dns_over_tls(link, "no").await?;
             manager.set_link_dnssec(link, "no").await?;
-            manager.set_link_domains(link, &all).await?;
-            manager.set_link_dns(link, &servers).await
+            manager.set_link_domains(link, domains).await?;
+            manager.set_link_dns(link, servers).await
         };
         match timeout(DEADLINE, tell).await {
             Ok(told) => told.map_err(io::Error::other),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// Finds it on the system's bus.
+async fn manager() -> Option<ManagerProxy<'static>> {
+    let find = async {
+        let connection = Connection::system().await?;
+        let bus = fdo::DBusProxy::new(&connection).await?;
+        let name = "org.freedesktop.resolve1".try_into()?;
+        if !bus.name_has_owner(name).await? {
+            return Ok(None);
+        }
+        ManagerProxy::new(&connection).await.map(Some)
+    };
+    match timeout(DEADLINE, find).await {
+        Ok(Ok(manager)) => manager,
+        // A host without D-Bus is not worth a word.
+        Ok(Err(error)) => {
+            debug!(%error, "No system bus");
+            None
+        }
+        Err(_) => {
+            warn!("The system bus does not answer; systemd-resolved is not told of kvpn");
+            None
         }
     }
 }

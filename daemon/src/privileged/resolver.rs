@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use kvpn_proto::v1;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::resolv_conf::{Change, Watch};
 use super::resolved::{self, Resolved};
@@ -42,6 +42,8 @@ struct Member {
     servers: Vec<IpAddr>,
     search_domains: Vec<String>,
     resolved: Option<Resolved>,
+    /// What systemd-resolved is still to be told.
+    untold: Option<Vec<String>>,
     is_in_resolv_conf: bool,
 }
 
@@ -55,6 +57,26 @@ impl Plan {
     /// The change of resolv.conf, for the journal.
     pub(super) fn resolv_conf(&self) -> Option<&Change> {
         self.resolv_conf.as_ref()
+    }
+}
+
+impl Member {
+    async fn set(&mut self, domains: Vec<String>) -> io::Result<()> {
+        let Some(resolved) = &mut self.resolved else {
+            return Ok(());
+        };
+        // The search domains stay as they were granted.
+        let set = resolved.set(&self.servers, &self.search_domains, &domains);
+        let outcome = set.await;
+        self.untold = outcome.is_err().then_some(domains);
+        match outcome {
+            // Programs go by resolv.conf.
+            Err(error) if self.is_in_resolv_conf => {
+                warn!(%error, "systemd-resolved cannot be told of kvpn");
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -83,6 +105,7 @@ impl Resolver {
             servers: servers.to_vec(),
             search_domains: network.search_domains.clone(),
             resolved: Resolved::find(link).await?,
+            untold: None,
             is_in_resolv_conf: true,
         };
         let change = self.change(&member)?;
@@ -112,7 +135,7 @@ impl Resolver {
         let told = match resolv_conf {
             Some(change) => {
                 self.write(change)?;
-                let upstreams = upstreams::path(&self.run_dir, slot);
+                let upstreams = slot.upstreams(&self.run_dir);
                 (v1::Resolver::ResolvConf, upstreams)
             }
             None => (
@@ -126,24 +149,23 @@ impl Resolver {
     }
 
     /// Tells systemd-resolved of other domains of a lease. What stands in
-    /// resolv.conf stays.
-    pub(super) async fn set(&self, slot: Slot, network: &v1::Network) -> io::Result<()> {
-        let mut members = self.members.iter();
-        let Some(member) = members.find(|member| member.slot == slot) else {
-            return Ok(());
-        };
-        let Some(resolved) = &member.resolved else {
-            return Ok(());
-        };
-        // The search domains stay as they were granted.
-        let set = resolved.set(&member.servers, &member.search_domains, &network.domains);
-        match set.await {
-            // Programs go by resolv.conf.
-            Err(error) if member.is_in_resolv_conf => {
-                warn!(%error, "systemd-resolved cannot be told of kvpn");
-                Ok(())
+    /// resolv.conf stays. After a failure `set_again` tries it again.
+    pub(super) async fn set(&mut self, slot: Slot, network: &v1::Network) -> io::Result<()> {
+        let mut members = self.members.iter_mut();
+        match members.find(|member| member.slot == slot) {
+            Some(member) => member.set(network.domains.clone()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Tells systemd-resolved what it could not be told before.
+    pub(super) async fn set_again(&mut self) {
+        for member in &mut self.members {
+            if let Some(domains) = member.untold.take()
+                && let Err(error) = member.set(domains).await
+            {
+                debug!(%error, "systemd-resolved still cannot be told of domains");
             }
-            outcome => outcome,
         }
     }
 
@@ -192,14 +214,17 @@ impl Resolver {
         }
     }
 
+    /// Restores what was written, if the path has become a link to another file than
+    /// `plan_again` has planned to change. To be called while the journal has it.
+    pub(super) fn let_go(&self, planned: &Change) -> io::Result<()> {
+        match &self.written {
+            Some(written) if written.path() != planned.path() => written.restore().map(drop),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Tells again, after `plan_again`.
     pub(super) fn apply_again(&mut self, change: Change) -> io::Result<()> {
-        if let Some(written) = &self.written
-            && written.path() != change.path()
-        {
-            // The path has become a link to another file.
-            written.restore()?;
-        }
         self.write(change)
     }
 
@@ -250,8 +275,11 @@ impl Resolver {
         change.apply().map_err(named)?;
         point("resolv.conf written");
         // Our own writing is not to be noticed.
-        let watch = Watch::new(&self.path, change.path())?;
-        self.watch.send_replace(Some(Arc::new(watch)));
+        let watch = Watch::new(&self.path, change.path());
+        let watch = watch
+            .inspect_err(|error| warn!(%error, "Changes of resolv.conf are not noticed"))
+            .ok();
+        self.watch.send_replace(watch.map(Arc::new));
         self.written = Some(change);
         Ok(())
     }

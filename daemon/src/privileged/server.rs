@@ -87,7 +87,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 
     let keeper = shared.clone();
     let _keeper = AbortOnDropHandle::new(tokio::spawn(async move {
-        keeper.host.keep_changed().await;
+        tokio::join!(keeper.host.keep_changed(), keeper.host.keep_told());
     }));
     let tracker = TaskTracker::new();
     let end = CancellationToken::new();

@@ -4,14 +4,9 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::lease::slot::Slot;
-
-/// Where that of a lease is.
-pub(super) fn path(run_dir: &Path, slot: Slot) -> PathBuf {
-    run_dir.join(format!("{}.upstreams", slot.device()))
-}
 
 /// Writes it in one step, in the form of resolv.conf(5).
 pub(super) fn store(run_dir: &Path, slot: Slot, servers: &[IpAddr]) -> io::Result<()> {
@@ -20,12 +15,12 @@ pub(super) fn store(run_dir: &Path, slot: Slot, servers: &[IpAddr]) -> io::Resul
         .map(|server| format!("nameserver {server}\n"));
     let new = run_dir.join("upstreams.new");
     fs::write(&new, lines.collect::<String>())?;
-    fs::rename(new, path(run_dir, slot))
+    fs::rename(new, slot.upstreams(run_dir))
 }
 
 /// Removes it, if it is there.
 pub(super) fn remove(run_dir: &Path, slot: Slot) -> io::Result<()> {
-    match fs::remove_file(path(run_dir, slot)) {
+    match fs::remove_file(slot.upstreams(run_dir)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,
     }

@@ -93,10 +93,7 @@ impl SessionArgs {
     /// Where the command line finds this session.
     pub(crate) fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| {
-            let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
-                .filter(|dir| !dir.is_empty())
-                .map(PathBuf::from);
-            let sessions = names::sessions_dir(runtime_dir, Uid::current().as_raw());
+            let sessions = names::sessions_dir(Uid::current().as_raw());
             names::session_socket(&sessions, &self.name)
         })
     }

@@ -22,7 +22,7 @@ use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Greeting};
-use super::protected;
+use super::protected::Protected;
 use super::transport::{Choice, Transports};
 use crate::lease::client::describe;
 
@@ -104,7 +104,7 @@ async fn in_cluster(
     for check in ways(proxy, port_forward) {
         print(&check)?;
     }
-    match join(args, cluster, user).await {
+    match join(args, cluster, user, namespace).await {
         Ok(info) => {
             print(&Check::ok(
                 SESSION,
@@ -113,7 +113,7 @@ async fn in_cluster(
             print(&ping(&info))?;
             let plan = HostPlan {
                 namespace: namespace.to_owned(),
-                protected: protected::addresses(cluster).await,
+                protected: Protected::find(cluster, &args.daemon_socket).await,
                 ..HostPlan::default()
             };
             print(&routes::check(plan.network(&info).subnets, holder).await)
@@ -219,13 +219,22 @@ fn ways(proxy: Result<Duration, Failure>, port_forward: Result<Duration, Failure
 
 /// Joins the cluster with a session that is gone at once, and tells what the
 /// traffic manager says of the cluster.
-async fn join(args: &SessionArgs, cluster: &Cluster, user: &str) -> Result<ClusterInfo, Failure> {
+async fn join(
+    args: &SessionArgs,
+    cluster: &Cluster,
+    user: &str,
+    namespace: &str,
+) -> Result<ClusterInfo, Failure> {
     let key = SessionKey::generate()?;
-    let namespace = &args.manager_namespace;
-    let session = OwnSession::create(cluster, namespace, user, &key).await?;
-    let credentials = Credentials { session, key };
+    let manager_namespace = &args.manager_namespace;
+    let session = OwnSession::create(cluster, manager_namespace, user, &key).await?;
+    let credentials = Credentials {
+        session,
+        key,
+        namespace: namespace.to_owned(),
+    };
     let joined = async {
-        let transports = Transports::new(cluster.clone(), namespace, Choice::Auto);
+        let transports = Transports::new(cluster.clone(), manager_namespace, Choice::Auto);
         let greeting = Greeting::open(&transports).await?;
         let connection = greeting.authenticate(&credentials).await?;
         Ok::<_, Failure>(connection.cluster().clone())

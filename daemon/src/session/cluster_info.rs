@@ -1,6 +1,6 @@
 //! What the traffic manager tells of the cluster.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -15,6 +15,9 @@ pub(crate) struct ClusterInfo {
     /// Such as `cluster.local`.
     pub(crate) domain: String,
     pub(crate) namespaces: BTreeSet<String>,
+    /// Services without an address of their own in the session's namespace, which is
+    /// with each. Pods have names under theirs.
+    pub(crate) headless: BTreeMap<String, String>,
     /// Whether pings through the tunnel are answered.
     pub(crate) ping_supported: bool,
 }
@@ -44,6 +47,11 @@ impl From<v1::WatchClusterResponse> for ClusterInfo {
                 .trim_matches('.')
                 .to_ascii_lowercase(),
             namespaces: message.namespaces.into_iter().collect(),
+            headless: message
+                .headless_services
+                .into_iter()
+                .map(|service| (service.name, service.namespace))
+                .collect(),
             ping_supported: message.ping_supported,
         }
     }
@@ -73,6 +81,7 @@ mod tests {
             cluster_domain: "cluster.local.".into(),
             namespaces: vec!["default".into(), "shop".into()],
             ping_supported: true,
+            headless_services: Vec::new(),
         })
     }
 

@@ -18,7 +18,7 @@ use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
 use super::manager::{Credentials, Extra, Greeting, Manager, Opener, supervise};
-use super::protected;
+use super::protected::Protected;
 use super::transport::Transports;
 use super::vnat::Vnat;
 use crate::datapath::registry::FlowRegistry;
@@ -83,7 +83,12 @@ pub(crate) async fn connect(
         // Set only here.
         let _ = registered.set(session.clone());
         point("Session made");
-        Ok::<_, Failure>((user, Credentials { session, key }))
+        let credentials = Credentials {
+            session,
+            key,
+            namespace: namespace.clone(),
+        };
+        Ok::<_, Failure>((user, credentials))
     };
     let greet = async {
         match Greeting::open(&transports).await {
@@ -92,15 +97,18 @@ pub(crate) async fn connect(
         }
     };
     // Both to their end: a Session that is being made must be known.
-    let (registration, greeting, protected) =
-        tokio::join!(register, greet, protected::addresses(&cluster));
+    let (registration, greeting, protected) = tokio::join!(
+        register,
+        greet,
+        Protected::find(&cluster, &args.daemon_socket)
+    );
     let (user, credentials) = registration?;
     let session = credentials.session.clone();
     let connection = greeting?.authenticate(&credentials).await?;
     point("authenticated");
 
     events::progress("setting up the host's network");
-    let plan = HostPlan {
+    let mut plan = HostPlan {
         names: args.name_rules(&namespace)?,
         namespace: namespace.clone(),
         protected,
@@ -116,6 +124,7 @@ pub(crate) async fn connect(
     let (lease, granted) =
         Lease::acquire(&args.daemon_socket, &args.name, &network, &context).await?;
     point("lease acquired");
+    plan.protected.add_file(&granted.upstreams);
 
     let engagements = Engagements::new(cluster.clone(), user.clone(), &session);
     let dialled = engagements.clone();

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use kvpn_proto::Failure;
 
 use super::cluster_info::ClusterInfo;
+use super::protected::Protected;
 use super::subnet_rules::SubnetRules;
 use super::vnat::{Vnat, VnatRules};
 use crate::dns::rules::NameRules;
@@ -20,8 +21,7 @@ use crate::lease::network::Network;
 pub(crate) struct HostPlan {
     /// The session's own, in which short names are looked up first.
     pub(crate) namespace: String,
-    /// What the tunnel itself needs, and is therefore never routed into it.
-    pub(crate) protected: Vec<IpAddr>,
+    pub(crate) protected: Protected,
     pub(crate) names: NameRules,
     pub(crate) subnets: SubnetRules,
     pub(crate) vnat_rules: VnatRules,
@@ -42,7 +42,7 @@ impl HostPlan {
     /// What to ask of the root daemon while the cluster is like this.
     pub(crate) fn network(&self, cluster: &ClusterInfo) -> Network {
         // Of a subnet that is shown elsewhere, the host's own addresses are not in it.
-        let protected = self.protected.iter().copied();
+        let protected = self.protected.addresses();
         let protected: Vec<IpAddr> = protected
             .filter(|address| self.vnat.shown(*address) == *address)
             .collect();
@@ -79,10 +79,11 @@ impl HostPlan {
             domains.insert(cluster.domain.clone());
             domains.insert("svc".into());
             domains.extend(cluster.namespaces.iter().cloned());
+            domains.extend(cluster.headless.keys().cloned());
         }
         domains.retain(|domain| !self.names.excludes(domain));
-        let own = self.names.domains();
-        domains.into_iter().chain(own).collect()
+        // A resolver may not take all of them, and the user's are few.
+        self.names.domains().chain(domains).collect()
     }
 }
 
@@ -103,7 +104,10 @@ mod tests {
     fn plan(protected: &[&str]) -> HostPlan {
         HostPlan {
             namespace: "shop".into(),
-            protected: protected.iter().map(|text| text.parse().unwrap()).collect(),
+            protected: protected
+                .iter()
+                .map(|text| text.parse::<IpAddr>().unwrap())
+                .collect(),
             ..HostPlan::default()
         }
     }
@@ -146,17 +150,19 @@ mod tests {
             pod_subnets: vec!["10.244.0.0/16".parse().unwrap()],
             service_subnets: vec![],
             namespaces: ["dev".to_owned(), "shop".to_owned()].into(),
+            headless: [("store".to_owned(), "shop".to_owned())].into(),
             ..cluster()
         };
         assert_eq!(
             plan.network(&cluster).domains,
             [
+                "corp.example",
+                "db.example.com",
                 "244.10.in-addr.arpa",
                 "cluster.local",
                 "shop",
+                "store",
                 "svc",
-                "corp.example",
-                "db.example.com",
             ]
         );
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvpn_proto::v1::session_server::SessionServer;
 use kvpn_proto::{Failure, Reason, names, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
@@ -15,11 +15,15 @@ use tracing_subscriber::EnvFilter;
 
 use super::api::{self, Api, QuitRequest};
 use super::args::SessionArgs;
+use super::cluster_info::ClusterInfo;
 use super::connect::{Connected, Host, Registered, connect};
 use super::engagements::Engagements;
 use super::events;
+use super::host_plan::HostPlan;
 use super::socket::Place;
 use crate::fault::point;
+use crate::lease::client::Lease;
+use crate::lease::network::Network;
 
 /// How long the cluster may take to forget the session.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(3);
@@ -115,7 +119,7 @@ async fn stay(
         extra,
         engagements,
         mut supervisor,
-        plan,
+        mut plan,
         network,
     } = connected;
     let about = (
@@ -162,19 +166,12 @@ async fn stay(
             }
             Ok(()) = changes.changed() => {
                 let cluster = changes.borrow_and_update().clone();
-                if let Err(failure) = plan.find_places(&cluster).await {
-                    warn!(error = failure.message, "A subnet stays at its own addresses");
-                }
-                let wanted = plan.network(&cluster);
-                if wanted != *network.borrow() {
-                    info!(subnets = ?wanted.subnets, "The cluster has changed");
-                    match host.lease.set_network(&wanted).await {
-                        Ok(()) => {
-                            network.send_replace(wanted);
-                        }
-                        Err(error) => warn!(%error, "The host's network cannot follow"),
-                    }
-                }
+                follow(&plan, &cluster, &mut host.lease, &network).await;
+            }
+            () = plan.protected.changed() => {
+                info!("The host has other name servers");
+                let cluster = changes.borrow().clone();
+                follow(&plan, &cluster, &mut host.lease, &network).await;
             }
         }
     };
@@ -210,6 +207,32 @@ async fn stay(
     };
     server.finish().await;
     outcome
+}
+
+/// Has the host follow what is other in the cluster, or on the host itself.
+async fn follow(
+    plan: &HostPlan,
+    cluster: &ClusterInfo,
+    lease: &mut Lease,
+    network: &watch::Sender<Network>,
+) {
+    if let Err(failure) = plan.find_places(cluster).await {
+        warn!(
+            error = failure.message,
+            "A subnet stays at its own addresses"
+        );
+    }
+    let wanted = plan.network(cluster);
+    if wanted == *network.borrow() {
+        return;
+    }
+    info!(subnets = ?wanted.subnets, "The host's network follows");
+    match lease.set_network(&wanted).await {
+        Ok(()) => {
+            network.send_replace(wanted);
+        }
+        Err(error) => warn!(%error, "The host's network cannot follow"),
+    }
 }
 
 fn answer_quit(

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures::future::join_all;
 use kvpn_proto::story::{Place, Step};
 use kvpn_proto::v1::{Answerer, ExplainResponse};
 use tokio::time::timeout;
@@ -18,6 +19,7 @@ const HOSTS: &str = "/etc/hosts";
 /// Looks the name up as programs do; tells who answers, and returns its addresses.
 pub(super) async fn resolve(name: &str, sessions: &Sessions, steps: &mut Vec<Step>) -> Vec<IpAddr> {
     let (explained, found) = tokio::join!(explain(name, sessions), look_up(name));
+    let explained = choose(explained, found.as_deref().unwrap_or_default());
     let in_hosts = std::fs::read_to_string(HOSTS).is_ok_and(|text| names(&text, name));
     if in_hosts {
         steps.push(Step::on(
@@ -25,7 +27,13 @@ pub(super) async fn resolve(name: &str, sessions: &Sessions, steps: &mut Vec<Ste
             format!("{name} stands in {HOSTS}, so nobody is asked."),
         ));
     } else {
-        steps.push(resolver(name, explained.as_ref()));
+        steps.push(match &explained {
+            None if !sessions.is_empty() => Step::on(
+                Place::Resolver,
+                format!("Who is asked for {name} the connection does not say in time."),
+            ),
+            explained => resolver(name, explained.as_ref()),
+        });
     }
     let explained = explained.as_ref().filter(|_| !in_hosts);
     let records = match &found {
@@ -40,23 +48,33 @@ pub(super) async fn resolve(name: &str, sessions: &Sessions, steps: &mut Vec<Ste
 
 type Explained<'a> = (&'a Session, ExplainResponse);
 
-/// What the sessions make of it: the first whose cluster has the name, else the first
-/// that would ask its cluster.
-async fn explain<'a>(name: &str, sessions: &'a Sessions) -> Option<Explained<'a>> {
-    let mut chosen: Option<Explained<'a>> = None;
-    for session in sessions.iter() {
-        let Some(explained) = session.explain(name, &[]).await else {
-            continue;
-        };
-        let rank = |it: &ExplainResponse| (!it.records.is_empty(), it.answerer() != Answerer::Host);
-        if chosen
-            .as_ref()
-            .is_none_or(|(_, best)| rank(&explained) > rank(best))
-        {
-            chosen = Some((session, explained));
-        }
-    }
-    chosen
+/// What the sessions make of it, as far as they say.
+async fn explain<'a>(name: &str, sessions: &'a Sessions) -> Vec<Explained<'a>> {
+    let explain =
+        |session: &'a Session| async move { Some((session, session.explain(name, &[]).await?)) };
+    let explained = join_all(sessions.iter().map(explain)).await;
+    explained.into_iter().flatten().collect()
+}
+
+/// The one whose cluster gave the addresses that were found, else the first whose
+/// cluster has the name, else the first that would ask its cluster.
+fn choose<T>(
+    explained: Vec<(T, ExplainResponse)>,
+    found: &[IpAddr],
+) -> Option<(T, ExplainResponse)> {
+    let gave = |record: &String| {
+        let data = record.split_whitespace().next_back();
+        let address = data.and_then(|data| data.parse().ok());
+        address.is_some_and(|address| found.contains(&address))
+    };
+    // The last of equals is taken.
+    explained.into_iter().rev().max_by_key(|(_, it)| {
+        (
+            it.records.iter().any(gave),
+            !it.records.is_empty(),
+            it.answerer() != Answerer::Host,
+        )
+    })
 }
 
 async fn look_up(name: &str) -> Result<Vec<IpAddr>, String> {
@@ -177,6 +195,34 @@ mod tests {
         assert!(found.iter().all(IpAddr::is_loopback) && !found.is_empty());
         assert!(steps.iter().all(|step| step.ok), "{steps:?}");
         assert!(steps[0].text.contains(HOSTS), "{steps:?}");
+    }
+
+    #[test]
+    fn of_two_clusters_the_one_that_was_heard_is_told() {
+        let of = |record: &str, answerer: Answerer| ExplainResponse {
+            records: (!record.is_empty())
+                .then(|| record.to_owned())
+                .into_iter()
+                .collect(),
+            answerer: answerer.into(),
+            ..ExplainResponse::default()
+        };
+        let all = || {
+            vec![
+                (0, of("", Answerer::Host)),
+                (1, of("", Answerer::Cluster)),
+                (2, of("web.svc.x A 10.96.0.1", Answerer::Cluster)),
+                (3, of("web.svc.x A 10.96.0.2", Answerer::Cluster)),
+            ]
+        };
+        let chosen = |mut all: Vec<_>, length, found: &str| {
+            all.truncate(length);
+            choose(all, &[found.parse().unwrap()]).map(|(which, _)| which)
+        };
+        assert_eq!(chosen(all(), 4, "10.96.0.2"), Some(3));
+        assert_eq!(chosen(all(), 4, "192.0.2.1"), Some(2));
+        assert_eq!(chosen(all(), 2, "192.0.2.1"), Some(1));
+        assert_eq!(chosen(all(), 0, "192.0.2.1"), None);
     }
 
     #[test]

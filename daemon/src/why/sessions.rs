@@ -116,10 +116,7 @@ async fn dial(socket: &Path) -> io::Result<UnixStream> {
 }
 
 fn sockets() -> Vec<PathBuf> {
-    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR")
-        .filter(|dir| !dir.is_empty())
-        .map(PathBuf::from);
-    let dir = names::sessions_dir(runtime_dir, Uid::current().as_raw());
+    let dir = names::sessions_dir(Uid::current().as_raw());
     let files = dir.read_dir().into_iter().flatten().flatten();
     let is_session = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str());

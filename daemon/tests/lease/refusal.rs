@@ -64,16 +64,34 @@ fn name_server_on_every_address_makes_the_lease_fail_whole() {
 }
 
 #[test]
-fn device_of_the_same_name_is_not_touched() {
+fn devices_of_the_same_names_are_not_touched() {
     let host = Host::new();
     let _daemon = host.daemon();
-    host.sh("ip tuntap add dev kvpn0 mode tun");
+    for slot in 0..8 {
+        host.sh(&format!("ip tuntap add dev kvpn{slot} mode tun"));
+    }
     refused(
         &host,
         &["10.96.0.0/16"],
         "HostRefused",
         &["kvpn0 exists already"],
     );
+}
+
+#[test]
+fn what_others_have_of_a_slot_leaves_the_next_one() {
+    let host = Host::new();
+    let _daemon = host.daemon();
+    host.sh("ip tuntap add dev kvpn0 mode tun
+             sysctl -qw net.ipv4.ip_nonlocal_bind=1");
+    // As a session does that is stopped, whose lease has ended.
+    let _stuck = host.in_network(|| UdpSocket::bind("198.18.1.1:53").unwrap());
+    let before = host.snapshot();
+    let mut client = host.client();
+    let granted = client.acquire(&["10.96.0.0/16"]).unwrap();
+    assert_eq!(granted.message.device, "kvpn2");
+    drop((client, granted));
+    host.wait_until_it_is(&before);
 }
 
 #[test]

@@ -51,26 +51,29 @@ fn complete(message: &[u8], asked: &Name, answer: &[u8]) {
         pod_subnets: vec!["10.244.0.0/16".parse().expect("a subnet")],
         domain: "cluster.local".into(),
         namespaces: ["shop".to_owned()].into(),
+        headless: [("store".to_owned(), "shop".to_owned())].into(),
         ..ClusterInfo::default()
     };
     let rules = NameRules::new(&[], &["example.com".into()], &[], "shop").expect("rules");
-    let full = match names::classify(asked, &cluster, &rules) {
-        Route::Completed(full) => full,
-        Route::Cluster | Route::Upstream | Route::Nowhere => asked.clone(),
+    let names = match names::classify(asked, &cluster, &rules) {
+        Route::Completed(names) => names,
+        Route::Cluster | Route::Upstream | Route::Nowhere => vec![asked.clone()],
     };
     if let Some(address) = rewrite::reverse_address(asked) {
         let again = rewrite::reverse_address(&Name::from(address));
         assert_eq!(again, Some(address));
     }
-    if let Ok(question) = rewrite::question(message, &full) {
-        let question = Message::from_vec(&question).expect("its own encoding");
-        assert!(question.queries.iter().all(|query| *query.name() == full));
-    }
-    if let Ok(mut answer) = Message::from_vec(answer) {
-        rewrite::answer(&mut answer, &full, asked);
-        rewrite::addresses(&mut answer, |address| address);
-        rewrite::age(&mut answer, std::time::Duration::from_secs(1));
-        rewrite::forbid_caching(&mut answer);
-        let _ = answer.to_vec();
+    for full in names {
+        if let Ok(question) = rewrite::question(message, &full) {
+            let question = Message::from_vec(&question).expect("its own encoding");
+            assert!(question.queries.iter().all(|query| *query.name() == full));
+        }
+        if let Ok(mut answer) = Message::from_vec(answer) {
+            rewrite::answer(&mut answer, &full, asked);
+            rewrite::addresses(&mut answer, |address| address);
+            rewrite::age(&mut answer, std::time::Duration::from_secs(1));
+            rewrite::forbid_caching(&mut answer);
+            let _ = answer.to_vec();
+        }
     }
 }

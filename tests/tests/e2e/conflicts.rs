@@ -150,3 +150,37 @@ fn never_proxy_keeps_gateway_and_source() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn name_servers_of_another_network_stay_the_hosts() -> Result<()> {
+    const COPY: &str = "/etc/resolv.conf.before";
+    let developer = Developer::at(1)?;
+    let shell = |script: &str| -> Result<String> {
+        let output = developer.laptop.root().run(["sh", "-c", script])?;
+        Ok(output.success()?.stdout)
+    };
+    let before = developer.laptop.host_state()?;
+    developer.connect()?;
+    let server = cluster_ips(&developer.lab, "web")?.remove(0);
+    ensure!(device(&developer, &server)?.starts_with("kvpn"));
+
+    // As a program does that joins another network.
+    shell(&format!(
+        "cp /etc/resolv.conf {COPY} && echo 'nameserver {server}' > /etc/resolv.conf"
+    ))?;
+    wait_for("it is not captured", Duration::from_secs(10), || {
+        let device = device(&developer, &server)?;
+        Ok((!device.starts_with("kvpn")).then_some(()))
+    })?;
+    developer.kvpn(["quit"])?.success()?;
+    assert_eq!(
+        shell("cat /etc/resolv.conf")?,
+        format!("nameserver {server}\n")
+    );
+
+    // What kvpn had written has what was before in it, which the next daemon restores.
+    shell(&format!("mv {COPY} /etc/resolv.conf"))?;
+    developer.connect()?;
+    developer.kvpn(["quit"])?.success()?;
+    is_as_before(&developer, &before)
+}

@@ -28,7 +28,7 @@ spec: {type: ExternalName, externalName: kubernetes.default.svc.cluster.local}
 "#;
 
 /// Questions whose answers must be those of a pod.
-const QUESTIONS: [[&str; 2]; 21] = [
+const QUESTIONS: [[&str; 2]; 22] = [
     ["web", "A"],
     ["web", "AAAA"],
     ["web.shop", "A"],
@@ -44,6 +44,7 @@ const QUESTIONS: [[&str; 2]; 21] = [
     ["store.shop.svc", "AAAA"],
     ["store-0.store.shop.svc.cluster.local", "A"],
     ["store-0.store.shop", "AAAA"],
+    ["store-0.store", "A"],
     ["outside.shop.svc.cluster.local", "A"],
     ["outside", "CNAME"],
     ["_http._tcp.four.shop.svc.cluster.local", "SRV"],
@@ -54,7 +55,7 @@ const QUESTIONS: [[&str; 2]; 21] = [
 ];
 
 /// Names whose addresses every resolver must find.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "web",
     "web.shop",
     "web.shop.svc",
@@ -63,6 +64,7 @@ const NAMES: [&str; 9] = [
     "four",
     "store",
     "store-0.store.shop.svc.cluster.local",
+    "store-0.store",
     "outside.shop.svc.cluster.local",
 ];
 

@@ -98,12 +98,14 @@ impl TrafficManager for SessionApi {
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         let (connection, _) = identified(request.extensions())?;
         let ping_supported = self.dialer.can_ping();
+        let namespace = request.into_inner().namespace;
+        let mut told = None;
         let views = WatchStream::new(self.cluster.clone()).filter_map(move |view| {
-            let message = view.map(|view| v1::WatchClusterResponse {
-                ping_supported,
-                ..view.into()
-            });
-            std::future::ready(message.map(Ok))
+            let message = view.map(|view| view.message(&namespace, ping_supported));
+            // Others are told of other Services.
+            let is_new = message.is_some() && message != told;
+            told.clone_from(&message);
+            std::future::ready(message.filter(|_| is_new).map(Ok))
         });
         Ok(Response::new(until_closed(views, connection)))
     }

@@ -50,6 +50,8 @@ pub(crate) enum FactChange {
     ServiceIps(Change<Fact<Vec<IpAddr>>>),
     PodIps(Change<Fact<Vec<IpAddr>>>),
     Namespaces(Change<Fact<()>>),
+    /// Whether a Service has no address of its own.
+    Headless(Change<Fact<bool>>),
 }
 
 /// All facts.
@@ -61,6 +63,7 @@ pub(crate) struct Facts {
     service_ips: BTreeMap<Key, Fact<Vec<IpAddr>>>,
     pod_ips: BTreeMap<Key, Fact<Vec<IpAddr>>>,
     namespaces: BTreeMap<Key, Fact<()>>,
+    headless: BTreeMap<Key, Fact<bool>>,
     awaited: BTreeSet<Source>,
 }
 
@@ -73,6 +76,7 @@ impl Facts {
             service_ips: BTreeMap::new(),
             pod_ips: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            headless: BTreeMap::new(),
             awaited: Source::ALL.into(),
         }
     }
@@ -100,6 +104,7 @@ impl Facts {
                 let settled = self.settle_on_list(Source::Namespaces, &change);
                 follow(&mut self.namespaces, change) | settled
             }
+            FactChange::Headless(change) => follow(&mut self.headless, change),
         }
     }
 
@@ -136,6 +141,12 @@ impl Facts {
             service_subnets: IpNet::aggregate(&service_subnets),
             domain: self.domain.clone(),
             namespaces: self.namespaces.keys().map(|key| key.name.clone()).collect(),
+            headless: self
+                .headless
+                .iter()
+                .filter(|(_, fact)| fact.value)
+                .map(|(key, _)| key.clone())
+                .collect(),
         })
     }
 }

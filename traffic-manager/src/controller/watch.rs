@@ -1,40 +1,26 @@
 //! Watches of the API server.
 
+mod follow;
+
 use std::fmt::Debug;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::join_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::ListParams;
-use kube::runtime::utils::Backoff;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use kvpn_proto::crd::{Engagement, Session};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tracing::{debug, warn};
 
 use crate::cluster::{Cluster, Fact, FactChange, Names, Source};
 use crate::hub::Hub;
 use crate::state::{Change, Event, Key, PodView};
-
-/// The first and the longest pause after a watch has failed.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// How long one watch lasts, in seconds. Not much longer than this goes unseen
-/// that the way to the API server has become a dead end.
-const WATCH_SECONDS: u32 = 60;
-
-/// How long the API server may take for one request.
-const REQUEST: Duration = Duration::from_secs(10);
+use follow::{follow, follow_as, is_readable};
 
 /// Labels of EndpointSlices: whose they are, and that it is a headless Service
 /// (<https://kubernetes.io/docs/reference/labels-annotations-taints/>).
@@ -155,19 +141,25 @@ impl Watches {
     /// Watches what Services' names depend on: the Services, and which pods are
     /// behind those that have no address of their own.
     fn spawn_names(&self, tasks: &mut JoinSet<()>, scope: &Option<String>) {
-        let names = Arc::clone(&self.names);
-        let service = |service: &Service| Some(service.name_any());
-        let services = self.api::<Service>(scope);
-        let all = watcher::Config::default();
-        tasks.spawn(follow_names(services, all, names, service));
+        let (cluster, names) = (Arc::clone(&self.cluster), Arc::clone(&self.names));
+        let emit = move |change: Change<Service>| {
+            tell(&names, &change, |service| Some(service.name_any()));
+            let headless = change.map(|service| fact(&service, is_headless(&service)));
+            cluster.handle(FactChange::Headless(headless));
+        };
+        tasks.spawn(follow(self.api(scope), scope.clone(), emit, || {}));
 
         let names = Arc::clone(&self.names);
-        let service = |slice: &EndpointSlice| slice.labels().get(SERVICE_LABEL).cloned();
+        let emit = move |change: Change<EndpointSlice>| {
+            tell(&names, &change, |slice| {
+                slice.labels().get(SERVICE_LABEL).cloned()
+            });
+        };
         let slices = self.api::<EndpointSlice>(scope);
         let headless = watcher::Config::default().labels(HEADLESS_LABEL);
         tasks.spawn(async move {
             if is_readable(&slices).await {
-                follow_names(slices, headless, names, service).await;
+                follow_as(slices, headless, None, emit, || {}).await;
             }
         });
     }
@@ -233,140 +225,25 @@ impl Watches {
     }
 }
 
-/// Tells of each change which Service's names it concerns, for ever.
-async fn follow_names<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    names: Arc<Names>,
-    service: impl Fn(&K) -> Option<String> + Send,
-) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    K::DynamicType: Default,
-{
-    let emit = move |change: Change<K>| match change {
+/// Tells which Service's names a change concerns.
+fn tell<K: Resource>(names: &Names, change: &Change<K>, service: impl Fn(&K) -> Option<String>) {
+    match change {
         // What has changed before a list is not in it.
         Change::Listed { .. } => names.change_all(),
         Change::Applied(object) | Change::Deleted(object) => {
-            if let Some(service) = service(&object) {
+            if let Some(service) = service(object) {
                 names.change(Key::new(object.namespace().unwrap_or_default(), service));
             }
         }
-    };
-    follow_as(api, config, None, emit, || {}).await;
-}
-
-/// Passes a watch's events on, for ever. `listed` is called after the first
-/// list.
-async fn follow<K>(
-    api: Api<K>,
-    namespace: Option<String>,
-    emit: impl FnMut(Change<K>) + Send,
-    listed: impl FnMut() + Send,
-) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    K::DynamicType: Default,
-{
-    follow_as(api, watcher::Config::default(), namespace, emit, listed).await;
-}
-
-/// As `follow`, of the objects that `config` selects.
-async fn follow_as<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    namespace: Option<String>,
-    mut emit: impl FnMut(Change<K>) + Send,
-    mut listed: impl FnMut() + Send,
-) where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    K::DynamicType: Default,
-{
-    let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let config = config.timeout(WATCH_SECONDS);
-    let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
-    let mut items = Vec::new();
-    let mut first = true;
-    let mut last_error = String::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(watcher::Event::Init) => items.clear(),
-            Ok(watcher::Event::InitApply(object)) => items.push(object),
-            Ok(watcher::Event::InitDone) => {
-                emit(Change::Listed {
-                    namespace: namespace.clone(),
-                    items: std::mem::take(&mut items),
-                });
-                if std::mem::take(&mut first) {
-                    listed();
-                }
-                last_error.clear();
-            }
-            Ok(watcher::Event::Apply(object)) => emit(Change::Applied(object)),
-            Ok(watcher::Event::Delete(object)) => emit(Change::Deleted(object)),
-            Err(error) => {
-                let error = error.to_string();
-                if error == last_error {
-                    debug!(kind, error, "watch failed again");
-                } else {
-                    warn!(kind, error, "watch failed");
-                    last_error = error;
-                }
-            }
-        }
     }
 }
 
-/// Whether a kind exists and may be read. Waits while that cannot be told.
-async fn is_readable<K>(api: &Api<K>) -> bool
-where
-    K: Resource + Clone + DeserializeOwned + Debug,
-    K::DynamicType: Default,
-{
-    let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let one = ListParams::default().limit(1);
-    let mut pauses = Pauses::default();
-    loop {
-        match timeout(REQUEST, api.list(&one)).await {
-            Ok(Ok(_)) => return true,
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => {
-                warn!(kind, message = status.message, "going on without this kind");
-                return false;
-            }
-            Ok(Err(error)) => debug!(kind, %error, "cannot be listed yet"),
-            Err(_) => debug!(kind, "the API server did not answer in time"),
-        }
-        tokio::time::sleep(pauses.step()).await;
-    }
-}
-
-/// Pauses that double.
-struct Pauses(Duration);
-
-impl Default for Pauses {
-    fn default() -> Self {
-        Self(PAUSE.0)
-    }
-}
-
-impl Pauses {
-    fn step(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(PAUSE.1);
-        pause
-    }
-}
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        Some(self.step())
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
+fn is_headless(service: &Service) -> bool {
+    let address = service
+        .spec
+        .as_ref()
+        .and_then(|it| it.cluster_ip.as_deref());
+    address == Some("None")
 }
 
 fn fact<V>(object: &impl ResourceExt, value: V) -> Fact<V> {
@@ -403,17 +280,5 @@ mod tests {
         let nets: Vec<IpNet> = parse_all(Some(&["10.96.0.0/99".to_owned()]));
         assert!(nets.is_empty());
         assert!(parse_all::<IpAddr>(None).is_empty());
-    }
-
-    #[test]
-    fn pauses_double_up_to_their_limit_and_start_over() {
-        let mut pauses = Pauses::default();
-        let seen: Vec<u128> = (&mut pauses)
-            .take(8)
-            .map(|pause| pause.as_millis())
-            .collect();
-        assert_eq!(seen, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
-        pauses.reset();
-        assert_eq!(pauses.next(), Some(PAUSE.0));
     }
 }

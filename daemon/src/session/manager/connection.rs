@@ -19,6 +19,8 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Credentials {
     pub(crate) session: OwnSession,
     pub(crate) key: SessionKey,
+    /// The session's, of whose Services it wants to hear.
+    pub(crate) namespace: String,
 }
 
 /// A connection that has not been authenticated yet.
@@ -72,7 +74,9 @@ impl Greeting {
         check(&versions)?;
         let (mut cluster_client, mut dials_client) = (pipe.client(), pipe.client());
         let (mut cluster_changes, dials) = tokio::try_join!(
-            call(cluster_client.watch_cluster(v1::WatchClusterRequest {})),
+            call(cluster_client.watch_cluster(v1::WatchClusterRequest {
+                namespace: credentials.namespace.clone(),
+            })),
             call(dials_client.watch_dials(v1::WatchDialsRequest {})),
         )?;
         let first = tokio::time::timeout(CALL_DEADLINE, cluster_changes.message())
@@ -107,7 +111,7 @@ async fn sign_in(
     nonce: &[u8],
     credentials: &Credentials,
 ) -> Result<v1::AuthenticateResponse, Failure> {
-    let Credentials { session, key } = credentials;
+    let Credentials { session, key, .. } = credentials;
     let request = v1::AuthenticateRequest {
         session: session.name.clone(),
         uid: session.uid.clone(),
