@@ -112,9 +112,9 @@ pub(crate) async fn connect(
         names: args.name_rules(&namespace)?,
         namespace: namespace.clone(),
         protected,
+        vnat: Vnat::new(subnets.clone()),
         subnets,
         vnat_rules,
-        vnat: Vnat::default(),
     };
     let also = plan.subnets.also_proxy().iter().copied();
     let subnets: Vec<IpNet> = connection.cluster().subnets().chain(also).collect();

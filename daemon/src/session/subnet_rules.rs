@@ -59,6 +59,15 @@ impl SubnetRules {
         &self.allowed_conflicts
     }
 
+    /// Tells whether the user leaves an address to the host.
+    pub(crate) fn leaves_to_host(&self, address: IpAddr) -> bool {
+        let longest = |subnets: &[IpNet]| {
+            let fitting = subnets.iter().filter(|subnet| subnet.contains(&address));
+            fitting.map(IpNet::prefix_len).max()
+        };
+        longest(&self.never_proxy) > longest(&self.also_proxy)
+    }
+
     /// What to route, of a cluster with these subnets. What is protected is left
     /// out, unless the user names that very address.
     pub(crate) fn routed(&self, cluster: Vec<IpNet>, protected: &[IpAddr]) -> Vec<IpNet> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use ipnet::IpNet;
 use kvpn_proto::{Failure, Reason, v1};
 
-use super::subnet_rules::{VNAT, parse, without};
+use super::subnet_rules::{SubnetRules, VNAT, parse, without};
 use crate::host_routes::HostRoutes;
 use crate::netlink::Netlink;
 
@@ -22,7 +22,11 @@ pub(crate) struct VnatRules {
 
 /// Where subnets are shown. Clones share it; what is shown once stays where it is.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Vnat(Arc<RwLock<Vec<Mapping>>>);
+pub(crate) struct Vnat {
+    mappings: Arc<RwLock<Vec<Mapping>>>,
+    /// What the user leaves to the host is shown nowhere else.
+    subnets: SubnetRules,
+}
 
 /// Two subnets of the same length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,14 @@ impl VnatRules {
 }
 
 impl Vnat {
+    /// Nothing is shown elsewhere yet.
+    pub(crate) fn new(subnets: SubnetRules) -> Self {
+        Self {
+            mappings: Arc::default(),
+            subnets,
+        }
+    }
+
     /// Also shows those of these subnets that the rules cover, at ranges that nothing
     /// on this host uses.
     ///
@@ -104,13 +116,16 @@ impl Vnat {
                 .ok_or_else(|| no_range(real))?;
             mappings.push(Mapping { real: *real, shown });
         }
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = mappings;
+        *self
+            .mappings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = mappings;
         Ok(())
     }
 
     /// What is shown elsewhere.
     pub(crate) fn mappings(&self) -> Vec<Mapping> {
-        let mappings = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mappings = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
         mappings.clone()
     }
 
@@ -121,6 +136,9 @@ impl Vnat {
 
     /// The address by which the host knows this one of the cluster.
     pub(crate) fn shown(&self, address: IpAddr) -> IpAddr {
+        if self.subnets.leaves_to_host(address) {
+            return address;
+        }
         self.translate(address, |mapping| (mapping.real, mapping.shown))
     }
 
@@ -143,7 +161,7 @@ impl Vnat {
     }
 
     fn translate(&self, address: IpAddr, by: impl Fn(&Mapping) -> (IpNet, IpNet)) -> IpAddr {
-        let mappings = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mappings = self.mappings.read().unwrap_or_else(PoisonError::into_inner);
         let mut mappings = mappings.iter().map(by);
         match mappings.find(|(from, _)| from.contains(&address)) {
             Some((_, to)) => moved(address.into(), to).addr(),
@@ -243,6 +261,23 @@ mod tests {
         }
         // What nobody sees under it is not asked for.
         assert_eq!(vnat.real(address("246.2.0.1")), address("246.2.0.1"));
+    }
+
+    #[test]
+    fn what_is_left_to_the_host_is_shown_nowhere_else() {
+        let texts = |texts: &[&str]| -> Vec<String> {
+            texts.iter().map(|text| (*text).to_owned()).collect()
+        };
+        let rules = SubnetRules::new(&texts(&["10.96.1.2"]), &texts(&["10.96.1.0/24"]), &[]);
+        let vnat = Vnat::new(rules.unwrap());
+        vnat.show(&[net("10.96.0.0/16")], |_| true).unwrap();
+        for (real, shown) in [
+            ("10.96.1.1", "10.96.1.1"),
+            ("10.96.1.2", "246.0.1.2"),
+            ("10.96.2.1", "246.0.2.1"),
+        ] {
+            assert_eq!(vnat.shown(address(real)), address(shown));
+        }
     }
 
     #[test]
