@@ -241,7 +241,13 @@ impl Lab {
 
     /// Starts a laptop's root daemon, and waits until it listens.
     pub fn start_daemon(&mut self, laptop: u8) -> Result<()> {
-        self.laptop(laptop)?.start_daemon(&mut self.state)
+        self.laptop(laptop)?.start_daemon(&mut self.state, None)
+    }
+
+    /// Starts one that stops itself (SIGSTOP) at a step of what it does to the host.
+    pub fn start_daemon_stopping_at(&mut self, laptop: u8, step: usize) -> Result<()> {
+        self.laptop(laptop)?
+            .start_daemon(&mut self.state, Some(step))
     }
 
     /// A laptop's root daemon as it was last started.

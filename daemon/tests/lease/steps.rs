@@ -50,14 +50,28 @@ fn daemon_and_guard_killed_at_any_step() {
     kill_at_every_step(Killed::DaemonAndGuard);
 }
 
-/// The same beside a lease that goes on.
 #[test]
 fn second_session_killed_at_any_step() {
+    kill_beside_a_lease(Killed::Session);
+}
+
+#[test]
+fn daemon_of_two_leases_killed_at_any_step() {
+    kill_beside_a_lease(Killed::Daemon);
+}
+
+#[test]
+fn daemon_of_two_leases_and_guard_killed_at_any_step() {
+    kill_beside_a_lease(Killed::DaemonAndGuard);
+}
+
+/// The same at the steps of a lease beside one that is held all the time.
+fn kill_beside_a_lease(killed: Killed) {
     let host = Host::new();
     let alone = host.snapshot();
     let mut stops = 0;
     for step in 1.. {
-        let daemon = stopping_at(&host, step);
+        let mut daemon = stopping_at(&host, step);
         let mut first = host.client();
         first.name = "first".into();
         let granted = thread::scope(|scope| {
@@ -70,13 +84,23 @@ fn second_session_killed_at_any_step() {
             acquiring.join().unwrap().unwrap()
         });
         let beside = host.snapshot();
-        let stopped = connect_and_quit(&host, &daemon, |session| {
-            hang_up(session);
-            go_on_if_stopped(&daemon);
-        });
+        let stopped = connect_and_quit(&host, &daemon, |session| kill_at(killed, &daemon, session));
         stops += usize::from(stopped);
-        host.wait_at_most(DEADLINE, &beside);
+        let is_gone = stopped && killed != Killed::Session;
+        if is_gone && killed == Killed::DaemonAndGuard {
+            daemon.kill();
+            let _next = host.daemon();
+            host.wait_at_most(DEADLINE, &alone);
+        } else {
+            // With the daemon, the lease that was held has ended, too.
+            host.wait_at_most(DEADLINE, if is_gone { &alone } else { &beside });
+        }
         drop((first, granted));
+        if is_gone {
+            // The next daemon's steps are to be its own.
+            host.wait_for_end_of_journal();
+            continue;
+        }
         // It may stop while this one is undone.
         wait_for("the host as it was", || {
             go_on_if_stopped(&daemon);
@@ -94,24 +118,7 @@ fn kill_at_every_step(killed: Killed) {
     let before = host.snapshot();
     for step in 1.. {
         let mut daemon = stopping_at(&host, step);
-        let pid = daemon.pid();
-        let stopped = connect_and_quit(&host, &daemon, |session| match killed {
-            Killed::Daemon => signal(pid, Signal::SIGKILL),
-            Killed::Session => {
-                hang_up(session);
-                signal(pid, Signal::SIGCONT);
-            }
-            Killed::Both => {
-                hang_up(session);
-                signal(pid, Signal::SIGKILL);
-            }
-            Killed::DaemonAndGuard => {
-                for guard in daemon.guards() {
-                    signal(guard, Signal::SIGKILL);
-                }
-                signal(pid, Signal::SIGKILL);
-            }
-        });
+        let stopped = connect_and_quit(&host, &daemon, |session| kill_at(killed, &daemon, session));
         if !stopped {
             assert!(step > STEPS, "there are only {} steps", step - 1);
             return;
@@ -124,6 +131,27 @@ fn kill_at_every_step(killed: Killed) {
             host.wait_at_most(DEADLINE, &before);
             // The next daemon's steps are to be its own.
             host.wait_for_end_of_journal();
+        }
+    }
+}
+
+/// Kills whom it is to hit while the daemon is stopped.
+fn kill_at(killed: Killed, daemon: &Daemon, session: &UnixStream) {
+    match killed {
+        Killed::Daemon => signal(daemon.pid(), Signal::SIGKILL),
+        Killed::Session => {
+            hang_up(session);
+            signal(daemon.pid(), Signal::SIGCONT);
+        }
+        Killed::Both => {
+            hang_up(session);
+            signal(daemon.pid(), Signal::SIGKILL);
+        }
+        Killed::DaemonAndGuard => {
+            for guard in daemon.guards() {
+                signal(guard, Signal::SIGKILL);
+            }
+            signal(daemon.pid(), Signal::SIGKILL);
         }
     }
 }

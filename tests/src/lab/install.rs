@@ -83,7 +83,7 @@ pub(crate) fn daemons(layout: &Layout, state: &mut State) -> Result<()> {
     for number in net::LAPTOPS {
         let laptop = laptop::Laptop::find(layout, state, number)?;
         laptop.stop_daemon(state)?;
-        laptop.start_daemon(state)?;
+        laptop.start_daemon(state, None)?;
     }
     step("The root daemons of the laptops listen");
     Ok(())

@@ -149,9 +149,12 @@ impl Laptop {
     }
 
     /// Starts the root daemon, and waits until it listens.
-    pub fn start_daemon(&self, state: &mut State) -> Result<()> {
+    pub fn start_daemon(&self, state: &mut State, fault_point: Option<usize>) -> Result<()> {
         let name = daemon(self.number);
-        let command = Cmd::new("kvpnd").env("RUST_LOG", "debug");
+        let mut command = Cmd::new("kvpnd").env("RUST_LOG", "debug");
+        if let Some(fault_point) = fault_point {
+            command = command.env("KVPN_FAULT_POINT", fault_point.to_string());
+        }
         start::entering(&self.layout, state, &name, self.root().enter(), &command)?;
         let socket = self.path(kvpn_proto::names::DAEMON_SOCKET);
         crate::wait_for("the root daemon listens", Duration::from_secs(10), || {

@@ -1,11 +1,12 @@
-//! A session killed at each step of connect and quit, alone or with the root daemon:
-//! the laptop is as it was. The session stops itself after each step in turn, by its
-//! own list of them, until there is none left.
+//! A session or a root daemon killed at each step of connect and quit, or both: the
+//! laptop is as it was. Who is to be killed stops itself after each step in turn, by
+//! its own list of them, until there is none left.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kvpn_tests::lab::HostState;
 use kvpn_tests::lab::cgroup;
 use kvpn_tests::{Background, wait_for};
 use nix::sys::signal::{Signal, kill};
@@ -37,8 +38,8 @@ fn kill_at_every_step(and_daemon: bool) -> Result<()> {
     let before = developer.laptop.host_state()?;
     for step in 1.. {
         let mut command = connect_and_quit(&developer, step)?;
-        let Some(session) = wait_for("it stops or ends", DEADLINE, || stopped(&mut command))?
-        else {
+        let find = || stopped(&mut command, stopped_session);
+        let Some(session) = wait_for("it stops or ends", DEADLINE, find)? else {
             ensure!(step > STEPS, "there are only {} steps", step - 1);
             return Ok(());
         };
@@ -49,11 +50,7 @@ fn kill_at_every_step(and_daemon: bool) -> Result<()> {
         }
         // How it fails depends on the step.
         let ended = command.wait(DEADLINE).map(drop);
-        let as_before = wait_for("the laptop is as before", LIMIT, || {
-            let differences = before.differences(&developer.laptop.host_state()?);
-            ensure!(differences.is_empty(), "{}", differences.join("\n"));
-            Ok(Some(()))
-        });
+        let as_before = is_as_before(&developer, &before);
         if and_daemon {
             developer.lab.start_daemon(1)?;
         }
@@ -64,21 +61,92 @@ fn kill_at_every_step(and_daemon: bool) -> Result<()> {
     Ok(())
 }
 
-/// Connects with a session that stops at a step, and quits.
+#[test]
+fn root_daemon_killed_at_any_step_leaves_a_laptop_with_resolved_as_before() -> Result<()> {
+    let mut developer = Developer::at(1)?;
+    let _resolved = developer.laptop.with_resolved()?;
+    let before = developer.laptop.host_state()?;
+    let mut killed = Ok(true);
+    for step in 1.. {
+        stop_daemon(&developer)?;
+        developer.lab.start_daemon_stopping_at(1, step)?;
+        killed = kill_daemon_when_stopped(&developer, &before);
+        if !matches!(killed, Ok(true)) {
+            killed = killed.with_context(|| format!("step {step}"));
+            ensure!(
+                killed.is_err() || step > STEPS,
+                "there are only {} steps",
+                step - 1
+            );
+            break;
+        }
+    }
+    // The next test needs one that does not stop.
+    stop_daemon(&developer)?;
+    developer.lab.start_daemon(1)?;
+    killed.map(drop)
+}
+
+fn stop_daemon(developer: &Developer) -> Result<()> {
+    let daemon = developer.lab.daemon(1).context("no root daemon")?;
+    daemon.signal(Signal::SIGCONT);
+    daemon.stop(LIMIT)
+}
+
+/// Connects and quits; kills the daemon once it has stopped, and tells whether it
+/// did.
+fn kill_daemon_when_stopped(developer: &Developer, before: &HostState) -> Result<bool> {
+    let daemon = developer.lab.daemon(1).context("no root daemon")?;
+    let mut command = connect_and_quit(developer, 0)?;
+    let find = || {
+        stopped(&mut command, || {
+            Ok(is_stopped(daemon.pid).then_some(daemon.pid))
+        })
+    };
+    let is_stopped = wait_for("it stops or ends", DEADLINE, find)?.is_some();
+    if is_stopped {
+        daemon.signal(Signal::SIGKILL);
+    }
+    // How it fails depends on the step.
+    let ended = command.wait(DEADLINE).map(drop);
+    is_as_before(developer, before)?;
+    ended.map(|()| is_stopped)
+}
+
+fn is_as_before(developer: &Developer, before: &HostState) -> Result<()> {
+    wait_for("the laptop is as before", LIMIT, || {
+        let differences = before.differences(&developer.laptop.host_state()?);
+        ensure!(differences.is_empty(), "{}", differences.join("\n"));
+        Ok(Some(()))
+    })
+}
+
+/// Connects with a session that stops at a step, and quits. No session stops at 0.
 fn connect_and_quit(developer: &Developer, step: usize) -> Result<Background> {
     let script = format!("KVPN_FAULT_POINT={step} kvpn connect -n {SHOP} && kvpn quit");
     developer.laptop.user().spawn(["sh", "-c", &script])
 }
 
-/// The session, once it has stopped; `Some(None)` once the command has ended without.
-fn stopped(command: &mut Background) -> Result<Option<Option<i32>>> {
-    for pid in cgroup::members()? {
-        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-        let is_session = read("cmdline").is_ok_and(|it| it.contains("kvpnd\0session\0"));
-        let is_stopped = read("stat").is_ok_and(|it| it.contains(") T "));
-        if is_session && is_stopped {
-            return Ok(Some(Some(pid)));
-        }
+/// Who is found to have stopped; `Some(None)` once the command has ended without.
+fn stopped(
+    command: &mut Background,
+    find: impl FnOnce() -> Result<Option<i32>>,
+) -> Result<Option<Option<i32>>> {
+    if let Some(pid) = find()? {
+        return Ok(Some(Some(pid)));
     }
     Ok(command.has_ended()?.then_some(None))
+}
+
+fn stopped_session() -> Result<Option<i32>> {
+    let is_session = |pid: &i32| {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        command.is_ok_and(|it| it.contains("kvpnd\0session\0"))
+    };
+    let mut sessions = cgroup::members()?.into_iter().filter(is_session);
+    Ok(sessions.find(|pid| is_stopped(*pid)))
+}
+
+fn is_stopped(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|it| it.contains(") T "))
 }
