@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::figures::Way;
 use super::interrupt;
-use super::ports::NAMESPACE;
+use super::ports::{NAME, NAMESPACE};
 use crate::lab::laptop::{self, Login};
 use crate::lab::layout::Profile;
 use crate::lab::{Lab, Options};
@@ -197,6 +197,13 @@ impl Rig {
     /// The same for a client that does not go to the server.
     pub(super) fn local_client(&self, way: Way, args: &[&str]) -> Result<Value> {
         measure(self.user(way)?.cmd(["kvpn-bench"]).args(args))
+    }
+
+    /// Runs a client in the server's pod, which is what a pod itself measures.
+    pub(super) fn in_pod(&self, args: &[&str]) -> Result<Value> {
+        let pod = format!("deployment/{NAME}");
+        let exec = ["-n", NAMESPACE, "exec", &pod, "--", "/kvpn-bench"];
+        measure(self.lab.kubectl(exec).args(args))
     }
 
     /// Deploys the sample application.

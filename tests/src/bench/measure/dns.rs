@@ -1,11 +1,12 @@
-//! How long names take: of the cluster, asked of its own name servers or by kvpn, and
-//! of the laptop's own network, connected or not.
+//! How long names take: of the cluster, asked in a pod or by kvpn, and of the laptop's
+//! own network, connected or not.
 
 use anyhow::Result;
+use serde_json::Value;
 
 use super::{Work, number};
 use crate::bench::figures::Way;
-use crate::lab::net::CLUSTER_DNS_V4;
+use crate::bench::rig::Rig;
 use crate::lab::wire::OFFICE_PRINTER;
 
 /// A service that every cluster has.
@@ -21,13 +22,19 @@ const FOREIGN: Keys = [
 type Keys = [(&'static str, &'static str); 2];
 
 pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
-    let server = format!("--server={CLUSTER_DNS_V4}");
-    measure(work, SERVICE, OF_CLUSTER, Some(&server))?;
-    measure(work, OFFICE_PRINTER.0, FOREIGN, None)
+    let in_pod = |rig: &Rig, args: &[&str]| rig.in_pod(args);
+    measure(work, SERVICE, OF_CLUSTER, in_pod)?;
+    let apart = |rig: &Rig, args: &[&str]| rig.local_client(Way::Direct, args);
+    measure(work, OFFICE_PRINTER.0, FOREIGN, apart)
 }
 
-/// `server` is whom the laptop without kvpn asks, if not its own name server.
-fn measure(work: &mut Work<'_>, name: &str, keys: Keys, server: Option<&str>) -> Result<()> {
+/// `direct` asks without kvpn.
+fn measure(
+    work: &mut Work<'_>,
+    name: &str,
+    keys: Keys,
+    direct: impl Fn(&Rig, &[&str]) -> Result<Value>,
+) -> Result<()> {
     let names = keys.map(|(key, _)| key);
     if !work.wants_any(&names) {
         return Ok(());
@@ -35,11 +42,11 @@ fn measure(work: &mut Work<'_>, name: &str, keys: Keys, server: Option<&str>) ->
     for round in work.rounds() {
         for way in [Way::Kvpn, Way::Direct] {
             let [seconds, warm] = work.time();
-            let mut args = vec!["names", "--name", name, &seconds, &warm];
-            if way == Way::Direct {
-                args.extend(server);
-            }
-            let measured = work.rig.local_client(way, &args)?;
+            let args = ["names", "--name", name, &seconds, &warm];
+            let measured = match way {
+                Way::Direct => direct(work.rig, &args)?,
+                Way::Kvpn | Way::Pipe => work.rig.local_client(way, &args)?,
+            };
             for (key, name) in keys {
                 work.samples.add(key, way, number(&measured, name)?);
             }

@@ -81,9 +81,6 @@ enum Command {
         /// The name, which must have an IPv4 address
         #[arg(long)]
         name: String,
-        /// The name server, if not the host's own
-        #[arg(long)]
-        server: Option<IpAddr>,
         #[command(flatten)]
         time: Time,
     },
@@ -161,7 +158,7 @@ fn run(command: Command) -> Result<Value> {
             time,
         } => connects::run(&to.target()?, at_once, stalled, time),
         Command::Idle { to, count } => idle::run(&to.target()?, count),
-        Command::Names { name, server, time } => names::run(&name, server, time),
+        Command::Names { name, time } => names::run(&name, time),
         Command::Datagrams { to, size, time } => datagrams::run(to.address()?, size, time),
     }?;
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time")?;

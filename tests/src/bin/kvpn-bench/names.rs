@@ -18,12 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer without EDNS (RFC 1035), in bytes.
 const MAX_ANSWER: usize = 512;
 
-/// Asks again and again, one question at a time: that name server, or the host's.
-pub(crate) fn run(name: &str, server: Option<IpAddr>, time: Time) -> Result<Value> {
-    let server = match server {
-        Some(server) => server,
-        None => configured()?,
-    };
+/// Asks the host's name server again and again, one question at a time.
+pub(crate) fn run(name: &str, time: Time) -> Result<Value> {
+    let server = configured()?;
     let name = Name::from_ascii(name).context("a name")?;
     let socket = UdpSocket::bind((any_of(server), 0)).context("bind")?;
     socket.connect((server, 53)).context("connect")?;
