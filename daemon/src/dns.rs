@@ -14,7 +14,7 @@ mod upstream;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_server::Server;
 use kvpn_proto::v1::Resolver;
@@ -96,8 +96,7 @@ fn start(
     sources: Sources,
 ) -> io::Result<NameServer> {
     let cache = Cache::default();
-    let foreign = Cache::default();
-    foreign.set_live(true, Instant::now());
+    let foreign = Cache::live();
     let fresh = tokio::spawn(fresh::keep_fresh(sources.manager.clone(), cache.clone()));
     let mut server = Server::new(Handler {
         manager: sources.manager,

@@ -37,6 +37,8 @@ pub(crate) struct Wanted<'a> {
     /// What the device has already; routes that came later are not held against
     /// it.
     pub(crate) routed: &'a BTreeSet<IpNet>,
+    /// What of it there are routes to the device for.
+    pub(crate) held: &'a BTreeSet<IpNet>,
 }
 
 /// A route to a session's device.

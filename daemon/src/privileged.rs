@@ -1,9 +1,9 @@
 //! Everything that is done as root: leases are granted to sessions, and undone
 //! when these end.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 
-use kvpn_proto::Failure;
+use kvpn_proto::{Failure, Reason};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
@@ -51,6 +51,15 @@ fn start_log() {
         .with_target(false)
         .log_internal_errors(false)
         .init();
+}
+
+/// What of the host could not be done.
+fn failed(step: &str, error: &io::Error) -> Failure {
+    Failure::new(
+        Reason::HostRefused,
+        format!("cannot {step}: {error}"),
+        "make sure that kvpnd runs as root with CAP_NET_ADMIN, and look at its log",
+    )
 }
 
 fn runtime() -> Result<Runtime, Failure> {

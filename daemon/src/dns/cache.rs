@@ -52,6 +52,15 @@ struct Kept {
 }
 
 impl Cache {
+    /// One that keeps what it is given, because there are no changes to hear of.
+    pub(super) fn live() -> Self {
+        let inner = Inner {
+            is_live: true,
+            ..Inner::default()
+        };
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
     /// From now on changes are heard of, or not any more. What was missed in
     /// between is not known, and an answer from then may be on its way.
     pub(crate) fn set_live(&self, is_live: bool, now: Instant) {

@@ -45,6 +45,7 @@ impl Explainer {
 
     async fn explain_full(&self, asked: &Name, cluster: &ClusterInfo) -> ExplainResponse {
         let own = self.rules.own(asked);
+        let is_own = own.is_some();
         let alias = own.or_else(|| self.rules.alias(asked).cloned());
         let name = alias.as_ref().unwrap_or(asked);
         let (route, because) = explain(name, cluster, &self.rules);
@@ -55,8 +56,8 @@ impl Explainer {
         let (answerer, in_cluster) = match route {
             Route::Cluster => (Answerer::Cluster, vec![name.clone()]),
             Route::Completed(names) => (Answerer::Cluster, names),
-            Route::Upstream => (Answerer::Host, Vec::new()),
-            Route::Nowhere => (Answerer::Nobody, Vec::new()),
+            Route::Upstream if !is_own => (Answerer::Host, Vec::new()),
+            Route::Upstream | Route::Nowhere => (Answerer::Nobody, Vec::new()),
         };
         let mut explained = ExplainResponse {
             answerer: answerer.into(),
@@ -216,6 +217,12 @@ mod tests {
                 Answerer::Cluster,
                 "it stands for web.shop",
                 "web.shop.svc.cluster.local",
+            ),
+            (
+                "web.typo.staging.kvpn",
+                Answerer::Nobody,
+                "it stands for",
+                "",
             ),
             ("example.com", Answerer::Host, "nothing says", ""),
             ("wpad.shop", Answerer::Nobody, "by such names", ""),

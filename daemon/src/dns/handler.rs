@@ -1,5 +1,6 @@
 //! From a question to its answer.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use hickory_proto::op::{
@@ -90,19 +91,10 @@ impl Handler {
     async fn answer(&self, question: &LowerQuery, request: &Request) -> Option<Message> {
         let asked = Asked::new(question, request);
         let name = question.original().name();
-        let target = match rewrite::reverse_address(name) {
-            Some(address) => {
-                // The cluster knows it by its own address, which on this host is
-                // somebody else's.
-                let real = self.vnat.real(address);
-                if real == address && self.vnat.shown(address) != address {
-                    return self.ask_upstream(asked).await.ok();
-                }
-                (real != address).then(|| Name::from(real))
-            }
-            None => self.rules.own(name),
-        };
-        if let Some(target) = target {
+        if let Some(address) = rewrite::reverse_address(name) {
+            return self.answer_reverse(name, address, asked).await;
+        }
+        if let Some(target) = self.rules.own(name) {
             return self.answer_own(name, &target, &asked).await;
         }
         if is_of_a_connection(name)
@@ -117,6 +109,22 @@ impl Handler {
         rewrite::answer(&mut answer, &target, name);
         self.names.note(name, &answer);
         Some(answer)
+    }
+
+    /// The names of an address as this host sees it.
+    async fn answer_reverse(&self, name: &Name, address: IpAddr, asked: Asked) -> Option<Message> {
+        let real = self.vnat.real(address);
+        if real != address {
+            // The cluster knows it by its own.
+            let target = Name::from(real);
+            let mut answer = self.answer_name(&target, asked.under(&target)?).await?;
+            rewrite::answer(&mut answer, &target, name);
+            return Some(answer);
+        }
+        if self.vnat.is_hosts(address) {
+            return self.ask_upstream(asked).await.ok();
+        }
+        self.answer_name(name, asked).await
     }
 
     /// What is under a name of this connection alone: its cluster knows it, or nobody.

@@ -131,11 +131,14 @@ struct Completed {
     full: Name,
 }
 
-/// `HOST.SVC`, as the first of a pod's search domains completes it.
+/// `HOST.SVC` and `_PORT._PROTOCOL.SVC`, as the first of a pod's search domains
+/// completes them.
 fn under_headless(name: &Name, cluster: &ClusterInfo, domain: &Name) -> Option<Completed> {
     let labels = labels(name);
-    let [_, .., service] = &labels[..] else {
-        return None;
+    let service = match &labels[..] {
+        [_, service] => service,
+        [port, protocol, service] if port.starts_with('_') && protocol.starts_with('_') => service,
+        _ => return None,
     };
     let namespace = cluster.headless.get(service)?;
     let zone = Name::from_ascii(format!("{namespace}.svc")).ok()?;
@@ -260,7 +263,10 @@ mod tests {
     fn hosts_of_headless_services_are_completed_before_namespaces() {
         let full = completed("store-0.store.shop.svc.cluster.local.");
         assert_eq!(route("store-0.Store."), full);
+        let of_port = completed("_db._tcp.store.shop.svc.cluster.local.");
+        assert_eq!(route("_db._tcp.store."), of_port);
         assert_eq!(route("store."), Route::Upstream);
+        assert_eq!(route("www.shop.store."), Route::Upstream);
         let names = [
             "web.default.shop.svc.cluster.local.",
             "web.default.svc.cluster.local.",

@@ -16,6 +16,7 @@ mod tests;
 pub(super) fn plan(wanted: Wanted<'_>, routes: &[Route]) -> Result<BTreeSet<DeviceRoute>, Failure> {
     let mut conflicts = Vec::new();
     let mut outranked = Vec::new();
+    let mut subnets = wanted.subnets.clone();
     for subnet in wanted.subnets {
         let is_routed = is_in(subnet, wanted.routed);
         for route in routes.iter().filter(|route| route.conflicts_with(subnet)) {
@@ -28,6 +29,9 @@ pub(super) fn plan(wanted: Wanted<'_>, routes: &[Route]) -> Result<BTreeSet<Devi
                 outranked.push(conflict);
             } else if is_routed {
                 // It came later, and is the host's to have.
+                if route.has_won(subnet, wanted.held) {
+                    subnets.remove(subnet);
+                }
             } else if is_allowed {
                 return Err(conflict.unbeatable());
             } else {
@@ -37,7 +41,7 @@ pub(super) fn plan(wanted: Wanted<'_>, routes: &[Route]) -> Result<BTreeSet<Devi
     }
     match conflicts.first() {
         Some(first) => Err(first.refusal(&conflicts)),
-        None => Ok(device_routes(wanted.subnets, &outranked, routes)),
+        None => Ok(device_routes(&subnets, &outranked, routes)),
     }
 }
 
@@ -123,6 +127,13 @@ impl Route {
             // A larger one says that nothing is there, but for what has a route.
             Kind::Closed(_) => subnet.contains(&self.subnet),
         }
+    }
+
+    /// Tells whether it has won against the device's routes to all of a subnet, of
+    /// which a smaller one now would take back what is in it.
+    fn has_won(&self, subnet: &IpNet, held: &BTreeSet<IpNet>) -> bool {
+        let is_held = |held: &IpNet| held.contains(subnet) && self.subnet.contains(held);
+        self.subnet.contains(subnet) && !held.iter().any(is_held)
     }
 
     /// Tells whether routes to a device can win against this one.

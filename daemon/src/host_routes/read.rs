@@ -238,15 +238,22 @@ async fn tables(netlink: &Netlink) -> io::Result<Tables> {
 /// sets on its own (ip-rule(8)).
 fn selects(rule: &RuleMessage) -> bool {
     let header = &rule.header;
+    // Packets have the mark 0 as a rule, and come from this host itself.
+    let is_usual = |attribute: &RuleAttribute| {
+        matches!(attribute, RuleAttribute::FwMark(0))
+            || matches!(attribute, RuleAttribute::Iifname(name) if name == "lo")
+    };
     let is_selector = |attribute: &RuleAttribute| {
         !matches!(
             attribute,
             RuleAttribute::Priority(_)
                 | RuleAttribute::Table(_)
                 | RuleAttribute::Protocol(_)
+                | RuleAttribute::Realm(_)
+                | RuleAttribute::FwMask(_)
                 | RuleAttribute::SuppressPrefixLen(_)
                 | RuleAttribute::SuppressIfGroup(_)
-        )
+        ) && !is_usual(attribute)
     };
     // "not" those of a mark is what packets are as a rule.
     !header.flags.contains(RuleFlags::Invert)

@@ -21,16 +21,15 @@ use super::guard::Guard;
 use super::journal::{Device, Journal};
 use super::resolver::Resolver;
 use super::routing::{Planned, Routing};
-use super::{address, name_server, tun, undo};
+use super::{address, failed, name_server, tun, undo};
 use crate::fault::point;
 use crate::lease::slot::Slot;
 use crate::netlink::Netlink;
-pub(super) use failures::failed;
 use failures::{NotApplied, bind_failed, device_failed, no_slot};
 use pauses::Pauses;
 
 /// How often the host's resolver is told again what it could not be told.
-const UNTOLD: Duration = Duration::from_secs(10);
+const UNTOLD: Duration = Duration::from_secs(60);
 
 /// The host, and where the daemon keeps and changes things.
 pub(super) struct Host {
@@ -86,8 +85,8 @@ impl Host {
             .map_err(|error| failed("restore what an earlier kvpnd left", &error))
     }
 
-    /// Applies a lease, in the first slot that nobody else on the host is in; after a
-    /// failure the host is as it was.
+    /// Applies a lease, in the first slot of which nobody else on the host has the
+    /// device or the name server's port; after a failure the host is as it was.
     pub(super) async fn apply(&self, wanted: &v1::Network) -> Result<(Slot, Grant), Failure> {
         let mut state = self.state.lock().await;
         if state.leases.is_empty() {
@@ -238,8 +237,6 @@ impl Host {
             .await
             .map_err(|error| failed("give the TUN device its addresses", &error))?;
         point("addresses added");
-        let routing = Routing::add(netlink, slot, tun.index, addresses.clone(), planned).await?;
-        point("routes added");
         let mut kinds = vec![Descriptor::Tun];
         let mut descriptors = vec![tun.descriptor];
         for address in &addresses {
@@ -248,6 +245,8 @@ impl Host {
             kinds.extend([Descriptor::DnsUdp, Descriptor::DnsTcp]);
             descriptors.extend([udp, tcp]);
         }
+        let routing = Routing::add(netlink, slot, tun.index, addresses.clone(), planned).await?;
+        point("routes added");
         let plan = state.resolver.plan(slot, tun.index, &addresses, network);
         let plan = plan
             .await

@@ -79,6 +79,8 @@ impl Resolved {
         }
         match self.tell(&servers, &all).await {
             Ok(()) => Ok(()),
+            // It is there.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(error),
             Err(error) => {
                 // The bus, or systemd-resolved, may have been started anew.
                 debug!(%error, "systemd-resolved is looked for again");

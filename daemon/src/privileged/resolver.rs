@@ -61,7 +61,7 @@ impl Plan {
 }
 
 impl Member {
-    async fn set(&mut self, domains: Vec<String>) -> io::Result<()> {
+    async fn tell(&mut self, domains: Vec<String>) -> io::Result<()> {
         let Some(resolved) = &mut self.resolved else {
             return Ok(());
         };
@@ -69,14 +69,7 @@ impl Member {
         let set = resolved.set(&self.servers, &self.search_domains, &domains);
         let outcome = set.await;
         self.untold = outcome.is_err().then_some(domains);
-        match outcome {
-            // Programs go by resolv.conf.
-            Err(error) if self.is_in_resolv_conf => {
-                warn!(%error, "systemd-resolved cannot be told of kvpn");
-                Ok(())
-            }
-            outcome => outcome,
-        }
+        outcome
     }
 }
 
@@ -153,7 +146,14 @@ impl Resolver {
     pub(super) async fn set(&mut self, slot: Slot, network: &v1::Network) -> io::Result<()> {
         let mut members = self.members.iter_mut();
         match members.find(|member| member.slot == slot) {
-            Some(member) => member.set(network.domains.clone()).await,
+            Some(member) => match member.tell(network.domains.clone()).await {
+                // Programs go by resolv.conf.
+                Err(error) if member.is_in_resolv_conf => {
+                    warn!(%error, "systemd-resolved cannot be told of kvpn");
+                    Ok(())
+                }
+                outcome => outcome,
+            },
             None => Ok(()),
         }
     }
@@ -162,7 +162,7 @@ impl Resolver {
     pub(super) async fn set_again(&mut self) {
         for member in &mut self.members {
             if let Some(domains) = member.untold.take()
-                && let Err(error) = member.set(domains).await
+                && let Err(error) = member.tell(domains).await
             {
                 debug!(%error, "systemd-resolved still cannot be told of domains");
             }

@@ -8,8 +8,7 @@ use ipnet::IpNet;
 use kvpn_proto::{Failure, Reason, v1};
 use tracing::warn;
 
-use super::host::failed;
-use super::route;
+use super::{failed, route};
 use crate::host_routes::{DeviceRoute, HostRoutes, Wanted, subnets};
 use crate::lease::slot::Slot;
 use crate::netlink::Netlink;
@@ -37,7 +36,8 @@ impl Planned {
         slot: Slot,
         wanted: &v1::Network,
     ) -> Result<Self, Failure> {
-        Self::beside(netlink, slot, wanted, &BTreeSet::new()).await
+        let none = BTreeSet::new();
+        Self::beside(netlink, slot, wanted, &none, &none).await
     }
 
     async fn beside(
@@ -45,6 +45,7 @@ impl Planned {
         slot: Slot,
         wanted: &v1::Network,
         routed: &BTreeSet<IpNet>,
+        held: &BTreeSet<IpNet>,
     ) -> Result<Self, Failure> {
         let host = HostRoutes::read(netlink, Some(&slot.device()))
             .await
@@ -55,6 +56,7 @@ impl Planned {
             subnets: &subnets,
             allowed_conflicts: &subnets::parse(&wanted.allowed_conflicts)?,
             routed,
+            held,
         })?;
         Ok(Self { subnets, routes })
     }
@@ -93,7 +95,8 @@ impl Routing {
         netlink: &Netlink,
         wanted: &v1::Network,
     ) -> Result<(), Failure> {
-        let planned = Planned::beside(netlink, self.slot, wanted, &self.subnets).await?;
+        let held = self.routes.iter().map(|route| route.subnet).collect();
+        let planned = Planned::beside(netlink, self.slot, wanted, &self.subnets, &held).await?;
         let mut added = Vec::new();
         for route in planned.routes.difference(&self.routes) {
             match add_route(netlink, self.index, *route, &self.addresses).await {

@@ -75,15 +75,16 @@ impl HostPlan {
         let subnets: Vec<IpNet> = cluster.subnets().collect();
         let subnets = self.vnat.shown_subnets(&subnets).into_iter();
         let mut domains: BTreeSet<String> = subnets.flat_map(reverse::zones).collect();
+        let mut first = Vec::new();
         if !cluster.domain.is_empty() {
-            domains.insert(cluster.domain.clone());
-            domains.insert("svc".into());
+            first.extend([cluster.domain.clone(), "svc".into()]);
             domains.extend(cluster.namespaces.iter().cloned());
             domains.extend(cluster.headless.keys().cloned());
         }
-        domains.retain(|domain| !self.names.excludes(domain));
-        // A resolver may not take all of them, and the user's are few.
-        self.names.domains().chain(domains).collect()
+        // A resolver may not take all of them.
+        let of_cluster = first.into_iter().chain(domains);
+        let of_cluster = of_cluster.filter(|domain| !self.names.excludes(domain));
+        self.names.domains().chain(of_cluster).collect()
     }
 }
 
@@ -158,11 +159,11 @@ mod tests {
             [
                 "corp.example",
                 "db.example.com",
-                "244.10.in-addr.arpa",
                 "cluster.local",
+                "svc",
+                "244.10.in-addr.arpa",
                 "shop",
                 "store",
-                "svc",
             ]
         );
     }

@@ -7,6 +7,7 @@ use kvpn_proto::v1::session_server::SessionServer;
 use kvpn_proto::{Failure, Reason, names, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
@@ -30,6 +31,9 @@ const FAREWELL_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long the last answers may take to reach the command line.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How soon it is tried again to have the host follow the cluster.
+const BEHIND: Duration = Duration::from_secs(5);
 
 /// Why a connected session ends.
 enum End {
@@ -152,6 +156,7 @@ async fn stay(
     let mut changes = manager.cluster();
     // The lease may be older than the latest change.
     changes.mark_changed();
+    let mut is_behind = false;
     let end = loop {
         tokio::select! {
             request = quit.recv() => match request {
@@ -166,12 +171,16 @@ async fn stay(
             }
             Ok(()) = changes.changed() => {
                 let cluster = changes.borrow_and_update().clone();
-                follow(&plan, &cluster, &mut host.lease, &network).await;
+                is_behind = !follow(&plan, &cluster, &mut host.lease, &network).await;
+            }
+            () = sleep(BEHIND), if is_behind => {
+                let cluster = changes.borrow().clone();
+                is_behind = !follow(&plan, &cluster, &mut host.lease, &network).await;
             }
             () = plan.protected.changed() => {
                 info!("The host has other name servers");
                 let cluster = changes.borrow().clone();
-                follow(&plan, &cluster, &mut host.lease, &network).await;
+                is_behind = !follow(&plan, &cluster, &mut host.lease, &network).await;
             }
         }
     };
@@ -209,13 +218,14 @@ async fn stay(
     outcome
 }
 
-/// Has the host follow what is other in the cluster, or on the host itself.
+/// Has the host follow what is other in the cluster, or on the host itself; tells
+/// whether it does.
 async fn follow(
     plan: &HostPlan,
     cluster: &ClusterInfo,
     lease: &mut Lease,
     network: &watch::Sender<Network>,
-) {
+) -> bool {
     if let Err(failure) = plan.find_places(cluster).await {
         warn!(
             error = failure.message,
@@ -224,14 +234,18 @@ async fn follow(
     }
     let wanted = plan.network(cluster);
     if wanted == *network.borrow() {
-        return;
+        return true;
     }
     info!(subnets = ?wanted.subnets, "The host's network follows");
     match lease.set_network(&wanted).await {
         Ok(()) => {
             network.send_replace(wanted);
+            true
         }
-        Err(error) => warn!(%error, "The host's network cannot follow"),
+        Err(error) => {
+            warn!(%error, "The host's network cannot follow");
+            false
+        }
     }
 }
 

@@ -142,6 +142,11 @@ impl Vnat {
         self.translate(address, |mapping| (mapping.real, mapping.shown))
     }
 
+    /// Tells whether the host knows something else by this address than the cluster.
+    pub(crate) fn is_hosts(&self, address: IpAddr) -> bool {
+        self.subnets.leaves_to_host(address) || self.shown(address) != address
+    }
+
     /// The same subnets as the host knows them.
     pub(crate) fn shown_subnets(&self, subnets: &[IpNet]) -> Vec<IpNet> {
         let mut rest = subnets.to_vec();

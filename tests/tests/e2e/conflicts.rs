@@ -10,6 +10,8 @@ use kvpn_tests::wait_for;
 
 use crate::support::{Developer, bracketed, cluster_ips, pod};
 
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// As VPNs name theirs.
 const VPN: &str = "tun9";
 
@@ -151,36 +153,49 @@ fn never_proxy_keeps_gateway_and_source() -> Result<()> {
     Ok(())
 }
 
+/// The laptop's resolv.conf, put back when dropped.
+struct ResolvConf<'a> {
+    laptop: &'a Laptop,
+    content: String,
+}
+
+impl<'a> ResolvConf<'a> {
+    fn of(laptop: &'a Laptop) -> Result<Self> {
+        let content = laptop.root().run(["cat", RESOLV_CONF])?.success()?.stdout;
+        Ok(Self { laptop, content })
+    }
+
+    /// As programs do that join another network.
+    fn write(&self, content: &str) -> Result<()> {
+        let tee = self.laptop.root().cmd(["tee", RESOLV_CONF]);
+        tee.stdin(content).run()?.success().map(drop)
+    }
+}
+
+impl Drop for ResolvConf<'_> {
+    fn drop(&mut self) {
+        // The test has its result.
+        drop(self.write(&self.content));
+    }
+}
+
 #[test]
 fn name_servers_of_another_network_stay_the_hosts() -> Result<()> {
-    const COPY: &str = "/etc/resolv.conf.before";
     let developer = Developer::at(1)?;
-    let shell = |script: &str| -> Result<String> {
-        let output = developer.laptop.root().run(["sh", "-c", script])?;
-        Ok(output.success()?.stdout)
-    };
+    let file = ResolvConf::of(&developer.laptop)?;
     let before = developer.laptop.host_state()?;
     developer.connect()?;
     let server = cluster_ips(&developer.lab, "web")?.remove(0);
     ensure!(device(&developer, &server)?.starts_with("kvpn"));
 
-    // As a program does that joins another network.
-    shell(&format!(
-        "cp /etc/resolv.conf {COPY} && echo 'nameserver {server}' > /etc/resolv.conf"
-    ))?;
+    let other = format!("nameserver {server}\n");
+    file.write(&other)?;
     wait_for("it is not captured", Duration::from_secs(10), || {
         let device = device(&developer, &server)?;
         Ok((!device.starts_with("kvpn")).then_some(()))
     })?;
     developer.kvpn(["quit"])?.success()?;
-    assert_eq!(
-        shell("cat /etc/resolv.conf")?,
-        format!("nameserver {server}\n")
-    );
-
-    // What kvpn had written has what was before in it, which the next daemon restores.
-    shell(&format!("mv {COPY} /etc/resolv.conf"))?;
-    developer.connect()?;
-    developer.kvpn(["quit"])?.success()?;
+    assert_eq!(ResolvConf::of(&developer.laptop)?.content, other);
+    file.write(&file.content)?;
     is_as_before(&developer, &before)
 }

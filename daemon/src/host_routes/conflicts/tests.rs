@@ -47,6 +47,7 @@ fn planned(
             subnets: &nets(subnets),
             allowed_conflicts: &nets(allowed),
             routed: &BTreeSet::new(),
+            held: &BTreeSet::new(),
         },
         routes,
     )
@@ -255,8 +256,36 @@ fn route_that_came_later_is_not_held_against_what_is_routed() {
         subnets: &new,
         allowed_conflicts: &BTreeSet::new(),
         routed: &old,
+        held: &old,
     };
     let planned = plan(wanted, &later).unwrap();
     assert_eq!(texts(&planned), ["10.96.0.0/16", "10.97.0.0/16"]);
     plan(wanted, &[route("10.97.3.0/24")]).unwrap_err();
+}
+
+#[test]
+fn what_a_later_route_has_won_is_not_taken_back_by_parts() {
+    let parts = nets(&["10.96.128.0/17", "10.96.3.0/25", "10.96.3.192/26"]);
+    let (whole, none) = (nets(&["10.96.0.0/16"]), BTreeSet::new());
+    let planned = |routed: &BTreeSet<IpNet>, held: &BTreeSet<IpNet>, later: &str| {
+        let wanted = Wanted {
+            subnets: &parts,
+            allowed_conflicts: &none,
+            routed,
+            held,
+        };
+        plan(wanted, &[route(later)]).unwrap()
+    };
+    // Also the next time, when the parts are what is wanted all along.
+    let won = nets(&["10.96.128.0/17"]);
+    for (routed, held) in [(&whole, &whole), (&parts, &won)] {
+        assert_eq!(
+            texts(&planned(routed, held, "10.96.3.0/24")),
+            ["10.96.128.0/17"]
+        );
+    }
+    // A larger one has lost against what is routed.
+    for (routed, held) in [(&whole, &whole), (&parts, &parts)] {
+        assert_eq!(planned(routed, held, "10.0.0.0/8").len(), parts.len());
+    }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use kvpn_proto::{Failure, Reason};
 
 use crate::lease::slot::MAX_LEASES;
+use crate::privileged::failed;
 
 /// Why a lease cannot be had in a slot.
 pub(super) struct NotApplied {
@@ -53,14 +54,6 @@ pub(super) fn bind_failed(address: IpAddr, error: &io::Error) -> NotApplied {
         next_step,
     );
     NotApplied { failure, is_taken }
-}
-
-pub(in crate::privileged) fn failed(step: &str, error: &io::Error) -> Failure {
-    Failure::new(
-        Reason::HostRefused,
-        format!("cannot {step}: {error}"),
-        "make sure that kvpnd runs as root with CAP_NET_ADMIN, and look at its log",
-    )
 }
 
 pub(super) fn no_slot() -> Failure {

@@ -35,6 +35,7 @@ fn finding(subnets: &BTreeSet<IpNet>, host: &HostRoutes, is_connected: bool) -> 
         subnets,
         allowed_conflicts: &none,
         routed: &none,
+        held: &none,
     });
     match planned {
         Ok(_) => {
