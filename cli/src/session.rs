@@ -76,6 +76,27 @@ pub(crate) struct Session {
     pid: Option<i32>,
 }
 
+/// Sessions that were looked for.
+#[derive(Debug, Default)]
+pub(crate) struct Meant {
+    pub(crate) sessions: Vec<Session>,
+    /// Of those that cannot be reached.
+    pub(crate) failures: Vec<Failure>,
+}
+
+impl Meant {
+    /// Those that can be reached.
+    ///
+    /// # Errors
+    /// When that is none, but one that cannot.
+    pub(crate) fn reachable(self) -> Result<Vec<Session>, Failure> {
+        match self.failures.into_iter().next() {
+            Some(failure) if self.sessions.is_empty() => Err(failure),
+            Some(_) | None => Ok(self.sessions),
+        }
+    }
+}
+
 impl Session {
     /// Finds the user's session for the connection of this name; `None` when there
     /// is none.
@@ -83,43 +104,39 @@ impl Session {
         Self::at(Place::of(name)).await
     }
 
-    /// Finds all sessions of the user, by the names of their connections.
-    ///
-    /// # Errors
-    /// Only when there is none but one that cannot be reached.
-    pub(crate) async fn all() -> Result<Vec<Self>, Failure> {
-        let mut sessions = Vec::new();
-        let mut failed = None;
-        for place in Place::all() {
+    /// Finds those that the flags may mean, by the names of their connections: with
+    /// several, those in the cluster that they name.
+    pub(crate) async fn meant(flags: &Flags) -> Meant {
+        let mut meant = Meant::default();
+        let places = match &flags.name {
+            Some(name) => match names::check_connection(name) {
+                Ok(()) => vec![Place::of(name)],
+                Err(failure) => {
+                    meant.failures.push(failure);
+                    Vec::new()
+                }
+            },
+            None => Place::all(),
+        };
+        for place in places {
             match Self::at(place).await {
-                Ok(found) => sessions.extend(found),
-                Err(failure) => failed = Some(failure),
+                Ok(found) => meant.sessions.extend(found),
+                Err(failure) => meant.failures.push(failure),
             }
         }
-        match failed {
-            Some(failure) if sessions.is_empty() => Err(failure),
-            Some(_) | None => Ok(sessions),
-        }
-    }
-
-    /// Finds those that the flags may mean: with several, those in the cluster that
-    /// they name.
-    pub(crate) async fn meant(flags: &Flags) -> Result<Vec<Self>, Failure> {
-        if let Some(name) = &flags.name {
-            names::check_connection(name)?;
-            return Ok(Self::of(name).await?.into_iter().collect());
-        }
-        let sessions = Self::all().await?;
-        if sessions.len() < 2 || (flags.context.is_none() && flags.kubeconfig.is_none()) {
-            return Ok(sessions);
-        }
-        let mut fitting = Vec::new();
-        for session in sessions {
-            if check_selected(flags, &session.status().await?).is_ok() {
-                fitting.push(session);
+        let is_chosen = flags.context.is_some() || flags.kubeconfig.is_some();
+        if meant.sessions.len() > 1 && is_chosen {
+            for session in std::mem::take(&mut meant.sessions) {
+                match session.status().await {
+                    Ok(status) if check_selected(flags, &status).is_ok() => {
+                        meant.sessions.push(session);
+                    }
+                    Ok(_) => {}
+                    Err(failure) => meant.failures.push(failure),
+                }
             }
         }
-        Ok(fitting)
+        meant
     }
 
     /// The connection's name.
@@ -141,7 +158,7 @@ impl Session {
     /// # Errors
     /// `Usage` when there are several to choose from.
     pub(crate) async fn find(flags: &Flags) -> Result<Option<Self>, Failure> {
-        let mut sessions = Self::meant(flags).await?;
+        let mut sessions = Self::meant(flags).await.reachable()?;
         match &sessions[..] {
             [] | [_] => Ok(sessions.pop()),
             [_, _, ..] => Err(several(&sessions)),

@@ -11,7 +11,7 @@ use crate::ended::Ended;
 use crate::interrupts::Interrupts;
 use crate::output::{self, Findings};
 use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{Meant, Session, check_selected};
 
 /// What the connections themselves are called among the checks.
 const CONNECTION: &str = "Connection";
@@ -30,30 +30,34 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
 }
 
 async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
-    let sessions = Session::meant(flags).await;
-    let flags = named(flags, sessions.as_deref().unwrap_or_default());
+    let Meant { sessions, failures } = Session::meant(flags).await;
+    let flags = named(flags, &sessions).await;
     let mut checks = check_process::run(&flags, progress).await;
     progress.step("checking the connection");
-    match sessions {
-        Ok(sessions) if sessions.is_empty() => {
-            checks.push(Check::skipped(CONNECTION, "not connected"));
-        }
-        Ok(sessions) => {
-            for session in &sessions {
-                checks.extend(connection(session).await);
-            }
-        }
-        Err(failure) => checks.push(Check::failure(CONNECTION, failure)),
+    if sessions.is_empty() && failures.is_empty() {
+        checks.push(Check::skipped(CONNECTION, "not connected"));
     }
+    for session in &sessions {
+        checks.extend(connection(session).await);
+    }
+    let failures = failures.into_iter();
+    checks.extend(failures.map(|failure| Check::failure(CONNECTION, failure)));
     checks
 }
 
 /// The flags with the name of the connection whose own routes are not in its way.
-fn named(flags: &Flags, sessions: &[Session]) -> Flags {
+async fn named(flags: &Flags, sessions: &[Session]) -> Flags {
     let mut flags = flags.clone();
     let is_default = |session: &Session| session.name() == names::DEFAULT_CONNECTION;
-    if flags.name.is_none() && !sessions.iter().any(is_default) {
-        flags.name = sessions.first().map(|session| session.name().to_owned());
+    if flags.name.is_some() || sessions.iter().any(is_default) {
+        return flags;
+    }
+    for session in sessions {
+        let status = session.status().await;
+        if status.is_ok_and(|status| check_selected(&flags, &status).is_ok()) {
+            flags.name = Some(session.name().to_owned());
+            break;
+        }
     }
     flags
 }

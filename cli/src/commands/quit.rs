@@ -4,13 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use kvpn_proto::Failure;
-use kvpn_proto::names::check_connection;
 
 use crate::args::Flags;
 use crate::ended::Ended;
 use crate::output::{self, Disconnection, Engagement};
 use crate::progress::Progress;
-use crate::session::{self, Session};
+use crate::session::{self, Meant, Session};
 
 /// Disconnect, end all intercepts, and put the laptop's network back
 ///
@@ -23,17 +22,29 @@ pub(crate) struct QuitArgs {
 }
 
 pub(crate) async fn run(flags: &Flags, args: &QuitArgs) -> Result<ExitCode, Ended> {
-    let disconnection = quit(flags, args).await?;
-    output::print(&disconnection, flags.output)?;
-    Ok(ExitCode::SUCCESS)
+    let (disconnection, failure) = quit(flags, args).await;
+    match failure {
+        Some(failure) if !disconnection.was_connected => return Err(failure.into()),
+        Some(_) | None => output::print(&disconnection, flags.output)?,
+    }
+    match failure {
+        Some(failure) => Err(failure.into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
-async fn quit(flags: &Flags, args: &QuitArgs) -> Result<Disconnection, Ended> {
+/// What has ended, and what could not.
+async fn quit(flags: &Flags, args: &QuitArgs) -> (Disconnection, Option<Failure>) {
     let _progress = Progress::start("disconnecting");
+    let mut flags = flags.clone();
+    if args.connection.is_some() {
+        flags.name.clone_from(&args.connection);
+    }
     let mut disconnection = Disconnection::default();
-    let mut failed = None;
-    for session in chosen(flags, args).await? {
-        match end(flags, session).await {
+    let Meant { sessions, failures } = Session::meant(&flags).await;
+    let mut failed = failures.into_iter().next();
+    for session in sessions {
+        match end(&flags, session).await {
             Ok(ended) => {
                 disconnection.was_connected = true;
                 disconnection.ended.extend(ended);
@@ -42,10 +53,7 @@ async fn quit(flags: &Flags, args: &QuitArgs) -> Result<Disconnection, Ended> {
             Err(failure) => failed = failed.or(Some(failure)),
         }
     }
-    match failed {
-        None => Ok(disconnection),
-        Some(failure) => Err(failure.into()),
-    }
+    (disconnection, failed)
 }
 
 async fn end(flags: &Flags, session: Session) -> Result<Vec<Engagement>, Failure> {
@@ -55,15 +63,4 @@ async fn end(flags: &Flags, session: Session) -> Result<Vec<Engagement>, Failure
     }
     let response = session.quit().await?;
     Ok(response.ended.into_iter().map(Engagement::from).collect())
-}
-
-/// The session that is named, or all.
-async fn chosen(flags: &Flags, args: &QuitArgs) -> Result<Vec<Session>, Failure> {
-    match args.connection.as_ref().or(flags.name.as_ref()) {
-        Some(name) => {
-            check_connection(name)?;
-            Ok(Session::of(name).await?.into_iter().collect())
-        }
-        None => Session::all().await,
-    }
 }

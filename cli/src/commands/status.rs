@@ -10,7 +10,7 @@ use crate::output::{self, ConnectionStatus};
 use crate::session::{self, Session};
 
 pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
-    let sessions = Session::meant(flags).await?;
+    let sessions = Session::meant(flags).await.reachable()?;
     match &sessions[..] {
         [] => {
             output::print(&ConnectionStatus::default(), flags.output)?;
