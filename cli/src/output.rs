@@ -189,6 +189,9 @@ pub(crate) struct Engagement {
     message: String,
     pods_selected: u32,
     pods_covered: u32,
+    /// Which requests; absent for all.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    filter: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -334,6 +337,7 @@ impl From<EngagementStatus> for Engagement {
             message: status.message,
             pods_selected: status.pods_selected,
             pods_covered: status.pods_covered,
+            filter: status.filter,
         }
     }
 }

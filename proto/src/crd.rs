@@ -7,6 +7,7 @@ use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::filter::HttpFilter;
 use crate::flow::Protocol;
 
 /// One laptop's connection to the cluster. Lives in the traffic manager's
@@ -83,6 +84,9 @@ pub struct EngagementSpec {
     pub workload: WorkloadRef,
     #[schemars(length(min = 1, max = 64))]
     pub ports: Vec<EngagedPort>,
+    /// Only requests that fit go to the laptop; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpFilter>,
 }
 
 /// What an engagement does with the traffic.

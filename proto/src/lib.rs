@@ -6,6 +6,7 @@ pub mod connect;
 pub mod crd;
 pub mod duration;
 mod failure;
+pub mod filter;
 pub mod flow;
 pub mod identity;
 pub mod names;

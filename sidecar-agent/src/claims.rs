@@ -3,22 +3,45 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvpn_proto::{
+    filter::{Filter, FilterError, Head, HttpFilter, UnknownCondition},
     flow::{self, Malformed, Protocol},
     v1,
 };
 
-/// Who gets the connections of which port.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Who gets the traffic of which port.
+#[derive(Debug, Default)]
 pub(crate) struct Claims {
-    by_port: BTreeMap<u16, Claim>,
+    by_port: BTreeMap<u16, PortClaims>,
 }
 
-/// A port's connections belong to a laptop.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
-    pub(crate) id: String,
+/// The claims on one port, by their ids.
+#[derive(Debug, Default)]
+pub(crate) struct PortClaims {
+    /// No request fits two of them.
+    filtered: Vec<(Filter, String)>,
+    /// Who gets what no filter takes.
+    rest: Option<String>,
     /// The kubelet's HTTP probes of the port go to the app.
     pub(crate) http_probed: bool,
+}
+
+impl PortClaims {
+    /// Whether requests have to be looked at.
+    pub(crate) fn is_filtered(&self) -> bool {
+        !self.filtered.is_empty()
+    }
+
+    /// The claim on what no filter takes.
+    pub(crate) fn rest(&self) -> Option<&str> {
+        self.rest.as_deref()
+    }
+
+    /// The claim on a request.
+    pub(crate) fn of(&self, head: &impl Head) -> Option<&str> {
+        let mut filtered = self.filtered.iter();
+        let fitting = filtered.find(|(filter, _)| filter.matches(head));
+        fitting.map(|(_, id)| id.as_str()).or(self.rest())
+    }
 }
 
 /// Why claims cannot be put in force.
@@ -26,6 +49,10 @@ pub(crate) struct Claim {
 pub(crate) enum ClaimError {
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Unknown(#[from] UnknownCondition),
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     #[error("port {0} is claimed twice")]
     Twice(u16),
     #[error("this version of the agent cannot claim UDP ports such as {0}")]
@@ -38,7 +65,7 @@ impl Claims {
         self.by_port.keys().copied().collect()
     }
 
-    pub(crate) fn get(&self, port: u16) -> Option<&Claim> {
+    pub(crate) fn get(&self, port: u16) -> Option<&PortClaims> {
         self.by_port.get(&port)
     }
 }
@@ -47,19 +74,22 @@ impl TryFrom<Vec<v1::Claim>> for Claims {
     type Error = ClaimError;
 
     fn try_from(claims: Vec<v1::Claim>) -> Result<Self, ClaimError> {
-        let mut by_port = BTreeMap::new();
+        let mut by_port: BTreeMap<u16, PortClaims> = BTreeMap::new();
         for claim in claims {
             let port = flow::port(claim.container_port)?;
             match Protocol::try_from(claim.protocol())? {
                 Protocol::Tcp => {}
                 Protocol::Udp => return Err(ClaimError::Udp(port)),
             }
-            let claim = Claim {
-                id: claim.id,
-                http_probed: claim.http_probed,
-            };
-            if by_port.insert(port, claim).is_some() {
-                return Err(ClaimError::Twice(port));
+            let claims = by_port.entry(port).or_default();
+            claims.http_probed |= claim.http_probed;
+            match claim.http {
+                Some(filter) => {
+                    let filter = Filter::try_from(&HttpFilter::try_from(filter)?)?;
+                    claims.filtered.push((filter, claim.id));
+                }
+                None if claims.rest.is_some() => return Err(ClaimError::Twice(port)),
+                None => claims.rest = Some(claim.id),
             }
         }
         Ok(Self { by_port })
@@ -68,6 +98,10 @@ impl TryFrom<Vec<v1::Claim>> for Claims {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
+    use kvpn_proto::filter::Condition;
+
     use super::*;
 
     fn claim(id: &str, port: u32, protocol: v1::Protocol) -> v1::Claim {
@@ -76,6 +110,7 @@ mod tests {
             container_port: port,
             protocol: protocol.into(),
             http_probed: id.starts_with("probed"),
+            http: None,
         }
     }
 
@@ -89,7 +124,55 @@ mod tests {
         assert_eq!(claims.ports(), BTreeSet::from([80, 8080]));
         assert!(claims.get(80).unwrap().http_probed);
         assert!(!claims.get(8080).unwrap().http_probed);
-        assert_eq!(claims.get(443), None);
+        assert!(claims.get(443).is_none());
+        assert_eq!(claims.get(80).unwrap().rest(), Some("probed"));
+    }
+
+    /// A request of a user.
+    struct By(&'static str);
+
+    impl Head for By {
+        fn method(&self) -> &str {
+            "GET"
+        }
+
+        fn path(&self) -> &str {
+            "/"
+        }
+
+        fn query(&self) -> &str {
+            ""
+        }
+
+        fn field(&self, name: &str) -> Option<Cow<'_, str>> {
+            (name == "x-user").then_some(self.0.into())
+        }
+    }
+
+    #[test]
+    fn filters_come_before_the_rest() {
+        let filtered = |id: &str, header: &str| v1::Claim {
+            http: Some(
+                HttpFilter {
+                    any: false,
+                    conditions: vec![Condition::header(header)],
+                }
+                .into(),
+            ),
+            ..claim(id, 80, v1::Protocol::Tcp)
+        };
+        let mut all = vec![filtered("probed-a", "x-user=a"), filtered("b", "x-user=b")];
+        let claims = Claims::try_from(all.clone()).unwrap();
+        let port = claims.get(80).unwrap();
+        assert!(port.is_filtered());
+        assert_eq!(port.of(&By("b")), Some("b"));
+        assert_eq!(port.of(&By("c")), None);
+
+        all.push(claim("rest", 80, v1::Protocol::Tcp));
+        let claims = Claims::try_from(all).unwrap();
+        let port = claims.get(80).unwrap();
+        assert_eq!(port.of(&By("a")), Some("probed-a"));
+        assert_eq!(port.of(&By("c")), Some("rest"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod listeners;
 mod original;
+mod requests;
 
 use std::{
     net::SocketAddr,
@@ -24,7 +25,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 
 pub(crate) use self::listeners::Listeners;
 use crate::{
-    claims::{Claim, Claims},
+    claims::{Claims, PortClaims},
     probes::{self, Recognition},
 };
 
@@ -135,8 +136,7 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
         match listener.accept().await {
             Ok((socket, source)) => {
                 let span = debug_span!("connection", %source);
-                let route = shared.route();
-                let serve = serve(socket, source, shared.port, route).instrument(span);
+                let serve = serve(socket, source, Arc::clone(&shared)).instrument(span);
                 shared.flows.spawn(serve);
             }
             Err(error) => {
@@ -148,14 +148,21 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(socket: TcpStream, source: SocketAddr, listener: u16, route: Option<Arc<Route>>) {
-    let Some(destination) = original::destination(&socket, listener) else {
+async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
+    let Some(destination) = original::destination(&socket, shared.port) else {
         debug!("Reset: it came to the agent's own port");
         relay::abort_on_close(&socket, true);
         return;
     };
     if let Err(error) = socket.set_nodelay(true) {
         debug!(%error, "Cannot set TCP_NODELAY");
+    }
+    let route = shared.route();
+    let claims = route
+        .as_ref()
+        .and_then(|it| it.claims.get(destination.port()));
+    if claims.is_some_and(PortClaims::is_filtered) {
+        return requests::serve(socket, source, destination, shared).await;
     }
     match claim_holder(&socket, source, destination, route).await {
         Ok(frames) => match relay::splice_tcp(socket, frames).await {
@@ -178,21 +185,29 @@ async fn claim_holder(
     route: Option<Arc<Route>>,
 ) -> Result<FrameStream, NotServed> {
     let route = route.ok_or(NotServed::Unclaimed)?;
-    let claim = route
-        .claims
-        .get(destination.port())
-        .ok_or(NotServed::Unclaimed)?;
-    if claim.http_probed && is_probe(socket).await {
+    let claims = route.claims.get(destination.port());
+    let claims = claims.ok_or(NotServed::Unclaimed)?;
+    let claim = claims.rest().ok_or(NotServed::Unclaimed)?;
+    if claims.http_probed && is_probe(socket).await {
         return Err(NotServed::Probe);
     }
-    timeout(ANSWER_DEADLINE, open(&route.tunnel, claim, source))
+    hand_over(&route.tunnel, claim, source).await
+}
+
+/// Opens a stream to the holder of a claim.
+async fn hand_over(
+    tunnel: &TunnelClient,
+    claim_id: &str,
+    source: SocketAddr,
+) -> Result<FrameStream, NotServed> {
+    timeout(ANSWER_DEADLINE, open(tunnel, claim_id, source))
         .await
         .map_err(|_| NotServed::NoAnswer)?
 }
 
 async fn open(
     tunnel: &TunnelClient,
-    claim: &Claim,
+    claim_id: &str,
     source: SocketAddr,
 ) -> Result<FrameStream, NotServed> {
     let lost = |error: &dyn std::fmt::Display| NotServed::Lost(error.to_string());
@@ -200,7 +215,7 @@ async fn open(
         sender,
         mut receiver,
     } = tunnel.carry(Frame::Open(OpenTarget::Claimed {
-        claim_id: claim.id.clone(),
+        claim_id: claim_id.to_owned(),
         source,
     }));
     match receiver.recv().await {

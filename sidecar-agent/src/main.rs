@@ -5,6 +5,7 @@
 mod claims;
 mod config;
 mod forward;
+mod http1;
 mod probes;
 mod redirect;
 mod session;

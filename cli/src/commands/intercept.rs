@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use kvpn_proto::duration::parse_duration;
+use kvpn_proto::filter::{Condition, HttpFilter};
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::{EngagementStatus, InterceptRequest, RequestedPort};
 use kvpn_proto::{Failure, Reason};
@@ -18,6 +19,9 @@ use crate::interrupts::Interrupts;
 use crate::output::{self, Engagement, Format, Intercepted};
 use crate::progress::Progress;
 use crate::session::Session;
+
+/// Heading of the flags that choose requests.
+const FILTER: &str = "Options for HTTP requests";
 
 /// How much longer than the session to wait; its own failure says more.
 const GRACE: Duration = Duration::from_secs(10);
@@ -39,12 +43,45 @@ pub(crate) struct InterceptArgs {
     /// Address on which the local ports listen
     #[arg(long, default_value = "127.0.0.1", value_parser = address)]
     pub(crate) address: IpAddr,
+    /// Only requests with this header: NAME=VALUE, NAME~=PATTERN, or NAME for any
+    /// value; may be given more than once
+    #[arg(long, value_name = "HEADER", help_heading = FILTER)]
+    pub(crate) http_header: Vec<String>,
+    /// Only requests for this path: /PATH, /PATH/* for all below it, or ~=PATTERN
+    #[arg(long, value_name = "PATH", help_heading = FILTER)]
+    pub(crate) http_path: Vec<String>,
+    /// Only requests of this method, such as POST
+    #[arg(long, value_name = "METHOD", help_heading = FILTER)]
+    pub(crate) http_method: Vec<String>,
+    /// Only requests with this parameter in the query, written as a header is
+    #[arg(long, value_name = "PARAMETER", help_heading = FILTER)]
+    pub(crate) http_query: Vec<String>,
+    /// Requests that fit one of these, not all of them
+    #[arg(long, help_heading = FILTER)]
+    pub(crate) any: bool,
     /// How long to wait until it is active, such as 90s or 2m
     #[arg(long, default_value = "60s", value_parser = timeout, value_name = "DURATION")]
     pub(crate) timeout: Duration,
 }
 
 impl InterceptArgs {
+    fn http(&self) -> Option<HttpFilter> {
+        let read = |texts: &[String], read: fn(&str) -> Condition| -> Vec<Condition> {
+            texts.iter().map(|text| read(text)).collect()
+        };
+        let conditions = [
+            read(&self.http_header, Condition::header),
+            read(&self.http_path, Condition::path),
+            read(&self.http_method, Condition::method),
+            read(&self.http_query, Condition::query_param),
+        ]
+        .concat();
+        (!conditions.is_empty()).then_some(HttpFilter {
+            any: self.any,
+            conditions,
+        })
+    }
+
     fn request(&self, flags: &Flags) -> InterceptRequest {
         InterceptRequest {
             namespace: flags.request_namespace(),
@@ -58,6 +95,7 @@ impl InterceptArgs {
                 })
                 .collect(),
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
+            http: self.http().map(Into::into),
         }
     }
 }
@@ -263,6 +301,7 @@ mod tests {
                 target: "deploy/web".into(),
                 ports: vec![port("[::1]:8080", "http"), port("[::1]:9090", "")],
                 timeout_seconds: 120,
+                http: None,
             }
         );
     }

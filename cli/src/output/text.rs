@@ -182,9 +182,13 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
     } else {
         format!(", not active: {}", or_unknown(&engagement.message))
     };
+    let filter = match engagement.filter.as_str() {
+        "" => String::new(),
+        filter => format!(", requests with {filter}"),
+    };
     engagement.ports.iter().map(move |port| {
         format!(
-            "{} {} -> {}, {}/{} pods{state}",
+            "{} {}{filter} -> {}, {}/{} pods{state}",
             engagement.workload,
             port_name(port),
             port.local,

@@ -100,6 +100,7 @@ fn engagement() -> EngagementStatus {
         message: String::new(),
         pods_selected: 3,
         pods_covered: 3,
+        filter: String::new(),
     }
 }
 

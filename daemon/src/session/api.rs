@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
+use kvpn_proto::filter::{Filter, HttpFilter};
 use kvpn_proto::v1::session_server::Session as SessionService;
 use kvpn_proto::{Failure, Reason, v1, version};
 use nix::unistd::Uid;
@@ -176,7 +177,9 @@ impl SessionService for Api {
             return Err(failure.into());
         }
         let ports = request.ports.iter().map(RequestedPort::try_from);
+        let http = request.http.map(http_filter).transpose()?;
         let intercept = Intercept {
+            http,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)
@@ -271,4 +274,17 @@ fn is_allowed(stream: &UnixStream) -> bool {
             false
         }
     }
+}
+/// A filter that can be used.
+fn http_filter(message: v1::HttpFilter) -> Result<HttpFilter, Failure> {
+    let usage = |why: String| {
+        Failure::new(
+            Reason::Usage,
+            format!("no request can be chosen by this: {why}"),
+            "see `kvpn intercept --help` for how to write what is to fit",
+        )
+    };
+    let filter = HttpFilter::try_from(message).map_err(|error| usage(error.to_string()))?;
+    Filter::try_from(&filter).map_err(|error| usage(error.to_string()))?;
+    Ok(filter)
 }

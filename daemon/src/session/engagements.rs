@@ -153,6 +153,7 @@ impl Engagements {
                         service: port.service.clone(),
                     })
                     .collect(),
+                http: entry.http.clone(),
             },
             status: None,
         };

@@ -1,7 +1,9 @@
 //! Messages of peers, as prost reads them and as domain types.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use kvpn_proto::filter::Head;
 use kvpn_proto::flow::Frame;
 use kvpn_proto::{Failure, duration, identity, v1};
 use prost::Message;
@@ -97,9 +99,33 @@ fn watch_claims(bytes: &[u8]) {
     let told = message.claims.len();
     if let Ok(claims) = Claims::try_from(message.claims) {
         let ports = claims.ports();
-        assert_eq!(ports.len(), told);
-        assert!(ports.iter().all(|port| *port != 0));
-        assert!(ports.iter().all(|port| claims.get(*port).is_some()));
+        assert!(ports.len() <= told);
+        for port in ports {
+            let claims = claims.get(port).expect("claims on their port");
+            assert!(port != 0 && (claims.is_filtered() || claims.rest().is_some()));
+            assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
+        }
+    }
+}
+
+/// A request without anything.
+struct Bare;
+
+impl Head for Bare {
+    fn method(&self) -> &str {
+        "GET"
+    }
+
+    fn path(&self) -> &str {
+        "/"
+    }
+
+    fn query(&self) -> &str {
+        ""
+    }
+
+    fn field(&self, _: &str) -> Option<Cow<'_, str>> {
+        None
     }
 }
 

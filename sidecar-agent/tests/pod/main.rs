@@ -89,6 +89,7 @@ fn claim(id: &str, port: u16) -> v1::Claim {
         container_port: port.into(),
         protocol: v1::Protocol::Tcp.into(),
         http_probed: false,
+        http: None,
     }
 }
 

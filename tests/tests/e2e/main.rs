@@ -5,6 +5,7 @@
 mod chart;
 mod conflicts;
 mod errors;
+mod filters;
 mod journey;
 mod kills;
 mod lab;

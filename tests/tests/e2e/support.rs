@@ -130,7 +130,7 @@ impl Answer {
         Ok(Self::parse(&output.success()?.json()?))
     }
 
-    fn parse(value: &Value) -> Self {
+    pub(crate) fn parse(value: &Value) -> Self {
         let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
         Self {
             service: field("service"),

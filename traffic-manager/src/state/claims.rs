@@ -1,17 +1,34 @@
 //! Claims: which ports of a pod go to a laptop.
 
+use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::flow::Protocol;
 use kvpn_proto::v1;
 
 use super::Key;
 
-/// A port of a pod whose connections go to a laptop.
+/// A port of a pod whose connections, or some of whose requests, go to a laptop.
+/// Those with a filter come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Claim {
-    pub(crate) id: String,
     pub(crate) container_port: u16,
     pub(crate) protocol: Protocol,
+    pub(crate) reach: Reach,
+    pub(crate) id: String,
     pub(crate) http_probed: bool,
+}
+
+/// What of a port's traffic a claim is on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    Requests(HttpFilter),
+    /// Whatever no filter takes.
+    Rest,
+}
+
+impl From<Option<HttpFilter>> for Reach {
+    fn from(filter: Option<HttpFilter>) -> Self {
+        filter.map_or(Self::Rest, Self::Requests)
+    }
 }
 
 impl Claim {
@@ -33,6 +50,10 @@ impl From<Claim> for v1::Claim {
             container_port: claim.container_port.into(),
             protocol: v1::Protocol::from(claim.protocol).into(),
             http_probed: claim.http_probed,
+            http: match claim.reach {
+                Reach::Requests(filter) => Some(filter.into()),
+                Reach::Rest => None,
+            },
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
 use kvpn_proto::crd::{Engagement, EngagementSpec, EngagementStatus, WorkloadKind, condition};
+use kvpn_proto::filter::{self, Filter, FilterError};
 use kvpn_proto::flow::Protocol;
 
 use super::pods::Pods;
@@ -72,6 +73,8 @@ pub(crate) enum Resolution {
 #[derive(Debug)]
 pub(crate) struct EngagementRecord {
     pub(crate) view: EngagementView,
+    /// Which requests it takes, if not all; or why it can take none.
+    filter: Result<Option<Filter>, FilterError>,
     /// Its place among all engagements ever seen; tells apart those that were
     /// created within one second.
     arrived: u64,
@@ -100,6 +103,7 @@ impl EngagementRecord {
     pub(crate) fn new(view: EngagementView, arrived: u64, now: &Now) -> Self {
         Self {
             written: view.status.clone().unwrap_or_default(),
+            filter: compile(&view),
             view,
             arrived,
             workload: None,
@@ -115,7 +119,17 @@ impl EngagementRecord {
             self.workload = None;
             self.resolve_at = Some(now.instant);
         }
+        self.filter = compile(&view);
         self.view = view;
+    }
+
+    /// Whether a request may fit both, or both want all that no filter takes.
+    fn overlaps(&self, other: &Self) -> bool {
+        match (&self.filter, &other.filter) {
+            (Ok(ours), Ok(theirs)) => filter::overlap(ours.as_ref(), theirs.as_ref()),
+            // What cannot be used takes nothing.
+            (Err(_), _) | (_, Err(_)) => false,
+        }
     }
 
     /// Whether the workload should be read now. True once for each reading.
@@ -212,8 +226,8 @@ impl Standing {
 }
 
 /// Decides about all engagements of one namespace. `engagements` are in any
-/// order; of two that want one port the older one gets it, unless its session
-/// is absent.
+/// order; of two that want one port, or requests of it that both filters take, the
+/// older one gets it, unless its session is absent.
 pub(crate) fn decide<'a>(
     engagements: impl Iterator<Item = &'a EngagementRecord>,
     sessions: &BTreeMap<Key, SessionRecord>,
@@ -223,7 +237,7 @@ pub(crate) fn decide<'a>(
 ) -> BTreeMap<Key, Standing> {
     let mut engagements: Vec<_> = engagements.collect();
     engagements.sort_by_key(|record| (record.view.created, record.arrived));
-    let mut held: HashMap<(Key, u16, Protocol), &EngagementRecord> = HashMap::new();
+    let mut held: HashMap<(Key, u16, Protocol), Vec<&EngagementRecord>> = HashMap::new();
     let mut standings = BTreeMap::new();
     for record in engagements {
         let session = sessions.get(&Key::new(sessions_namespace, &record.view.spec.session));
@@ -234,9 +248,10 @@ pub(crate) fn decide<'a>(
         } = &standing
         {
             let wanted = wanted(record, pods);
-            let holder = wanted
-                .iter()
-                .find_map(|want| Some((want, *held.get(want)?)));
+            let holder = wanted.iter().find_map(|want| {
+                let mut holders = held.get(want)?.iter();
+                Some((want, holders.find(|holder| record.overlaps(holder))?))
+            });
             if let Some(((_, port, _), holder)) = holder {
                 standing = Standing::Unclaimed {
                     reason: condition::CONFLICT,
@@ -244,7 +259,9 @@ pub(crate) fn decide<'a>(
                     selected: count(pods),
                 };
             } else {
-                held.extend(wanted.into_iter().map(|want| (want, record)));
+                for want in wanted {
+                    held.entry(want).or_default().push(record);
+                }
             }
         }
         standings.insert(record.view.key.clone(), standing);
@@ -271,6 +288,10 @@ fn admit(
         }
         Some(session) => session,
     };
+    if let Err(error) = &record.filter {
+        let message = format!("its filter cannot be used: {error}");
+        return Standing::unclaimed(condition::NOT_SUPPORTED, message);
+    }
     if let Some(port) = spec
         .ports
         .iter()
@@ -330,6 +351,10 @@ fn admit(
     }
 }
 
+fn compile(view: &EngagementView) -> Result<Option<Filter>, FilterError> {
+    view.spec.http.as_ref().map(Filter::try_from).transpose()
+}
+
 fn missing(record: &EngagementRecord) -> Standing {
     let message = format!(
         "{} does not exist in namespace {}",
@@ -351,8 +376,12 @@ fn wanted(record: &EngagementRecord, pods: &[Key]) -> Vec<(Key, u16, Protocol)> 
 
 fn conflict(port: u16, holder: &EngagementRecord) -> String {
     let view = &holder.view;
+    let what = match &view.spec.http {
+        Some(filter) => format!("requests of port {port} by {filter}"),
+        None => format!("port {port}"),
+    };
     format!(
-        "{} has had port {port} since {} (engagement {})",
+        "{} has had {what} since {} (engagement {})",
         view.spec.user, view.created, view.key
     )
 }

@@ -152,6 +152,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             container_port: port.container_port,
             protocol: port.protocol,
             http_probed: pod.http_probed.contains(&port.container_port),
+            reach: record.view.spec.http.clone().into(),
         })
         .collect()
 }

@@ -93,6 +93,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
                 local: format!("127.0.0.1:{port}"),
                 service: None,
             }],
+            http: None,
         },
         status: None,
     }

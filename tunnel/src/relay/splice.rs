@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub async fn splice_tcp(
 
 /// Has the socket say RST when it is closed, by whatever it is closed; or no
 /// longer.
-pub fn abort_on_close(socket: &TcpStream, abort: bool) {
+pub fn abort_on_close(socket: &impl AsFd, abort: bool) {
     let linger = abort.then_some(Duration::ZERO);
     if let Err(error) = SockRef::from(socket).set_linger(linger) {
         tracing::debug!(%error, abort, "cannot choose how the connection ends");

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kvpn_proto::crd::WorkloadRef;
+use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::{Failure, Reason, v1};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -30,6 +31,8 @@ pub(crate) struct Intercept {
     pub(crate) namespace: String,
     pub(crate) target: String,
     pub(crate) ports: Vec<RequestedPort>,
+    /// Only requests that fit.
+    pub(crate) http: Option<HttpFilter>,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -60,7 +63,7 @@ impl Engagements {
             Err(failure) => return fail(&events, failure).await,
         };
         let locals: Vec<SocketAddr> = plan.ports.iter().map(|port| port.local).collect();
-        let entry = Entry::new(plan.workload, plan.ports);
+        let entry = Entry::new(plan.workload, plan.ports, request.http.clone());
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) =
             tokio::join!(self.create(&key, entry), warn_of_silence(&locals, &events));
@@ -102,7 +105,8 @@ impl Engagements {
         let found = workloads::find(&inventory, &request.target)?;
         let ports = workloads::resolve_ports(&inventory, &found, &request.ports)?;
         let workload = found.workload.reference.clone();
-        if let Some(key) = self.table.of(namespace, &workload, &ports) {
+        let http = request.http.as_ref();
+        if let Some(key) = self.table.of(namespace, &workload, &ports, http) {
             return Err(Failure::new(
                 Reason::AlreadyEngaged,
                 format!(
@@ -139,9 +143,13 @@ impl Engagements {
             .iter()
             .map(|port| port.container_port.to_string())
             .collect();
+        let filter = other.spec.http.as_ref();
+        let filter = filter
+            .map(|filter| format!(", {filter}"))
+            .unwrap_or_default();
         Failure {
             message: format!(
-                "{} engages {} (port {}){since}",
+                "{} engages {} (port {}{filter}){since}",
                 other.spec.user,
                 other.spec.workload,
                 ports.join(", ")

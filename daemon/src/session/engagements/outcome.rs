@@ -2,6 +2,7 @@
 //! and why.
 
 use kvpn_proto::crd::{Engagement, condition};
+use kvpn_proto::filter::{self, Filter, HttpFilter};
 use kvpn_proto::{Failure, Reason};
 
 /// What was last seen of an Engagement.
@@ -148,12 +149,23 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
     Some(failure)
 }
 
+/// Tells whether engagements with these filters are in each other's way. One that
+/// cannot be used takes nothing.
+pub(super) fn overlap(one: Option<&HttpFilter>, other: Option<&HttpFilter>) -> bool {
+    let compile = |filter: Option<&HttpFilter>| filter.map(Filter::try_from).transpose();
+    match (compile(one), compile(other)) {
+        (Ok(one), Ok(other)) => filter::overlap(one.as_ref(), other.as_ref()),
+        (Err(_), _) | (_, Err(_)) => false,
+    }
+}
+
 /// Who has the port that `own` did not get, and since when.
 pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option<&'a Engagement> {
     everyone
         .iter()
         .filter(|other| other.metadata.name != own.metadata.name)
         .filter(|other| other.spec.workload == own.spec.workload)
+        .filter(|other| overlap(other.spec.http.as_ref(), own.spec.http.as_ref()))
         .filter(|other| {
             other.spec.ports.iter().any(|taken| {
                 own.spec

@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvpn_proto::crd::{Verb, WorkloadKind, WorkloadRef};
+use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::outcome::{Observed, Progress};
+use super::outcome::{Observed, Progress, overlap};
 use crate::session::workloads::ResolvedPort;
 
 /// Names an Engagement.
@@ -39,15 +40,21 @@ impl fmt::Display for Key {
 pub(super) struct Entry {
     pub(super) workload: WorkloadRef,
     pub(super) ports: Vec<ResolvedPort>,
+    pub(super) http: Option<HttpFilter>,
     pub(super) observed: watch::Sender<Observed>,
     watcher: Option<AbortOnDropHandle<()>>,
 }
 
 impl Entry {
-    pub(super) fn new(workload: WorkloadRef, ports: Vec<ResolvedPort>) -> Self {
+    pub(super) fn new(
+        workload: WorkloadRef,
+        ports: Vec<ResolvedPort>,
+        http: Option<HttpFilter>,
+    ) -> Self {
         Self {
             workload,
             ports,
+            http,
             observed: watch::channel(Observed::default()).0,
             watcher: None,
         }
@@ -71,6 +78,11 @@ impl Entry {
             message,
             pods_selected: observed.pods_selected,
             pods_covered: observed.pods_covered,
+            filter: self
+                .http
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         }
     }
 
@@ -157,17 +169,20 @@ impl Table {
         self.lock().keys().cloned().collect()
     }
 
-    /// The engagement of a port of a workload, if there is one.
+    /// The engagement of a port of a workload that is in the way of another one with
+    /// this filter, if there is one.
     pub(super) fn of(
         &self,
         namespace: &str,
         workload: &WorkloadRef,
         ports: &[ResolvedPort],
+        http: Option<&HttpFilter>,
     ) -> Option<Key> {
         let entries = self.lock();
         let found = entries.iter().find(|(key, entry)| {
             key.namespace == namespace
                 && entry.workload == *workload
+                && overlap(entry.http.as_ref(), http)
                 && entry.ports.iter().any(|taken| {
                     ports
                         .iter()
@@ -241,7 +256,7 @@ mod tests {
         };
         table.insert(
             Key::new("shop", "web-alice-1"),
-            Entry::new(workload, vec![port]),
+            Entry::new(workload, vec![port], None),
         );
         table
     }

@@ -1,6 +1,7 @@
 //! An agent comes, fails, returns and applies claims.
 
 use super::*;
+use crate::state::claims::Reach;
 use crate::state::pods::AgentContainer;
 use crate::state::testing::{Clock, pod};
 use kvpn_proto::flow::Protocol;
@@ -49,6 +50,7 @@ fn claim(id: &str, port: u16) -> Claim {
         container_port: port,
         protocol: Protocol::Tcp,
         http_probed: false,
+        reach: Reach::Rest,
     }
 }
 

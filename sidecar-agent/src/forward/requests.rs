@@ -1,0 +1,107 @@
+//! Connections of a port of which only some requests are claimed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use kvpn_tunnel::relay;
+use tokio::io::{duplex, split};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use super::{APP_DEADLINE, Route, Shared, hand_over};
+use crate::claims::PortClaims;
+use crate::http1::head::RequestHead;
+use crate::http1::{self, End, Server, Servers};
+
+/// How much waits between a connection and the tunnel, in bytes.
+const ROOM: usize = 64 << 10;
+
+/// Those who may get the requests of one connection, by the claims as they are.
+struct PodServers {
+    shared: Arc<Shared>,
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
+/// Serves the requests of a connection. What does not end in order ends with RST.
+pub(super) async fn serve(
+    socket: TcpStream,
+    source: SocketAddr,
+    destination: SocketAddr,
+    shared: Arc<Shared>,
+) {
+    relay::abort_on_close(&socket, true);
+    // To be reached when the halves are the server's.
+    let handle = socket.as_fd().try_clone_to_owned();
+    let (reader, writer) = socket.into_split();
+    let servers = PodServers {
+        shared,
+        source,
+        destination,
+    };
+    match (
+        http1::serve(End::new(reader, writer), &servers).await,
+        handle,
+    ) {
+        (Ok(()), Ok(handle)) => relay::abort_on_close(&handle, false),
+        (Err(error), _) => debug!(%destination, %error, "Cut off"),
+        (Ok(()), Err(error)) => debug!(%error, "The connection cannot be ended in order"),
+    }
+}
+
+impl PodServers {
+    /// What the claims on the port say, or the app.
+    fn by_claims(&self, claim: impl FnOnce(&PortClaims) -> Option<&str>) -> Server {
+        let route = self.shared.route();
+        let claims = route
+            .as_ref()
+            .and_then(|route| route.claims.get(self.destination.port()));
+        match claims.and_then(claim) {
+            Some(id) => Server::Holder(id.to_owned()),
+            None => Server::App,
+        }
+    }
+
+    async fn holder(&self, claim_id: &str) -> io::Result<End> {
+        let Some(route) = self.shared.route() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let Route { tunnel, .. } = &*route;
+        let frames = hand_over(tunnel, claim_id, self.source).await;
+        let frames = frames.map_err(io::Error::other)?;
+        let (ours, theirs) = duplex(ROOM);
+        self.shared.flows.spawn(async move {
+            if let Err(error) = relay::splice(theirs, frames).await {
+                debug!(%error, "Cut off from the claim's holder");
+            }
+        });
+        let (reader, writer) = split(ours);
+        Ok(End::new(reader, writer))
+    }
+}
+
+impl Servers for PodServers {
+    fn choose(&self, head: &RequestHead) -> Server {
+        self.by_claims(|claims| {
+            let is_probe = claims.http_probed && head.is_probe();
+            claims.of(head).filter(|_| !is_probe)
+        })
+    }
+
+    fn other(&self) -> Server {
+        self.by_claims(PortClaims::rest)
+    }
+
+    async fn connect(&self, server: &Server) -> io::Result<End> {
+        match server {
+            Server::Holder(claim_id) => self.holder(claim_id).await,
+            Server::App => {
+                let app = relay::dial_tcp(self.destination, APP_DEADLINE).await;
+                let (reader, writer) = app.map_err(io::Error::other)?.into_split();
+                Ok(End::new(reader, writer))
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Intercepts of some requests only: each request of a connection goes to whom it is
+//! for, and several people share a port.
+
+use anyhow::{Result, ensure};
+use serde_json::Deserializer;
+
+use crate::support::{Answer, Developer, pod};
+
+const ALICE: &str = "x-user: alice";
+
+/// Runs curl for several requests, and says who answered each.
+fn answers<const N: usize>(developer: &Developer, args: [&str; N]) -> Result<Vec<Answer>> {
+    let text = developer.curl(args)?.success()?.stdout;
+    let values = Deserializer::from_str(&text).into_iter();
+    values.map(|value| Ok(Answer::parse(&value?))).collect()
+}
+
+#[test]
+fn requests_of_one_connection_go_to_whom_each_is_for() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let _handler = developer.handler(8080)?;
+    let web = pod(&developer.lab, "web")?.name;
+    let header = ["--http-header", "x-user=alice"];
+    developer
+        .kvpn(["intercept", "web", "--port", "8080", header[0], header[1]])?
+        .success()?;
+
+    let [url, other] = ["http://web/one", "http://web/two"];
+    let [h, next, v] = ["-H", "--next", "-v"];
+    let mixed = [h, ALICE, url, next, other, next, h, ALICE, other, next, url];
+    let found = answers(&developer, mixed)?;
+    let who: Vec<bool> = found.iter().map(Answer::is_from_laptop).collect();
+    assert_eq!(who, [true, false, true, false]);
+    ensure!(found.iter().skip(1).step_by(2).all(|it| it.pod == web));
+    let paths: Vec<&str> = found.iter().map(|it| it.path.as_str()).collect();
+    assert_eq!(paths, ["/one", "/two", "/two", "/one"]);
+
+    // All on one connection.
+    let output = developer
+        .curl([v, h, ALICE, url, next, v, url])?
+        .success()?;
+    ensure!(
+        output.stderr.contains("Re-using existing"),
+        "{}",
+        output.stderr
+    );
+
+    let status = developer.kvpn(["status"])?.success()?.stdout;
+    ensure!(
+        status.contains("requests with header x-user=alice"),
+        "{status}"
+    );
+    developer.kvpn(["leave", "web"])?.success()?;
+    ensure!(!developer.get([h, ALICE, url])?.is_from_laptop());
+    Ok(())
+}
+
+#[test]
+fn several_people_share_a_port_unless_their_filters_overlap() -> Result<()> {
+    let first = Developer::connected(1)?;
+    let second = Developer::connected(2)?;
+    let _handlers = [first.handler(8080)?, second.handler(8080)?];
+    let intercept = |developer: &Developer, header: &str| {
+        developer.kvpn([
+            "intercept",
+            "web",
+            "--port",
+            "8080",
+            "--http-header",
+            header,
+        ])
+    };
+    intercept(&first, "x-user=alice")?.success()?;
+    let refused = intercept(&second, "x-user~=a.*")?;
+    ensure!(!refused.status.success(), "{}", refused.stdout);
+    for part in ["header x-user=alice", "since", "kubectl"] {
+        ensure!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+    intercept(&second, "x-user=bob")?.success()?;
+    let url = "http://web/";
+    for (header, is_from_laptop) in [(ALICE, true), ("x-user: bob", true), ("x-user: eve", false)] {
+        let answer = first.get(["-H", header, url])?;
+        assert_eq!(answer.is_from_laptop(), is_from_laptop, "{header}");
+    }
+    // Each to their own.
+    let flows = second.kvpn(["flows"])?.success()?.stdout;
+    ensure!(!flows.contains("alice"), "{flows}");
+
+    let nonsense = intercept(&first, "x user=a")?;
+    assert_eq!(nonsense.code(), 2, "{}", nonsense.stderr);
+    ensure!(nonsense.stderr.contains("--help"), "{}", nonsense.stderr);
+    Ok(())
+}
