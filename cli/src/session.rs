@@ -125,7 +125,7 @@ impl Session {
             }
         }
         let is_chosen = flags.context.is_some() || flags.kubeconfig.is_some();
-        if meant.sessions.len() > 1 && is_chosen {
+        if meant.sessions.len() + meant.failures.len() > 1 && is_chosen {
             for session in std::mem::take(&mut meant.sessions) {
                 match session.status().await {
                     Ok(status) if check_selected(flags, &status).is_ok() => {

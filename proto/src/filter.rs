@@ -57,7 +57,7 @@ pub enum FilterError {
     Name(String),
     #[error("`{0}` is not a method of HTTP")]
     Method(String),
-    #[error("the path `{0}` does not begin with `/`")]
+    #[error("the path `{0}` does not begin with `/`, or has a `*` that does not follow one")]
     Path(String),
     #[error("`{pattern}` is not a regular expression: {why}")]
     Pattern { pattern: String, why: String },

@@ -1,7 +1,8 @@
 //! Decides for each redirected connection who gets it, and carries its bytes.
 //!
-//! Until the holder of a claim has answered, nothing is read from the client,
-//! so that whatever goes wrong before leaves the connection whole for the app.
+//! Until the holder of a claim has answered, nothing is read from the client, but
+//! where requests have to be looked at; so whatever goes wrong before leaves the
+//! connection whole for the app.
 
 mod listeners;
 mod original;

@@ -2,13 +2,14 @@
 //! and responses pass as they are; only their heads are read (RFC 9112).
 
 pub(crate) mod body;
+pub(crate) mod end;
 pub(crate) mod head;
 
 use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -69,13 +70,13 @@ enum Next {
     End,
     /// Something else than HTTP, with that server.
     Other,
+    /// An answer of which nobody here knows where it ends.
+    Unknown,
 }
 
 impl End {
-    pub(crate) fn new(
-        reader: impl AsyncRead + Send + Unpin + 'static,
-        writer: impl AsyncWrite + Send + Unpin + 'static,
-    ) -> Self {
+    pub(crate) fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        let (reader, writer) = split(stream);
         Self {
             reader: Box::new(reader),
             writer: Box::new(writer),
@@ -99,21 +100,36 @@ pub(crate) async fn serve(client: End, servers: &impl Servers) -> Result<(), Bro
     // A server may be the first to speak.
     let mut kept = match timeout(SILENCE, client.fill()).await {
         Ok(read) => read.map(|_| None)?,
-        Err(_) => Some(connect(servers, servers.other()).await?),
+        // A request may be for somebody who can be had.
+        Err(_) => connect(servers, servers.other()).await.ok(),
     };
+    let mut is_first = true;
     loop {
         match next(&mut client, &mut kept).await? {
             Came::Request(head) => {
                 let chosen = servers.choose(&head);
                 let (server, mut end) = take(&mut kept, servers, chosen).await?;
+                is_first = false;
                 match exchange(&mut client, &mut end, &head).await? {
-                    Next::Request => {
+                    Next::Request => kept = Some((server, end)),
+                    Next::End => {
                         kept = Some((server, end));
-                        continue;
+                        break;
                     }
-                    Next::End => break,
                     Next::Other => return Ok(splice(client, end).await?),
+                    // The client may know better where its answer ends.
+                    Next::Unknown if server == Server::App => {
+                        return Ok(splice(client, end).await?);
+                    }
+                    Next::Unknown => return Err(Broken::Answer(NotHttp)),
                 }
+            }
+            // Such as that it has waited for too long.
+            Came::Other if !is_first && has_spoken(&kept) => {
+                if let Some((_, end)) = &kept {
+                    client.writer.write_all(&end.buffer).await?;
+                }
+                break;
             }
             Came::Other => {
                 let (_, end) = match kept {
@@ -124,6 +140,10 @@ pub(crate) async fn serve(client: End, servers: &impl Servers) -> Result<(), Bro
             }
             Came::End => break,
         }
+    }
+    if let Some((_, mut end)) = kept {
+        // It has answered everything.
+        let _ = end.writer.shutdown().await;
     }
     client.writer.shutdown().await?;
     Ok(())
@@ -190,18 +210,22 @@ async fn next(client: &mut End, kept: &mut Option<Connection>) -> io::Result<Cam
             }
         };
         tokio::select! {
-            read = client.fill() => match read? {
-                0 if client.buffer.is_empty() => return Ok(Came::End),
-                0 => return Ok(Came::Other),
-                _ => {}
-            },
+            // A server that has ended is not to be asked.
+            biased;
             read = unasked => match kept.take() {
-                Some((Server::Holder(_), _)) if read == 0 => {}
-                Some(_) if read == 0 && client.buffer.is_empty() => return Ok(Came::End),
+                Some((Server::App, _)) if read == 0 && client.buffer.is_empty() => {
+                    return Ok(Came::End);
+                }
+                Some(_) if read == 0 => {}
                 spoke => {
                     *kept = spoke;
                     return Ok(Came::Other);
                 }
+            },
+            read = client.fill() => match read? {
+                0 if client.buffer.is_empty() => return Ok(Came::End),
+                0 => return Ok(Came::Other),
+                _ => {}
             },
         }
     }
@@ -262,8 +286,7 @@ async fn answer(
             match ResponseHead::read(buffer, to) {
                 Ok(Some(head)) => break head,
                 Ok(None) if buffer.len() < head::LONGEST => {}
-                // The client may know better where it ends.
-                Ok(None) | Err(NotHttp) => return Ok(Next::Other),
+                Ok(None) | Err(NotHttp) => return Ok(Next::Unknown),
             }
             buffer.reserve(READ);
             if reader.read_buf(buffer).await? == 0 {
@@ -282,7 +305,7 @@ async fn answer(
         let mut body = Body::new(head.framing);
         let passed = pass(&mut body, reader, buffer, client).await;
         passed.map_err(NotPassed::of_answer)?;
-        return Ok(if head.is_last {
+        return Ok(if head.is_last || to.is_last {
             Next::End
         } else {
             Next::Request

@@ -176,6 +176,13 @@ pub(crate) async fn run(flags: &Flags, args: &InterceptArgs) -> Result<ExitCode,
 }
 
 async fn intercept(flags: &Flags, args: &InterceptArgs) -> Result<Intercepted, Failure> {
+    if args.any && args.http().is_none() {
+        return Err(Failure::new(
+            Reason::Usage,
+            "--any chooses among conditions, and there is none",
+            "give some, such as `--http-header x-user=alice`",
+        ));
+    }
     let progress = Progress::start(format!("intercepting {}", args.target));
     let session = Session::require(flags).await?;
     let patience = args.timeout + GRACE;

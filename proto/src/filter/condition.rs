@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{FilterError, Head};
 
-/// The longest pattern's program, in bytes.
-const MAX_PROGRAM: usize = 64 << 10;
+/// The longest pattern's program, and the most that it may remember, in bytes.
+const MAX_PROGRAM: usize = 1 << 20;
+const MAX_MEMORY: usize = 256 << 10;
 
 /// What a condition is about.
 #[derive(
@@ -170,7 +171,8 @@ fn check(condition: &Condition) -> Result<(), FilterError> {
         Part::Method if *match_type == MatchType::Exact && !is_token(value) => {
             Err(FilterError::Method(value.clone()))
         }
-        Part::Path if *match_type != MatchType::RegularExpression && !value.starts_with('/') => {
+        Part::Path if *match_type == MatchType::RegularExpression => Ok(()),
+        Part::Path if !value.starts_with('/') || value.ends_with('*') => {
             Err(FilterError::Path(value.clone()))
         }
         Part::Method | Part::Path | Part::Header | Part::QueryParam => Ok(()),
@@ -183,9 +185,15 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 fn pattern(text: &str) -> Result<Regex, FilterError> {
-    regex::RegexBuilder::new(&format!("^(?:{text})$"))
-        .size_limit(MAX_PROGRAM)
-        .build()
+    let build = |text: &str| {
+        regex::RegexBuilder::new(text)
+            .size_limit(MAX_PROGRAM)
+            .dfa_size_limit(MAX_MEMORY)
+            .build()
+    };
+    // Alone first: what is none may be one with something around it.
+    build(text)
+        .and_then(|_| build(&format!("^(?:{text})$")))
         .map_err(|error| FilterError::Pattern {
             pattern: text.to_owned(),
             why: error.to_string(),

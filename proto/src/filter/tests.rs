@@ -62,6 +62,7 @@ fn conditions_of_the_command_line_decide_as_documented() {
         (Condition::path("/cart/items/*"), true),
         (Condition::path("/*"), true),
         (Condition::path("~=/cart/[a-z]+"), true),
+        (Condition::path(r"~=/\w+/\w+(/\w+)*"), true),
         (Condition::method("get"), true),
         (Condition::method("POST"), false),
         (Condition::query_param("user=a b"), true),
@@ -154,6 +155,14 @@ fn nonsense_is_refused() {
     assert!(matches!(
         refused(Condition::header("x~=(")),
         FilterError::Pattern { .. }
+    ));
+    assert!(matches!(
+        refused(Condition::header("x~=a)|(?:b")),
+        FilterError::Pattern { .. }
+    ));
+    assert!(matches!(
+        refused(Condition::path("/cart*")),
+        FilterError::Path(_)
     ));
     assert!(matches!(
         refused(Condition::path("cart")),

@@ -2,16 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvpn_tunnel::relay;
-use tokio::io::{duplex, split};
 use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::{APP_DEADLINE, Route, Shared, hand_over};
 use crate::claims::PortClaims;
+use crate::http1::end::{Pipe, Tcp};
 use crate::http1::head::RequestHead;
 use crate::http1::{self, End, Server, Servers};
 
@@ -32,22 +31,13 @@ pub(super) async fn serve(
     destination: SocketAddr,
     shared: Arc<Shared>,
 ) {
-    relay::abort_on_close(&socket, true);
-    // To be reached when the halves are the server's.
-    let handle = socket.as_fd().try_clone_to_owned();
-    let (reader, writer) = socket.into_split();
     let servers = PodServers {
         shared,
         source,
         destination,
     };
-    match (
-        http1::serve(End::new(reader, writer), &servers).await,
-        handle,
-    ) {
-        (Ok(()), Ok(handle)) => relay::abort_on_close(&handle, false),
-        (Err(error), _) => debug!(%destination, %error, "Cut off"),
-        (Ok(()), Err(error)) => debug!(%error, "The connection cannot be ended in order"),
+    if let Err(error) = http1::serve(End::new(Tcp::new(socket)), &servers).await {
+        debug!(%destination, %error, "Cut off");
     }
 }
 
@@ -71,14 +61,13 @@ impl PodServers {
         let Route { tunnel, .. } = &*route;
         let frames = hand_over(tunnel, claim_id, self.source).await;
         let frames = frames.map_err(io::Error::other)?;
-        let (ours, theirs) = duplex(ROOM);
+        let (ours, theirs) = Pipe::new(ROOM);
         self.shared.flows.spawn(async move {
             if let Err(error) = relay::splice(theirs, frames).await {
                 debug!(%error, "Cut off from the claim's holder");
             }
         });
-        let (reader, writer) = split(ours);
-        Ok(End::new(reader, writer))
+        Ok(End::new(ours))
     }
 }
 
@@ -99,8 +88,7 @@ impl Servers for PodServers {
             Server::Holder(claim_id) => self.holder(claim_id).await,
             Server::App => {
                 let app = relay::dial_tcp(self.destination, APP_DEADLINE).await;
-                let (reader, writer) = app.map_err(io::Error::other)?.into_split();
-                Ok(End::new(reader, writer))
+                Ok(End::new(Tcp::new(app.map_err(io::Error::other)?)))
             }
         }
     }

@@ -23,6 +23,8 @@ pub(crate) struct RequestHead {
     /// In bytes, with the empty line.
     pub(crate) length: usize,
     pub(crate) framing: Framing,
+    /// Whether the client wants the connection to end after the answer.
+    pub(crate) is_last: bool,
     method: String,
     path: String,
     query: String,
@@ -57,9 +59,14 @@ impl RequestHead {
             Some(framing) => framing,
             None => Framing::Length(0),
         };
+        let is_old = request.version == Some(0);
+        if is_old && framing == Framing::Chunked {
+            return Err(NotHttp);
+        }
         Ok(Some(Self {
             length,
             framing,
+            is_last: is_last(is_old, request.headers),
             method: method.to_owned(),
             path: path.to_owned(),
             query: query.to_owned(),
@@ -123,13 +130,11 @@ impl ResponseHead {
             framing(response.headers)?.unwrap_or(Framing::UntilEnd)
         };
         let is_old = response.version == Some(0);
-        let keeps = has_token(response.headers, "connection", "keep-alive");
-        let closes = has_token(response.headers, "connection", "close");
         Ok(Some(Self {
             length,
             status,
             framing,
-            is_last: framing == Framing::UntilEnd || closes || (is_old && !keeps),
+            is_last: framing == Framing::UntilEnd || is_last(is_old, response.headers),
         }))
     }
 
@@ -144,13 +149,26 @@ impl ResponseHead {
     }
 }
 
+/// Whether a message is the last of its connection, by what it says itself (RFC 9112
+/// section 9.3).
+fn is_last(is_old: bool, fields: &[httparse::Header<'_>]) -> bool {
+    let says = |token| has_token(fields, "connection", token);
+    says("close") || (is_old && !says("keep-alive"))
+}
+
 /// Path and query of a target, which may be an absolute URI (RFC 9112 section 3.2).
 fn split(target: &str) -> (&str, &str) {
     let origin = match target.split_once("://") {
-        Some((_, rest)) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
-        None => target,
+        Some((_, rest)) if !target.starts_with('/') => {
+            rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+        }
+        Some(_) | None => target,
     };
-    origin.split_once('?').unwrap_or((origin, ""))
+    match origin.split_once('?') {
+        Some(("", query)) => ("/", query),
+        Some(both) => both,
+        None => (origin, ""),
+    }
 }
 
 /// How long the body is, as far as the fields say (RFC 9112 section 6.3).
@@ -238,7 +256,9 @@ mod tests {
         for (target, path, query) in [
             ("/", "/", ""),
             ("http://x/a?b=c?d", "/a", "b=c?d"),
-            ("http://x?b", "", "b"),
+            ("http://x?b", "/", "b"),
+            ("/login?next=http://x/cart", "/login", "next=http://x/cart"),
+            ("/proxy/http://x/y", "/proxy/http://x/y", ""),
             ("http://x", "/", ""),
             ("*", "*", ""),
         ] {

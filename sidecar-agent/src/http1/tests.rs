@@ -29,10 +29,9 @@ impl Servers for std::sync::Arc<Fake> {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs) = duplex(ROOM);
-        let (reader, writer) = tokio::io::split(ours);
         let connected = (server.clone(), theirs);
         self.connected.lock().unwrap().push(connected);
-        Ok(End::new(reader, writer))
+        Ok(End::new(ours))
     }
 }
 
@@ -45,10 +44,9 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let (client, ours) = duplex(ROOM);
-        let (reader, writer) = tokio::io::split(ours);
         let fake = std::sync::Arc::new(Fake::default());
         let servers = std::sync::Arc::clone(&fake);
-        let serving = tokio::spawn(async move { serve(End::new(reader, writer), &servers).await });
+        let serving = tokio::spawn(async move { serve(End::new(ours), &servers).await });
         Self {
             client,
             fake,

@@ -59,7 +59,10 @@ fn requests_of_one_connection_go_to_whom_each_is_for() -> Result<()> {
 fn several_people_share_a_port_unless_their_filters_overlap() -> Result<()> {
     let first = Developer::connected(1)?;
     let second = Developer::connected(2)?;
-    let _handlers = [first.handler(8080)?, second.handler(8080)?];
+    let _handlers = [
+        first.handler_named("alices", 8080)?,
+        second.handler_named("bobs", 8080)?,
+    ];
     let intercept = |developer: &Developer, header: &str| {
         developer.kvpn([
             "intercept",
@@ -77,15 +80,17 @@ fn several_people_share_a_port_unless_their_filters_overlap() -> Result<()> {
         ensure!(refused.stderr.contains(part), "{}", refused.stderr);
     }
     intercept(&second, "x-user=bob")?.success()?;
-    let url = "http://web/";
-    for (header, is_from_laptop) in [(ALICE, true), ("x-user: bob", true), ("x-user: eve", false)] {
-        let answer = first.get(["-H", header, url])?;
-        assert_eq!(answer.is_from_laptop(), is_from_laptop, "{header}");
+    for (header, service) in [
+        (ALICE, "alices"),
+        ("x-user: bob", "bobs"),
+        ("x-user: eve", "web"),
+    ] {
+        let answer = first.get(["-H", header, "http://web/"])?;
+        assert_eq!(answer.service, service, "{header}");
     }
-    // Each to their own.
-    let flows = second.kvpn(["flows"])?.success()?.stdout;
-    ensure!(!flows.contains("alice"), "{flows}");
 
+    let any = first.kvpn(["intercept", "web", "--port", "8080", "--any"])?;
+    assert_eq!(any.code(), 2, "{}", any.stderr);
     let nonsense = intercept(&first, "x user=a")?;
     assert_eq!(nonsense.code(), 2, "{}", nonsense.stderr);
     ensure!(nonsense.stderr.contains("--help"), "{}", nonsense.stderr);

@@ -60,8 +60,13 @@ impl Developer {
 
     /// Starts a handler on a port of the laptop.
     pub(crate) fn handler(&self, port: u16) -> Result<Background> {
+        self.handler_named(HANDLER, port)
+    }
+
+    /// The same under another name.
+    pub(crate) fn handler_named(&self, name: &str, port: u16) -> Result<Background> {
         let port = port.to_string();
-        let command = ["kvpn-sample", "--service", HANDLER, "--port", &port];
+        let command = ["kvpn-sample", "--service", name, "--port", &port];
         let mut handler = self.laptop.user().spawn(command)?;
         handler.wait_for_line("listens", Duration::from_secs(5))?;
         Ok(handler)
