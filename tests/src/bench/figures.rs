@@ -287,6 +287,21 @@ pub const ALL: &[Figure] = &[
         "a name of the laptop's own network, p99",
         &[],
     ),
+    name(
+        "foreign_first_name_p50_us",
+        "the same, names not asked for before, median",
+        &[Floor::Ratio(1.05)],
+    ),
+    name(
+        "foreign_first_name_p99_us",
+        "the same, names not asked for before, p99",
+        &[],
+    ),
+    name(
+        "foreign_first_name_rtt20_p50_us",
+        "the same, of a name server 20 ms away, median",
+        &[Floor::Ratio(1.05)],
+    ),
     Figure {
         more_is_better: true,
         ..alone(

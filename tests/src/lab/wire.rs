@@ -22,6 +22,9 @@ pub const OFFICE_DOMAIN: &str = "office.example";
 /// A name that only the office's name servers know, and its address.
 pub const OFFICE_PRINTER: (&str, &str) = ("printer.office.example", "10.77.0.99");
 
+/// Any name below it has the same address there.
+pub const OFFICE_POOL: &str = "pool.office.example";
+
 /// Makes the router isolate the cluster, and serves names to the laptops.
 pub(crate) fn create(layout: &Layout, state: &mut State) -> Result<()> {
     let [pods_v4, pods_v6] = net::POD_CIDRS;
@@ -83,9 +86,11 @@ $TTL 60
 @          IN NS   ns
 ns         IN A    {ns}
 {printer}. IN A    {address}
+*.{pool}.  IN A    {address}
 wiki       IN A    10.77.0.98
 wiki       IN AAAA fd00:77::98
 ",
+        pool = OFFICE_POOL,
         ns = net::gateway_v4(1)
     )
 }
@@ -155,17 +160,20 @@ pub(crate) fn lose(percent: f64) -> Result<()> {
     Ok(())
 }
 
-/// Holds every packet that long, each way; zero leaves them to the kernel.
+/// Holds every packet between laptops and node, or what serves names on the router,
+/// that long, each way; zero leaves them to the kernel.
 pub(crate) fn delay(layout: &Layout, state: &mut State, delay: Duration) -> Result<()> {
     let rules = |action: &str| {
         for tool in ["iptables-nft", "ip6tables-nft"] {
-            let command = net::inside(net::WIRE, tool).args(["-t", "mangle", action, "FORWARD"]);
-            if action == "-A" {
-                // Bypass: when the program is gone, packets pass undelayed.
-                let queue = ["-j", "NFQUEUE", "--queue-num", QUEUE, "--queue-bypass"];
-                command.args(queue).ok()?;
-            } else {
-                command.ok()?;
+            for chain in ["FORWARD", "INPUT", "OUTPUT"] {
+                let command = net::inside(net::WIRE, tool).args(["-t", "mangle", action, chain]);
+                if action == "-A" {
+                    // Bypass: when the program is gone, packets pass undelayed.
+                    let queue = ["-j", "NFQUEUE", "--queue-num", QUEUE, "--queue-bypass"];
+                    command.args(queue).ok()?;
+                } else {
+                    command.ok()?;
+                }
             }
         }
         anyhow::Ok(())

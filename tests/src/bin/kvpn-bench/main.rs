@@ -81,6 +81,9 @@ enum Command {
         /// The name, which must have an IPv4 address
         #[arg(long)]
         name: String,
+        /// Ask for another name below it each time
+        #[arg(long)]
+        distinct: bool,
         #[command(flatten)]
         time: Time,
     },
@@ -158,7 +161,11 @@ fn run(command: Command) -> Result<Value> {
             time,
         } => connects::run(&to.target()?, at_once, stalled, time),
         Command::Idle { to, count } => idle::run(&to.target()?, count),
-        Command::Names { name, time } => names::run(&name, time),
+        Command::Names {
+            name,
+            distinct,
+            time,
+        } => names::run(&name, distinct, time),
         Command::Datagrams { to, size, time } => datagrams::run(to.address()?, size, time),
     }?;
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time")?;

@@ -18,22 +18,33 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer without EDNS (RFC 1035), in bytes.
 const MAX_ANSWER: usize = 512;
 
-/// Asks the host's name server again and again, one question at a time.
-pub(crate) fn run(name: &str, time: Time) -> Result<Value> {
+/// Asks the host's name server again and again, one question at a time: for the name, or
+/// for `distinct` names below it of which none was asked for before.
+pub(crate) fn run(name: &str, distinct: bool, time: Time) -> Result<Value> {
     let server = configured()?;
-    let name = Name::from_ascii(name).context("a name")?;
+    let below = Name::from_ascii(name).context("a name")?;
+    let run = std::process::id();
+    let mut asked = 0_u64;
+    let mut next = || {
+        asked += 1;
+        match distinct {
+            true => below.prepend_label(format!("{run}-{asked}")),
+            false => Ok(below.clone()),
+        }
+    };
     let socket = UdpSocket::bind((any_of(server), 0)).context("bind")?;
     socket.connect((server, 53)).context("connect")?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let warm = Instant::now() + time.warm;
     while Instant::now() < warm {
-        ask(&socket, &name)?;
+        ask(&socket, next()?)?;
     }
     let start = Instant::now();
     let mut took = Vec::new();
     while start.elapsed() < time.seconds {
+        let name = next()?;
         let sent = Instant::now();
-        ask(&socket, &name)?;
+        ask(&socket, name)?;
         took.push(sent.elapsed().as_secs_f64() * 1e6);
     }
     summary(&took)
@@ -49,9 +60,9 @@ fn configured() -> Result<IpAddr> {
     server.trim().parse().context("a name server's address")
 }
 
-fn ask(socket: &UdpSocket, name: &Name) -> Result<()> {
+fn ask(socket: &UdpSocket, name: Name) -> Result<()> {
     let mut question = Message::query();
-    question.add_query(Query::query(name.clone(), RecordType::A));
+    question.add_query(Query::query(name, RecordType::A));
     question.metadata.recursion_desired = true;
     socket.send(&question.to_vec()?).context("ask")?;
     let mut answer = [0; MAX_ANSWER];
