@@ -67,6 +67,11 @@ impl Flags {
             .unwrap_or(names::MANAGER_NAMESPACE)
     }
 
+    /// Whether a cluster is named, and not just the one of the connection that is there.
+    pub(crate) fn names_a_cluster(&self) -> bool {
+        self.context.is_some() || self.kubeconfig.is_some()
+    }
+
     /// The connection to make.
     pub(crate) fn connection(&self) -> &str {
         self.name.as_deref().unwrap_or(names::DEFAULT_CONNECTION)

@@ -80,20 +80,18 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 pub(crate) struct Meant {
     pub(crate) sessions: Vec<Session>,
-    /// Of those that cannot be reached.
+    /// Why others that may be meant cannot be reached, or nothing can be meant.
     pub(crate) failures: Vec<Failure>,
+    /// Why one of those left out is not meant.
+    elsewhere: Option<Failure>,
 }
 
 impl Meant {
-    /// Those that can be reached.
-    ///
-    /// # Errors
-    /// When that is none, but one that cannot.
-    pub(crate) fn reachable(self) -> Result<Vec<Session>, Failure> {
-        match self.failures.into_iter().next() {
-            Some(failure) if self.sessions.is_empty() => Err(failure),
-            Some(_) | None => Ok(self.sessions),
-        }
+    /// What went wrong: nothing when all that are meant were found.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        let elsewhere = self.elsewhere.as_ref();
+        let elsewhere = elsewhere.filter(|_| self.sessions.is_empty());
+        self.failures.first().or(elsewhere).cloned()
     }
 }
 
@@ -104,8 +102,8 @@ impl Session {
         Self::at(Place::of(name)).await
     }
 
-    /// Finds those that the flags may mean, by the names of their connections: with
-    /// several, those in the cluster that they name.
+    /// Finds those that the flags may mean, by the names of their connections, and in
+    /// the cluster that they name.
     pub(crate) async fn meant(flags: &Flags) -> Meant {
         let mut meant = Meant::default();
         let places = match &flags.name {
@@ -124,14 +122,13 @@ impl Session {
                 Err(failure) => meant.failures.push(failure),
             }
         }
-        let is_chosen = flags.context.is_some() || flags.kubeconfig.is_some();
-        if meant.sessions.len() + meant.failures.len() > 1 && is_chosen {
+        // Without such a flag even a session that cannot tell its status is meant.
+        if flags.names_a_cluster() {
             for session in std::mem::take(&mut meant.sessions) {
-                match session.status().await {
-                    Ok(status) if check_selected(flags, &status).is_ok() => {
-                        meant.sessions.push(session);
-                    }
-                    Ok(_) => {}
+                let status = session.status().await;
+                match status.map(|status| check_selected(flags, &status)) {
+                    Ok(Ok(())) => meant.sessions.push(session),
+                    Ok(Err(elsewhere)) => meant.elsewhere = Some(elsewhere),
                     Err(failure) => meant.failures.push(failure),
                 }
             }
@@ -156,24 +153,30 @@ impl Session {
     /// Finds the session that the flags select; `None` when there is none.
     ///
     /// # Errors
-    /// `Usage` when there are several to choose from.
+    /// `Usage` when there are several to choose from; why one cannot be reached that may
+    /// be meant as well.
     pub(crate) async fn find(flags: &Flags) -> Result<Option<Self>, Failure> {
-        let mut sessions = Self::meant(flags).await.reachable()?;
-        match &sessions[..] {
-            [] | [_] => Ok(sessions.pop()),
-            [_, _, ..] => Err(several(&sessions)),
+        let mut meant = Self::meant(flags).await;
+        if meant.sessions.len() > 1 {
+            return Err(several(&meant.sessions));
+        }
+        match (meant.sessions.pop(), meant.failure()) {
+            (Some(found), None) => Ok(Some(found)),
+            // In the cluster that is named.
+            (Some(found), Some(_)) if flags.names_a_cluster() => Ok(Some(found)),
+            (Some(found), Some(mut failure)) => {
+                let name = found.name();
+                failure.next_step = format!("{}; `--name {name}` goes on", failure.next_step);
+                Err(failure)
+            }
+            (None, Some(failure)) => Err(failure),
+            (None, None) => Ok(None),
         }
     }
 
-    /// Finds the session that the flags select, which must be in the cluster that
-    /// they name, when they name one.
+    /// Finds the session that the flags select.
     pub(crate) async fn require(flags: &Flags) -> Result<Self, Failure> {
-        let session = Self::find(flags).await?.ok_or_else(not_connected)?;
-        if flags.context.is_some() || flags.kubeconfig.is_some() {
-            let status = session.status().await?;
-            check_selected(flags, &status)?;
-        }
-        Ok(session)
+        Self::find(flags).await?.ok_or_else(not_connected)
     }
 
     pub(crate) async fn status(&self) -> Result<StatusResponse, Failure> {

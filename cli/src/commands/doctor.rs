@@ -30,7 +30,9 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
 }
 
 async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
-    let Meant { sessions, failures } = Session::meant(flags).await;
+    let Meant {
+        sessions, failures, ..
+    } = Session::meant(flags).await;
     let flags = named(flags, &sessions).await;
     let mut checks = check_process::run(&flags, progress).await;
     progress.step("checking the connection");

@@ -9,7 +9,7 @@ use crate::args::Flags;
 use crate::ended::Ended;
 use crate::output::{self, Disconnection, Engagement};
 use crate::progress::Progress;
-use crate::session::{self, Meant, Session};
+use crate::session::Session;
 
 /// Disconnect, end all intercepts, and put the laptop's network back
 ///
@@ -41,10 +41,10 @@ async fn quit(flags: &Flags, args: &QuitArgs) -> (Disconnection, Option<Failure>
         flags.name.clone_from(&args.connection);
     }
     let mut disconnection = Disconnection::default();
-    let Meant { sessions, failures } = Session::meant(&flags).await;
-    let mut failed = failures.into_iter().next();
-    for session in sessions {
-        match end(&flags, session).await {
+    let meant = Session::meant(&flags).await;
+    let mut failed = meant.failure();
+    for session in meant.sessions {
+        match end(session).await {
             Ok(ended) => {
                 disconnection.was_connected = true;
                 disconnection.ended.extend(ended);
@@ -56,11 +56,7 @@ async fn quit(flags: &Flags, args: &QuitArgs) -> (Disconnection, Option<Failure>
     (disconnection, failed)
 }
 
-async fn end(flags: &Flags, session: Session) -> Result<Vec<Engagement>, Failure> {
-    // Without such a flag even a session that cannot tell its status is ended.
-    if flags.context.is_some() || flags.kubeconfig.is_some() {
-        session::check_selected(flags, &session.status().await?)?;
-    }
+async fn end(session: Session) -> Result<Vec<Engagement>, Failure> {
     let response = session.quit().await?;
     Ok(response.ended.into_iter().map(Engagement::from).collect())
 }

@@ -7,33 +7,35 @@ use kvpn_proto::{Failure, Reason};
 use crate::args::Flags;
 use crate::ended::Ended;
 use crate::output::{self, ConnectionStatus};
-use crate::session::{self, Session};
+use crate::session::Session;
 
 pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
-    let sessions = Session::meant(flags).await.reachable()?;
-    match &sessions[..] {
+    let meant = Session::meant(flags).await;
+    let failure = meant.failure();
+    match &meant.sessions[..] {
+        [] if failure.is_some() => {}
         [] => {
             output::print(&ConnectionStatus::default(), flags.output)?;
             // An answer, not an error; yet scripts can test for it.
             return Ok(ExitCode::from(Reason::NotConnected.exit_code()));
         }
-        [session] => output::print(&status(flags, session).await?, flags.output)?,
-        [_, _, ..] => {
-            for session in &sessions {
-                let status = status(flags, session).await?;
+        [session] => output::print(&status(session).await?, flags.output)?,
+        sessions @ [_, _, ..] => {
+            for session in sessions {
+                let status = status(session).await?;
                 if !output::print_next(&status, flags.output)? {
                     break;
                 }
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    match failure {
+        // What can be told is told.
+        Some(failure) => Err(failure.into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
-async fn status(flags: &Flags, session: &Session) -> Result<ConnectionStatus, Failure> {
-    let status = session.status().await?;
-    if flags.context.is_some() || flags.kubeconfig.is_some() {
-        session::check_selected(flags, &status)?;
-    }
-    Ok(ConnectionStatus::from(status))
+async fn status(session: &Session) -> Result<ConnectionStatus, Failure> {
+    Ok(ConnectionStatus::from(session.status().await?))
 }

@@ -191,6 +191,51 @@ async fn version_tells_those_of_the_session() {
 }
 
 #[tokio::test]
+async fn session_that_cannot_be_reached_may_be_the_one_that_is_meant() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let other = user.socket_of("other");
+    std::os::unix::fs::symlink(&other, &other).unwrap();
+
+    let unclear = user.run("leave --all").await;
+    assert_eq!(unclear.code, 11, "{unclear:?}");
+    assert!(unclear.stderr.contains("session-other.sock"), "{unclear:?}");
+    assert!(unclear.stderr.contains("`--name default`"), "{unclear:?}");
+    assert_eq!(session.calls(), [""; 0]);
+    for arguments in ["leave --all --name default", "leave --all --context dev"] {
+        assert_eq!(user.run(arguments).await.code, 0, "{arguments}");
+    }
+
+    // What can be told or done is, and the rest is a failure.
+    let status = user.run("status").await;
+    assert_eq!(status.code, 11, "{status:?}");
+    assert!(status.stdout.contains("context dev"), "{status:?}");
+    let quit = user.run("quit").await;
+    assert_eq!(quit.code, 11, "{quit:?}");
+    assert!(quit.stdout.contains("Disconnected"), "{quit:?}");
+    assert_eq!(session.calls().last().unwrap(), "quit");
+    assert_eq!(user.run("quit").await.code, 11);
+}
+
+#[tokio::test]
+async fn context_chooses_among_several_sessions() {
+    let user = User::new();
+    let sessions = ["default", "other"].map(|connection| {
+        let socket = user.socket_of(connection);
+        FakeSession::start_at(&user, socket)
+    });
+    for command in ["quit", "status", "leave --all"] {
+        let finished = user.run(&format!("{command} --context prod")).await;
+        assert_eq!(finished.code, 12, "{command}: {finished:?}");
+    }
+    assert_eq!(user.run("leave --all --context dev").await.code, 2);
+    assert_eq!(user.run("quit --context dev").await.code, 0);
+    for session in sessions {
+        assert_eq!(session.calls(), ["quit"]);
+    }
+}
+
+#[tokio::test]
 async fn quit_waits_until_the_session_is_gone() {
     let user = User::new();
     let session = FakeSession::start(&user);

@@ -34,7 +34,11 @@ type Calls = Arc<Mutex<Vec<String>>>;
 impl FakeSession {
     /// Serves on the user's session socket.
     pub(crate) fn start(user: &User) -> Self {
-        let socket = user.session_socket();
+        Self::start_at(user, user.session_socket())
+    }
+
+    /// Serves on another socket.
+    pub(crate) fn start_at(user: &User, socket: PathBuf) -> Self {
         std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
         let calls = Calls::default();

@@ -38,7 +38,12 @@ impl User {
 
     /// Where the user's session is looked for.
     pub(crate) fn session_socket(&self) -> PathBuf {
-        names::session_socket(&self.path("kvpn"), names::DEFAULT_CONNECTION)
+        self.socket_of(names::DEFAULT_CONNECTION)
+    }
+
+    /// Where the session of a connection is looked for.
+    pub(crate) fn socket_of(&self, connection: &str) -> PathBuf {
+        names::session_socket(&self.path("kvpn"), connection)
     }
 
     /// Puts a shell script in the place of `kvpnd`; it runs in the user's
