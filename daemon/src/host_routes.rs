@@ -34,8 +34,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) subnets: &'a BTreeSet<IpNet>,
     /// Where other routes do not matter.
     pub(crate) allowed_conflicts: &'a BTreeSet<IpNet>,
-    /// What the device has already; routes that came later are not held against
-    /// it.
+    /// What the device has, or had; routes that came later are not held against it.
     pub(crate) routed: &'a BTreeSet<IpNet>,
     /// What of it there are routes to the device for.
     pub(crate) held: &'a BTreeSet<IpNet>,

@@ -12,6 +12,7 @@ pub(crate) mod engagements;
 mod events;
 mod explain;
 mod flows;
+mod follow;
 pub(crate) mod host_plan;
 mod identity;
 mod kubeconfig;

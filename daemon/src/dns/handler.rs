@@ -115,11 +115,8 @@ impl Handler {
     async fn answer_reverse(&self, name: &Name, address: IpAddr, asked: Asked) -> Option<Message> {
         let real = self.vnat.real(address);
         if real != address {
-            // The cluster knows it by its own.
-            let target = Name::from(real);
-            let mut answer = self.answer_name(&target, asked.under(&target)?).await?;
-            rewrite::answer(&mut answer, &target, name);
-            return Some(answer);
+            // The cluster knows it by its own; to anybody else that is another host's.
+            return self.answer_own(name, &Name::from(real), &asked).await;
         }
         if self.vnat.is_hosts(address) {
             return self.ask_upstream(asked).await.ok();

@@ -51,6 +51,10 @@ async fn served() -> Served {
 }
 
 fn served_before(upstream: SocketAddr) -> Served {
+    served_with(upstream, Vnat::default())
+}
+
+fn served_with(upstream: SocketAddr, vnat: Vnat) -> Served {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
@@ -62,7 +66,7 @@ fn served_before(upstream: SocketAddr) -> Served {
     let sources = Sources {
         manager: Manager::down(cluster),
         rules: NameRules::default(),
-        vnat: Vnat::default(),
+        vnat,
         names: AskedNames::default(),
         resolver: Resolver::ResolvConf,
     };
@@ -152,6 +156,21 @@ async fn names_of_the_cluster_fail_while_the_tunnel_is_down() {
         );
         assert!(answer.answers.is_empty());
     }
+}
+
+#[tokio::test]
+async fn address_that_is_shown_elsewhere_has_a_name_in_the_cluster_or_none() {
+    let upstream = upstream().await;
+    // A subnet of `--also-proxy`, of which the cluster's name servers know nothing.
+    let served = served_with(upstream, Vnat::showing(&["172.30.0.0/16"]));
+    let code_of = async |name: &str| {
+        let answer = ask_udp(served.udp, &question(name, None)).await;
+        answer.metadata.response_code
+    };
+    let (shown, hosts) = ("7.0.0.246.in-addr.arpa.", "7.0.30.172.in-addr.arpa.");
+    assert_eq!(code_of(shown).await, ResponseCode::NXDomain);
+    // The host may have another of that address.
+    assert_eq!(code_of(hosts).await, ResponseCode::NoError);
 }
 
 #[tokio::test]

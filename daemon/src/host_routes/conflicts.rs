@@ -18,13 +18,13 @@ pub(super) fn plan(wanted: Wanted<'_>, routes: &[Route]) -> Result<BTreeSet<Devi
     let mut outranked = Vec::new();
     let mut subnets = wanted.subnets.clone();
     for subnet in wanted.subnets {
-        let is_routed = is_in(subnet, wanted.routed);
         for route in routes.iter().filter(|route| route.conflicts_with(subnet)) {
             let conflict = Conflict {
                 subnet: *subnet,
                 route,
             };
             let is_allowed = is_in(&conflict.common(), wanted.allowed_conflicts);
+            let is_routed = is_in(&conflict.common(), wanted.routed);
             if is_allowed && route.loses_to(subnet) {
                 outranked.push(conflict);
             } else if is_routed {

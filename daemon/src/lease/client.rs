@@ -22,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// A lease that is held. Dropping it gives everything back.
 pub(crate) struct Lease {
     connection: Connection,
+    /// How many requests have no answer yet.
+    unanswered: usize,
 }
 
 /// What a lease gives.
@@ -52,9 +54,7 @@ impl Lease {
         network: &Network,
         description: &str,
     ) -> Result<(Self, Granted), Failure> {
-        let mut lease = Self {
-            connection: connect(socket).await?,
-        };
+        let mut lease = Self::connect(socket).await?;
         let request = Request::Acquire(v1::Acquire {
             network: Some(network.into()),
             description: description.into(),
@@ -68,6 +68,17 @@ impl Lease {
             Reply::NetworkSet(_) | Reply::Described(_) | Reply::Refused(_) => {
                 Err(broken("an answer to another question"))
             }
+        }
+    }
+
+    async fn connect(socket: &Path) -> Result<Self, Failure> {
+        match timeout(DEADLINE, UnixStream::connect(socket)).await {
+            Ok(Ok(stream)) => Ok(Self {
+                connection: Connection::new(stream),
+                unanswered: 0,
+            }),
+            Ok(Err(error)) => Err(not_running(socket, &error)),
+            Err(_) => Err(not_running(socket, &io::ErrorKind::TimedOut.into())),
         }
     }
 
@@ -106,7 +117,15 @@ impl Lease {
         };
         let exchange = async {
             self.connection.send(&request, &[]).await?;
-            self.connection.receive::<v1::LeaseReply>().await
+            self.unanswered += 1;
+            loop {
+                let reply = self.connection.receive::<v1::LeaseReply>().await?;
+                self.unanswered -= 1;
+                // It may have been late with those before.
+                if self.unanswered == 0 || reply.is_none() {
+                    return Ok::<_, io::Error>(reply);
+                }
+            }
         };
         let (reply, descriptors) = timeout(DEADLINE, exchange)
             .await
@@ -133,22 +152,12 @@ impl Lease {
 
 /// Asks the root daemon what it is and who holds a lease.
 pub(crate) async fn describe(socket: &Path) -> Result<v1::Described, Failure> {
-    let mut lease = Lease {
-        connection: connect(socket).await?,
-    };
+    let mut lease = Lease::connect(socket).await?;
     match lease.call(Request::Describe(v1::Describe {})).await?.0 {
         Reply::Described(described) => Ok(described),
         Reply::Granted(_) | Reply::NetworkSet(_) | Reply::Refused(_) => {
             Err(broken("an answer to another question"))
         }
-    }
-}
-
-async fn connect(socket: &Path) -> Result<Connection, Failure> {
-    match timeout(DEADLINE, UnixStream::connect(socket)).await {
-        Ok(Ok(stream)) => Ok(Connection::new(stream)),
-        Ok(Err(error)) => Err(not_running(socket, &error)),
-        Err(_) => Err(not_running(socket, &io::ErrorKind::TimedOut.into())),
     }
 }
 

@@ -193,7 +193,8 @@ impl Host {
                         let _ = watches.changed().await;
                     }
                 },
-                _ = watches.changed() => {}
+                // It may have been replaced before that began to watch.
+                _ = watches.changed() => self.follow().await,
             }
         }
     }

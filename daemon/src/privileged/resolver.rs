@@ -161,10 +161,13 @@ impl Resolver {
     /// Tells systemd-resolved what it could not be told before.
     pub(super) async fn set_again(&mut self) {
         for member in &mut self.members {
-            if let Some(domains) = member.untold.take()
-                && let Err(error) = member.tell(domains).await
-            {
+            let Some(domains) = member.untold.take() else {
+                continue;
+            };
+            if let Err(error) = member.tell(domains).await {
                 debug!(%error, "systemd-resolved still cannot be told of domains");
+                // Leases wait meanwhile.
+                break;
             }
         }
     }

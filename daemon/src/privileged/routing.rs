@@ -25,7 +25,10 @@ pub(super) struct Routing {
     index: u32,
     /// Of the host, on the device.
     addresses: Vec<IpAddr>,
+    /// What is asked for.
     subnets: BTreeSet<IpNet>,
+    /// All that was asked for at any time, as large as it can be said.
+    ever: BTreeSet<IpNet>,
     routes: BTreeSet<DeviceRoute>,
 }
 
@@ -84,6 +87,7 @@ impl Routing {
             slot,
             index,
             addresses,
+            ever: aggregated(&subnets),
             subnets,
             routes,
         })
@@ -96,7 +100,7 @@ impl Routing {
         wanted: &v1::Network,
     ) -> Result<(), Failure> {
         let held = self.routes.iter().map(|route| route.subnet).collect();
-        let planned = Planned::beside(netlink, self.slot, wanted, &self.subnets, &held).await?;
+        let planned = Planned::beside(netlink, self.slot, wanted, &self.ever, &held).await?;
         let mut added = Vec::new();
         for route in planned.routes.difference(&self.routes) {
             match add_route(netlink, self.index, *route, &self.addresses).await {
@@ -109,12 +113,13 @@ impl Routing {
         }
         let dropped: Vec<DeviceRoute> = self.routes.difference(&planned.routes).copied().collect();
         self.delete(netlink, &dropped).await;
+        self.ever = aggregated(self.ever.union(&planned.subnets));
         self.subnets = planned.subnets;
         self.routes = planned.routes;
         Ok(())
     }
 
-    /// The subnets that are routed to the device.
+    /// The subnets that are asked for. A later route of the host's may have won some.
     pub(super) fn subnets(&self) -> Vec<String> {
         self.subnets.iter().map(ToString::to_string).collect()
     }
@@ -129,6 +134,11 @@ impl Routing {
             }
         }
     }
+}
+
+fn aggregated<'a>(subnets: impl IntoIterator<Item = &'a IpNet>) -> BTreeSet<IpNet> {
+    let subnets: Vec<IpNet> = subnets.into_iter().copied().collect();
+    IpNet::aggregate(&subnets).into_iter().collect()
 }
 
 /// Adds a route, unless the host has not its family.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 use kvpn_proto::Failure;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::api::{About, Api, QuitRequest};
@@ -14,6 +14,7 @@ use super::cluster::Cluster;
 use super::engagements::Engagements;
 use super::events;
 use super::flows::Flows;
+use super::follow::Follower;
 use super::host_plan::HostPlan;
 use super::identity::{self, OwnSession, SessionKey};
 use super::kubeconfig::{self, Target};
@@ -27,7 +28,6 @@ use crate::dns::explain::Explainer;
 use crate::dns::{self, AskedNames, NameServer};
 use crate::fault::point;
 use crate::lease::client::Lease;
-use crate::lease::network::Network;
 
 /// What is there once the host is in the cluster.
 pub(crate) struct Connected {
@@ -39,9 +39,8 @@ pub(crate) struct Connected {
     pub(crate) engagements: Engagements,
     /// Ends only when the session cannot go on, with the reason.
     pub(crate) supervisor: AbortOnDropHandle<Failure>,
-    pub(crate) plan: HostPlan,
-    /// What the lease has of it.
-    pub(crate) network: watch::Sender<Network>,
+    /// Has what the lease has follow the cluster.
+    pub(crate) follower: Follower,
 }
 
 /// What was changed on the host.
@@ -162,7 +161,9 @@ pub(crate) async fn connect(
     let name_server =
         dns::serve(udp, tcp, granted.upstreams, sources).map_err(Failure::internal)?;
     point("name server started");
-    let (network, network_rx) = watch::channel(network);
+    let rules = plan.names.clone();
+    let vnat = plan.vnat.clone();
+    let follower = Follower::new(plan, network);
     let api = Api {
         about: About {
             name: args.name.clone(),
@@ -180,14 +181,14 @@ pub(crate) async fn connect(
         manager: manager.clone(),
         engagements: engagements.clone(),
         meter: datapath.meter(),
-        flows: Flows::new(registry, names, manager.clone(), plan.vnat.clone()),
-        vnat: plan.vnat.clone(),
+        flows: Flows::new(registry, names, manager.clone(), vnat.clone()),
+        vnat: vnat.clone(),
         explainer: Explainer {
             manager: manager.clone(),
-            rules: plan.names.clone(),
-            vnat: plan.vnat.clone(),
+            rules,
+            vnat,
         },
-        network: network_rx,
+        network: follower.network(),
         quit,
     };
     Ok(Connected {
@@ -201,7 +202,6 @@ pub(crate) async fn connect(
         extra,
         engagements,
         supervisor: AbortOnDropHandle::new(tokio::spawn(supervisor)),
-        plan,
-        network,
+        follower,
     })
 }

@@ -6,8 +6,7 @@ use std::time::Duration;
 use kvpn_proto::v1::session_server::SessionServer;
 use kvpn_proto::{Failure, Reason, names, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
@@ -16,24 +15,17 @@ use tracing_subscriber::EnvFilter;
 
 use super::api::{self, Api, QuitRequest};
 use super::args::SessionArgs;
-use super::cluster_info::ClusterInfo;
 use super::connect::{Connected, Host, Registered, connect};
 use super::engagements::Engagements;
 use super::events;
-use super::host_plan::HostPlan;
 use super::socket::Place;
 use crate::fault::point;
-use crate::lease::client::Lease;
-use crate::lease::network::Network;
 
 /// How long the cluster may take to forget the session.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long the last answers may take to reach the command line.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
-
-/// How soon it is tried again to have the host follow the cluster.
-const BEHIND: Duration = Duration::from_secs(5);
 
 /// Why a connected session ends.
 enum End {
@@ -123,8 +115,7 @@ async fn stay(
         extra,
         engagements,
         mut supervisor,
-        mut plan,
-        network,
+        mut follower,
     } = connected;
     let about = (
         api.about.context.clone(),
@@ -156,7 +147,6 @@ async fn stay(
     let mut changes = manager.cluster();
     // The lease may be older than the latest change.
     changes.mark_changed();
-    let mut is_behind = false;
     let end = loop {
         tokio::select! {
             request = quit.recv() => match request {
@@ -171,16 +161,11 @@ async fn stay(
             }
             Ok(()) = changes.changed() => {
                 let cluster = changes.borrow_and_update().clone();
-                is_behind = !follow(&plan, &cluster, &mut host.lease, &network).await;
+                follower.follow(&cluster, &mut host.lease).await;
             }
-            () = sleep(BEHIND), if is_behind => {
+            () = follower.due() => {
                 let cluster = changes.borrow().clone();
-                is_behind = !follow(&plan, &cluster, &mut host.lease, &network).await;
-            }
-            () = plan.protected.changed() => {
-                info!("The host has other name servers");
-                let cluster = changes.borrow().clone();
-                is_behind = !follow(&plan, &cluster, &mut host.lease, &network).await;
+                follower.follow(&cluster, &mut host.lease).await;
             }
         }
     };
@@ -216,37 +201,6 @@ async fn stay(
     };
     server.finish().await;
     outcome
-}
-
-/// Has the host follow what is other in the cluster, or on the host itself; tells
-/// whether it does.
-async fn follow(
-    plan: &HostPlan,
-    cluster: &ClusterInfo,
-    lease: &mut Lease,
-    network: &watch::Sender<Network>,
-) -> bool {
-    if let Err(failure) = plan.find_places(cluster).await {
-        warn!(
-            error = failure.message,
-            "A subnet stays at its own addresses"
-        );
-    }
-    let wanted = plan.network(cluster);
-    if wanted == *network.borrow() {
-        return true;
-    }
-    info!(subnets = ?wanted.subnets, "The host's network follows");
-    match lease.set_network(&wanted).await {
-        Ok(()) => {
-            network.send_replace(wanted);
-            true
-        }
-        Err(error) => {
-            warn!(%error, "The host's network cannot follow");
-            false
-        }
-    }
 }
 
 fn answer_quit(

@@ -79,6 +79,15 @@ impl Vnat {
         }
     }
 
+    /// Shows these on a host that uses nothing.
+    #[cfg(test)]
+    pub(crate) fn showing(subnets: &[&str]) -> Self {
+        let vnat = Self::default();
+        let subnets: Vec<IpNet> = subnets.iter().map(|it| it.parse().unwrap()).collect();
+        vnat.show(&subnets, |_| true).unwrap();
+        vnat
+    }
+
     /// Also shows those of these subnets that the rules cover, at ranges that nothing
     /// on this host uses.
     ///
@@ -238,13 +247,6 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn showing(subnets: &[&str]) -> Vnat {
-        let vnat = Vnat::default();
-        let subnets: Vec<IpNet> = subnets.iter().map(|text| net(text)).collect();
-        vnat.show(&subnets, |_| true).unwrap();
-        vnat
-    }
-
     fn rules(texts: &[&str]) -> Result<VnatRules, Failure> {
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         VnatRules::new(&texts)
@@ -252,7 +254,7 @@ mod tests {
 
     #[test]
     fn addresses_keep_their_place_in_the_subnet() {
-        let vnat = showing(&["10.96.0.0/16", "10.244.0.0/16", "fd00:96::/108"]);
+        let vnat = Vnat::showing(&["10.96.0.0/16", "10.244.0.0/16", "fd00:96::/108"]);
         for (real, shown) in [
             ("10.96.3.4", "246.0.3.4"),
             ("10.96.255.255", "246.0.255.255"),
@@ -305,7 +307,7 @@ mod tests {
 
     #[test]
     fn routed_parts_are_moved_and_the_rest_stays() {
-        let vnat = showing(&["10.96.0.0/16"]);
+        let vnat = Vnat::showing(&["10.96.0.0/16"]);
         let shown = |texts: &[&str]| {
             let subnets: Vec<IpNet> = texts.iter().map(|text| net(text)).collect();
             vnat.shown_subnets(&subnets)
@@ -331,7 +333,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_shown_leads_back(bits in any::<u32>()) {
-            let vnat = showing(&["10.96.0.0/12", "10.244.0.0/16", "192.0.2.0/30"]);
+            let vnat = Vnat::showing(&["10.96.0.0/12", "10.244.0.0/16", "192.0.2.0/30"]);
             let real = IpAddr::V4(Ipv4Addr::from_bits(bits));
             let shown = vnat.shown(real);
             prop_assert_eq!(vnat.real(shown), real);
