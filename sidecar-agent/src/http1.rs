@@ -3,18 +3,21 @@
 
 pub(crate) mod body;
 pub(crate) mod end;
+mod exchange;
 pub(crate) mod head;
+mod kept;
 
 use std::io;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
-use tokio::time::timeout;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink, split};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use body::Body;
-use head::{NotHttp, RequestHead, ResponseHead};
+use exchange::{Next, exchange};
+use head::{NotHttp, RequestHead};
+use kept::{Kept, Said};
 
 /// How much is read at once, in bytes.
 const READ: usize = 16 << 10;
@@ -22,6 +25,21 @@ const READ: usize = 16 << 10;
 /// How long a client may be silent at first, before the server is asked whether it
 /// begins.
 const SILENCE: Duration = Duration::from_millis(30);
+
+/// How long a client may take over a head that it has begun, before the server is
+/// left to judge it.
+const HEAD_DEADLINE: Duration = if cfg!(test) {
+    Duration::from_millis(100)
+} else {
+    Duration::from_secs(60)
+};
+
+/// How long a server may take over what nobody asked for.
+const UNASKED_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long what a client still sends is read: closing at once would take back the
+/// answer that it has not read yet.
+const LINGER: Duration = Duration::from_secs(5);
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 type Writer = Box<dyn AsyncWrite + Send + Unpin>;
@@ -60,18 +78,11 @@ pub(crate) enum Broken {
     Answer(NotHttp),
     #[error("the body of a request is {0}")]
     Body(NotHttp),
-    #[error("the server ended the connection before its answer did")]
+    /// Nothing of it has come.
+    #[error("the server ended the connection without an answer")]
     NoAnswer,
-}
-
-/// What follows a request and its response.
-enum Next {
-    Request,
-    End,
-    /// Something else than HTTP, with that server.
-    Other,
-    /// An answer of which nobody here knows where it ends.
-    Unknown,
+    #[error("the server ended the connection before its answer did")]
+    Cut,
 }
 
 impl End {
@@ -96,287 +107,169 @@ impl End {
 /// # Errors
 /// What did not end in order; the client's connection should be aborted.
 pub(crate) async fn serve(client: End, servers: &impl Servers) -> Result<(), Broken> {
-    let mut client = client;
-    // A server may be the first to speak.
-    let mut kept = match timeout(SILENCE, client.fill()).await {
-        Ok(read) => read.map(|_| None)?,
-        // A request may be for somebody who can be had.
-        Err(_) => connect(servers, servers.other()).await.ok(),
-    };
+    let mut kept = Kept::default();
+    let served = serve_requests(client, servers, &mut kept).await;
+    kept.close().await;
+    served
+}
+
+async fn serve_requests(
+    mut client: End,
+    servers: &impl Servers,
+    kept: &mut Kept,
+) -> Result<(), Broken> {
+    match timeout(SILENCE, client.fill()).await {
+        Ok(read) => drop(read?),
+        // A server may be the first to speak. If it cannot be had, a request may still
+        // be for somebody who can.
+        Err(_) => match kept.take(servers, servers.other()).await {
+            Ok(connection) => kept.put(connection),
+            Err(error) => debug!(%error, "Nobody there to speak first"),
+        },
+    }
     let mut is_first = true;
     loop {
-        match next(&mut client, &mut kept).await? {
+        match next(&mut client, kept).await? {
             Came::Request(head) => {
-                let chosen = servers.choose(&head);
-                let (server, mut end) = take(&mut kept, servers, chosen).await?;
                 is_first = false;
-                match exchange(&mut client, &mut end, &head).await? {
-                    Next::Request => kept = Some((server, end)),
+                let server = servers.choose(&head);
+                let (next, (server, end)) =
+                    pass_request(&mut client, kept, servers, server, &head).await?;
+                match next {
+                    Next::Request => kept.put((server, end)),
                     Next::End => {
-                        kept = Some((server, end));
-                        break;
+                        kept.put((server, end));
+                        return finish(client, kept).await;
                     }
-                    Next::Other => return Ok(splice(client, end).await?),
+                    Next::Other => return splice(client, end, kept).await,
                     // The client may know better where its answer ends.
                     Next::Unknown if server == Server::App => {
-                        return Ok(splice(client, end).await?);
+                        return splice(client, end, kept).await;
                     }
                     Next::Unknown => return Err(Broken::Answer(NotHttp)),
                 }
             }
+            Came::Unasked(end) if is_first => return splice(client, end, kept).await,
             // Such as that it has waited for too long.
-            Came::Other if !is_first && has_spoken(&kept) => {
-                if let Some((_, end)) = &kept {
-                    client.writer.write_all(&end.buffer).await?;
+            Came::Unasked(mut end) => {
+                client.writer.write_all(&end.buffer).await?;
+                let rest = copy(&mut end.reader, &mut client.writer);
+                if let Ok(passed) = timeout(UNASKED_DEADLINE, rest).await {
+                    passed?;
                 }
-                break;
+                let _ = end.writer.shutdown().await;
+                return finish(client, kept).await;
             }
-            Came::Other => {
-                let (_, end) = match kept {
-                    Some(spoke) if !spoke.1.buffer.is_empty() => spoke,
-                    mut kept => take(&mut kept, servers, servers.other()).await?,
-                };
-                return Ok(splice(client, end).await?);
+            Came::NotHttp => {
+                let (_, end) = kept.take(servers, servers.other()).await?;
+                return splice(client, end, kept).await;
             }
-            Came::End => break,
+            Came::End => return finish(client, kept).await,
         }
     }
-    if let Some((_, mut end)) = kept {
-        // It has answered everything.
-        let _ = end.writer.shutdown().await;
-    }
-    client.writer.shutdown().await?;
-    Ok(())
 }
-
-/// A connection to a server, with who it is.
-type Connection = (Server, End);
 
 /// What comes next on a client's connection.
 enum Came {
     Request(RequestHead),
-    /// No HTTP/1, or a server that says something in its turn.
-    Other,
+    NotHttp,
+    /// What a server says in its turn.
+    Unasked(End),
     End,
 }
 
-/// The connection that is kept, if it is to that server; else a new one.
-async fn take(
-    kept: &mut Option<Connection>,
-    servers: &impl Servers,
-    server: Server,
-) -> io::Result<Connection> {
-    match kept.take() {
-        Some(kept) if kept.0 == server => Ok(kept),
-        Some(_) | None => connect(servers, server).await,
-    }
-}
-
-/// A new connection, to the app when the holder of a claim cannot be had.
-async fn connect(servers: &impl Servers, server: Server) -> io::Result<Connection> {
-    match servers.connect(&server).await {
-        Ok(end) => Ok((server, end)),
-        Err(error) if server == Server::App => Err(error),
-        Err(error) => {
-            debug!(%error, ?server, "The app answers instead");
-            let app = Server::App;
-            let end = servers.connect(&app).await?;
-            Ok((app, end))
-        }
-    }
-}
-
-/// Whether the server has said something that nobody asked for.
-fn has_spoken(kept: &Option<Connection>) -> bool {
-    kept.as_ref().is_some_and(|(_, end)| !end.buffer.is_empty())
-}
-
 /// Waits for what comes next. When the connection to the app that is kept ends
-/// meanwhile, so does the client's.
-async fn next(client: &mut End, kept: &mut Option<Connection>) -> io::Result<Came> {
-    if has_spoken(kept) {
-        return Ok(Came::Other);
-    }
+/// meanwhile, so does the client's, unless it has begun a request.
+async fn next(client: &mut End, kept: &mut Kept) -> io::Result<Came> {
+    let mut deadline = None;
     loop {
         match RequestHead::read(&client.buffer) {
-            Ok(Some(head)) => return Ok(Came::Request(head)),
+            // What a server said before it was not asked for.
+            Ok(Some(head)) if !kept.has_spoken() => return Ok(Came::Request(head)),
+            Ok(Some(_)) => {}
             Ok(None) if client.buffer.len() < head::LONGEST => {}
-            Ok(None) | Err(NotHttp) => return Ok(Came::Other),
+            Ok(None) | Err(NotHttp) => return Ok(Came::NotHttp),
         }
-        let unasked = async {
-            match kept {
-                Some((_, end)) => end.fill().await.unwrap_or(0),
+        let is_idle = client.buffer.is_empty();
+        if !is_idle {
+            deadline.get_or_insert_with(|| Instant::now() + HEAD_DEADLINE);
+        }
+        let too_late = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             // A server that has ended is not to be asked.
             biased;
-            read = unasked => match kept.take() {
-                Some((Server::App, _)) if read == 0 && client.buffer.is_empty() => {
-                    return Ok(Came::End);
-                }
-                Some(_) if read == 0 => {}
-                spoke => {
-                    *kept = spoke;
-                    return Ok(Came::Other);
-                }
+            said = kept.unasked() => match said {
+                Said::Words(end) => return Ok(Came::Unasked(end)),
+                Said::End(Server::App) if is_idle => return Ok(Came::End),
+                Said::End(_) => {}
             },
             read = client.fill() => match read? {
-                0 if client.buffer.is_empty() => return Ok(Came::End),
-                0 => return Ok(Came::Other),
+                0 if is_idle => return Ok(Came::End),
+                0 => return Ok(Came::NotHttp),
                 _ => {}
             },
+            () = too_late => return Ok(Came::NotHttp),
         }
     }
 }
 
-/// Passes a request to a server, and its response back.
-async fn exchange(client: &mut End, server: &mut End, head: &RequestHead) -> Result<Next, Broken> {
-    let End {
-        reader,
-        writer,
-        buffer,
-    } = client;
-    let End {
-        reader: server_reader,
-        writer: server_writer,
-        buffer: server_buffer,
-    } = server;
-    let send = async {
-        let written = server_writer.write_all(&buffer[..head.length]).await;
-        buffer.advance(head.length);
-        written.map_err(NotPassed::Write)?;
-        let mut body = Body::new(head.framing);
-        pass(&mut body, reader, buffer, server_writer).await
-    };
-    let receive = answer(server_reader, server_buffer, writer, head);
-    let (mut send, mut receive) = (std::pin::pin!(send), std::pin::pin!(receive));
-    let mut sent = None;
-    let next = loop {
-        tokio::select! {
-            outcome = &mut send, if sent.is_none() => match outcome {
-                // What it wants no more it may answer all the same.
-                Ok(()) | Err(NotPassed::Write(_)) => sent = Some(outcome),
-                Err(error) => return Err(error.of_request()),
-            },
-            next = &mut receive => break next?,
+/// Passes a request to who was chosen, or to the app for a holder who cannot be had,
+/// and the response back.
+async fn pass_request(
+    client: &mut End,
+    kept: &mut Kept,
+    servers: &impl Servers,
+    server: Server,
+    head: &RequestHead,
+) -> Result<(Next, Connection), Broken> {
+    // A holder may have ended a connection that it was not asked on for long, and the
+    // news be still on its way. The app's is the client's own.
+    let is_repeatable = server != Server::App && kept.has(&server) && head.is_safe();
+    let request = is_repeatable.then(|| BytesMut::from(&client.buffer[..head.length]));
+    let mut connection = kept.take(servers, server).await?;
+    match (exchange(client, &mut connection.1, head).await, request) {
+        (Err(Broken::NoAnswer), Some(mut request)) => {
+            request.unsplit(std::mem::take(&mut client.buffer));
+            client.buffer = request;
+            let mut connection = kept.take(servers, connection.0).await?;
+            let next = exchange(client, &mut connection.1, head).await?;
+            Ok((next, connection))
         }
-    };
-    if matches!(next, Next::End) {
-        return Ok(next);
-    }
-    let sent = match sent {
-        Some(sent) => sent,
-        None => send.await,
-    };
-    sent.map_err(NotPassed::of_request)?;
-    Ok(next)
-}
-
-/// Passes the response to a request to the client.
-async fn answer(
-    reader: &mut Reader,
-    buffer: &mut BytesMut,
-    client: &mut Writer,
-    to: &RequestHead,
-) -> Result<Next, Broken> {
-    loop {
-        let head = loop {
-            match ResponseHead::read(buffer, to) {
-                Ok(Some(head)) => break head,
-                Ok(None) if buffer.len() < head::LONGEST => {}
-                Ok(None) | Err(NotHttp) => return Ok(Next::Unknown),
-            }
-            buffer.reserve(READ);
-            if reader.read_buf(buffer).await? == 0 {
-                return Err(Broken::NoAnswer);
-            }
-        };
-        client.write_all(&buffer[..head.length]).await?;
-        buffer.advance(head.length);
-        if head.is_switch(to) {
-            return Ok(Next::Other);
-        }
-        if head.is_interim() {
-            client.flush().await?;
-            continue;
-        }
-        let mut body = Body::new(head.framing);
-        let passed = pass(&mut body, reader, buffer, client).await;
-        passed.map_err(NotPassed::of_answer)?;
-        return Ok(if head.is_last || to.is_last {
-            Next::End
-        } else {
-            Next::Request
-        });
+        (next, _) => Ok((next?, connection)),
     }
 }
 
-/// Why a body did not pass.
-enum NotPassed {
-    Read(io::Error),
-    Write(io::Error),
-    Malformed(NotHttp),
-    /// The connection ended before it.
-    Cut,
+/// A connection to a server, with who it is.
+type Connection = (Server, End);
+
+/// Ends a client's connection, after everything was said.
+async fn finish(mut client: End, kept: &mut Kept) -> Result<(), Broken> {
+    std::mem::take(kept).close().await;
+    client.writer.shutdown().await?;
+    let mut nowhere = sink();
+    let rest = copy(&mut client.reader, &mut nowhere);
+    let _ = timeout(LINGER, rest).await;
+    Ok(())
 }
 
-impl NotPassed {
-    fn of_request(self) -> Broken {
-        match self {
-            Self::Read(error) | Self::Write(error) => error.into(),
-            Self::Malformed(error) => Broken::Body(error),
-            Self::Cut => io::Error::from(io::ErrorKind::UnexpectedEof).into(),
-        }
-    }
-
-    fn of_answer(self) -> Broken {
-        match self {
-            Self::Read(error) | Self::Write(error) => error.into(),
-            Self::Malformed(error) => Broken::Answer(error),
-            Self::Cut => Broken::NoAnswer,
-        }
-    }
+/// Passes everything in both directions, with one server from now on.
+async fn splice(client: End, server: End, kept: &mut Kept) -> Result<(), Broken> {
+    std::mem::take(kept).close().await;
+    let one = pass_all(client.reader, client.buffer, server.writer);
+    let other = pass_all(server.reader, server.buffer, client.writer);
+    tokio::try_join!(one, other)?;
+    Ok(())
 }
 
-/// Passes a body on as it comes.
-async fn pass(
-    body: &mut Body,
-    reader: &mut Reader,
-    buffer: &mut BytesMut,
-    writer: &mut Writer,
-) -> Result<(), NotPassed> {
-    loop {
-        let length = body.pass(buffer).map_err(NotPassed::Malformed)?;
-        let written = writer.write_all(&buffer[..length]).await;
-        written.map_err(NotPassed::Write)?;
-        buffer.advance(length);
-        if body.has_ended() {
-            return writer.flush().await.map_err(NotPassed::Write);
-        }
-        buffer.reserve(READ);
-        if reader.read_buf(buffer).await.map_err(NotPassed::Read)? == 0 {
-            return if body.ends_with_connection() {
-                writer.flush().await.map_err(NotPassed::Write)
-            } else {
-                Err(NotPassed::Cut)
-            };
-        }
-    }
-}
-
-/// Passes everything in both directions.
-async fn splice(client: End, server: End) -> io::Result<()> {
-    let one = copy(client.reader, client.buffer, server.writer);
-    let other = copy(server.reader, server.buffer, client.writer);
-    tokio::try_join!(one, other).map(drop)
-}
-
-async fn copy(mut reader: Reader, buffer: BytesMut, mut writer: Writer) -> io::Result<()> {
+async fn pass_all(mut reader: Reader, buffer: BytesMut, mut writer: Writer) -> io::Result<()> {
     writer.write_all(&buffer).await?;
     drop(buffer);
-    tokio::io::copy(&mut reader, &mut writer).await?;
+    copy(&mut reader, &mut writer).await?;
     writer.shutdown().await
 }
 

@@ -85,6 +85,13 @@ impl RequestHead {
         self.method == "HEAD"
     }
 
+    /// Whether it may be asked twice: it has no body, and changes nothing (RFC 9110
+    /// section 9.2.1).
+    pub(crate) fn is_safe(&self) -> bool {
+        self.framing == Framing::Length(0)
+            && matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE")
+    }
+
     pub(crate) fn is_connect(&self) -> bool {
         self.method == "CONNECT"
     }

@@ -1,9 +1,9 @@
 use std::sync::Mutex;
 
 use kvpn_proto::filter::Head;
-use tokio::io::{DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
+use super::end::Pipe;
 use super::*;
 
 const ROOM: usize = 1 << 20;
@@ -11,7 +11,7 @@ const ROOM: usize = 1 << 20;
 /// Servers that hand over their other ends. Requests with a user go to that holder.
 #[derive(Default)]
 struct Fake {
-    connected: Mutex<Vec<(Server, DuplexStream)>>,
+    connected: Mutex<Vec<(Server, Pipe)>>,
 }
 
 impl Servers for std::sync::Arc<Fake> {
@@ -28,7 +28,7 @@ impl Servers for std::sync::Arc<Fake> {
         if *server == holder("gone") {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        let (ours, theirs) = duplex(ROOM);
+        let (ours, theirs) = Pipe::new(ROOM);
         let connected = (server.clone(), theirs);
         self.connected.lock().unwrap().push(connected);
         Ok(End::new(ours))
@@ -36,14 +36,14 @@ impl Servers for std::sync::Arc<Fake> {
 }
 
 struct Case {
-    client: DuplexStream,
+    client: Pipe,
     fake: std::sync::Arc<Fake>,
     serving: JoinHandle<Result<(), Broken>>,
 }
 
 impl Case {
     fn new() -> Self {
-        let (client, ours) = duplex(ROOM);
+        let (client, ours) = Pipe::new(ROOM);
         let fake = std::sync::Arc::new(Fake::default());
         let servers = std::sync::Arc::clone(&fake);
         let serving = tokio::spawn(async move { serve(End::new(ours), &servers).await });
@@ -63,7 +63,7 @@ impl Case {
     }
 
     /// The other end of the connection to a server that was opened last.
-    async fn server(&self, wanted: Server) -> DuplexStream {
+    async fn server(&self, wanted: Server) -> Pipe {
         loop {
             let last = self.fake.connected.lock().unwrap().pop();
             if let Some((server, end)) = last {
@@ -75,14 +75,37 @@ impl Case {
     }
 }
 
-async fn expect(end: &mut DuplexStream, bytes: &str) {
+async fn expect(end: &mut Pipe, bytes: &str) {
     let mut read = vec![0; bytes.len()];
     end.read_exact(&mut read).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&read), bytes);
 }
 
-async fn reply(end: &mut DuplexStream, bytes: &str) {
+async fn reply(end: &mut Pipe, bytes: &str) {
     end.write_all(bytes.as_bytes()).await.unwrap();
+}
+
+/// It ends there, in order.
+async fn expect_end(end: &mut Pipe, bytes: &str) {
+    let mut read = String::new();
+    end.read_to_string(&mut read).await.unwrap();
+    assert_eq!(read, bytes);
+}
+
+/// Ends its part of a connection in order.
+async fn close(mut end: Pipe) {
+    end.shutdown().await.unwrap();
+}
+
+/// A connection whose client has one with the holder `a`.
+async fn answered_by_a() -> (Case, Pipe) {
+    let mut case = Case::new();
+    case.send(&get("/", "a")).await;
+    let mut a = case.server(holder("a")).await;
+    expect(&mut a, &get("/", "a")).await;
+    reply(&mut a, OK).await;
+    case.expect(OK).await;
+    (case, a)
 }
 
 fn holder(name: &str) -> Server {
@@ -111,14 +134,16 @@ async fn requests_of_one_connection_go_to_whom_each_is_for() {
     let mut a = case.server(holder("a")).await;
     expect(&mut a, &requests[1]).await;
     reply(&mut a, OK).await;
-    for (request, server) in requests[2..].iter().zip([Server::App, holder("a")]) {
-        let mut end = case.server(server).await;
-        expect(&mut end, request).await;
-        reply(&mut end, OK).await;
+    // On the connections that each has already.
+    for (request, end) in requests[2..].iter().zip([&mut app, &mut a]) {
+        expect(end, request).await;
+        reply(end, OK).await;
     }
     case.expect(&OK.repeat(4)).await;
     case.client.shutdown().await.unwrap();
     case.serving.await.unwrap().unwrap();
+    expect_end(&mut app, "").await;
+    expect_end(&mut a, "").await;
 }
 
 #[tokio::test]
@@ -171,10 +196,9 @@ async fn answer_without_an_end_ends_the_connection() {
     case.send(&get("/", "")).await;
     let mut app = case.server(Server::App).await;
     reply(&mut app, "HTTP/1.0 200 OK\r\n\r\nall there is").await;
-    drop(app);
-    let mut read = String::new();
-    case.client.read_to_string(&mut read).await.unwrap();
-    assert_eq!(read, "HTTP/1.0 200 OK\r\n\r\nall there is");
+    close(app).await;
+    expect_end(&mut case.client, "HTTP/1.0 200 OK\r\n\r\nall there is").await;
+    close(case.client).await;
     case.serving.await.unwrap().unwrap();
 }
 
@@ -186,10 +210,16 @@ async fn early_answer_ends_a_body_that_nobody_wants() {
     let mut app = case.server(Server::App).await;
     let answer = "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     reply(&mut app, answer).await;
-    let mut read = String::new();
-    case.client.read_to_string(&mut read).await.unwrap();
-    assert_eq!(read, answer);
+    expect_end(&mut case.client, answer).await;
+    // What is on its way must not be met with a reset, which would take the answer back.
+    case.send(&"d".repeat(2 * ROOM)).await;
+    close(case.client).await;
     case.serving.await.unwrap().unwrap();
+    expect_end(
+        &mut app,
+        "POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -207,12 +237,12 @@ async fn end_of_the_idle_app_is_the_clients() {
     let mut case = Case::new();
     case.send(&get("/", "")).await;
     let mut app = case.server(Server::App).await;
-    reply(&mut app, &format!("{OK}HTTP/1.1 408 Late\r\n\r\n")).await;
-    drop(app);
-    let mut read = String::new();
-    case.client.read_to_string(&mut read).await.unwrap();
-    assert_eq!(read, format!("{OK}HTTP/1.1 408 Late\r\n\r\n"));
-    drop(case.client);
+    reply(&mut app, &format!("{OK}HTTP/1.1 408 Late\r\n")).await;
+    case.expect(&format!("{OK}HTTP/1.1 408 Late\r\n")).await;
+    reply(&mut app, "Connection: close\r\n\r\n").await;
+    close(app).await;
+    expect_end(&mut case.client, "Connection: close\r\n\r\n").await;
+    close(case.client).await;
     case.serving.await.unwrap().unwrap();
 }
 
@@ -224,7 +254,11 @@ async fn app_answers_for_a_holder_that_is_gone() {
     expect(&mut app, &get("/", "gone")).await;
     reply(&mut app, OK).await;
     case.expect(OK).await;
-    // The next one finds the same connection.
+    // The next ones find the same connection.
+    case.send(&get("/again", "gone")).await;
+    expect(&mut app, &get("/again", "gone")).await;
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
     case.send(&get("/next", "")).await;
     expect(&mut app, &get("/next", "")).await;
 }
@@ -252,7 +286,107 @@ async fn answer_that_is_cut_short_is_an_error() {
     case.send(&get("/", "")).await;
     let mut app = case.server(Server::App).await;
     reply(&mut app, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
-    drop(app);
+    close(app).await;
+    let broken = case.serving.await.unwrap().unwrap_err();
+    assert!(matches!(broken, Broken::Cut), "{broken}");
+}
+
+#[tokio::test]
+async fn body_passes_whole_though_the_client_wants_the_end() {
+    let mut case = Case::new();
+    let head = "POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 6\r\n\r\n";
+    case.send(&format!("{head}abc")).await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, &format!("{head}abc")).await;
+    // It answers before it has read everything.
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
+    case.send("def").await;
+    expect_end(&mut app, "def").await;
+    expect_end(&mut case.client, "").await;
+}
+
+#[tokio::test]
+async fn client_that_leaves_is_told_to_the_server() {
+    let mut case = Case::new();
+    case.send(&get("/", "")).await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, &get("/", "")).await;
+    // It wants no more than the answer.
+    case.client.shutdown().await.unwrap();
+    expect_end(&mut app, "").await;
+    reply(&mut app, OK).await;
+    expect_end(&mut case.client, OK).await;
+    case.serving.await.unwrap().unwrap();
+
+    let mut case = Case::new();
+    case.send(&get("/", "")).await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, &get("/", "")).await;
+    drop(case.client);
+    app.read_to_end(&mut Vec::new()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn next_request_may_come_before_the_answer() {
+    let mut case = Case::new();
+    case.send(&get("/1", "")).await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, &get("/1", "")).await;
+    case.send(&get("/2", "a")).await;
+    case.client.shutdown().await.unwrap();
+    tokio::task::yield_now().await;
+    reply(&mut app, OK).await;
+    let mut a = case.server(holder("a")).await;
+    expect(&mut a, &get("/2", "a")).await;
+    reply(&mut a, OK).await;
+    expect_end(&mut case.client, &OK.repeat(2)).await;
+    expect_end(&mut app, "").await;
+}
+
+#[tokio::test]
+async fn head_that_does_not_end_is_the_apps_to_judge() {
+    let mut case = Case::new();
+    case.send("GET / HT").await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, "GET / HT").await;
+    reply(&mut app, "HTTP/1.1 408 Late\r\n\r\n").await;
+    close(app).await;
+    expect_end(&mut case.client, "HTTP/1.1 408 Late\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn holder_that_has_ended_its_connection_is_asked_on_another() {
+    // It has told so.
+    let (mut case, a) = answered_by_a().await;
+    close(a).await;
+    tokio::task::yield_now().await;
+    case.send(&get("/2", "a")).await;
+    let mut a = case.server(holder("a")).await;
+    expect(&mut a, &get("/2", "a")).await;
+
+    // The news comes while it is asked.
+    let (mut case, mut a) = answered_by_a().await;
+    case.send(&format!("{}{}", get("/2", "a"), get("/3", "a")))
+        .await;
+    expect(&mut a, &get("/2", "a")).await;
+    drop(a);
+    let mut a = case.server(holder("a")).await;
+    for path in ["/2", "/3"] {
+        expect(&mut a, &get(path, "a")).await;
+        reply(&mut a, OK).await;
+        case.expect(OK).await;
+    }
+}
+
+#[tokio::test]
+async fn request_that_changes_something_is_asked_only_once() {
+    let (mut case, mut a) = answered_by_a().await;
+    let post = "POST / HTTP/1.1\r\nX-User: a\r\nContent-Length: 0\r\n\r\n";
+    case.send(post).await;
+    expect(&mut a, post).await;
+    drop(a);
     let broken = case.serving.await.unwrap().unwrap_err();
     assert!(matches!(broken, Broken::NoAnswer), "{broken}");
+    case.client.read_to_end(&mut Vec::new()).await.unwrap_err();
 }

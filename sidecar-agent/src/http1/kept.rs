@@ -1,0 +1,89 @@
+//! A client's connections to servers, kept for its next requests: one to each.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::Poll;
+
+use tokio::io::AsyncWriteExt;
+use tokio_util::io::poll_read_buf;
+use tracing::debug;
+
+use super::{Connection, End, Server, Servers};
+
+/// Connections on which nothing is awaited.
+#[derive(Default)]
+pub(super) struct Kept(Vec<Connection>);
+
+/// What a server does unasked.
+pub(super) enum Said {
+    Words(End),
+    /// It has ended its connection, which is no longer kept.
+    End(Server),
+}
+
+impl Kept {
+    pub(super) fn put(&mut self, connection: Connection) {
+        self.0.push(connection);
+    }
+
+    pub(super) fn has(&self, server: &Server) -> bool {
+        self.0.iter().any(|(it, _)| it == server)
+    }
+
+    /// The connection to that server, a new one if none is kept; one to the app when
+    /// the holder of a claim cannot be had.
+    pub(super) async fn take(
+        &mut self,
+        servers: &impl Servers,
+        server: Server,
+    ) -> io::Result<Connection> {
+        let mut server = server;
+        loop {
+            if let Some(index) = self.0.iter().position(|(it, _)| *it == server) {
+                return Ok(self.0.swap_remove(index));
+            }
+            match servers.connect(&server).await {
+                Ok(end) => return Ok((server, end)),
+                Err(error) if server == Server::App => return Err(error),
+                Err(error) => debug!(%error, ?server, "The app answers instead"),
+            }
+            server = Server::App;
+        }
+    }
+
+    /// Whether a server has said something that nobody asked for.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.0.iter().any(|(_, end)| !end.buffer.is_empty())
+    }
+
+    /// Waits until a server does something; for ever when none is kept.
+    pub(super) async fn unasked(&mut self) -> Said {
+        let (index, has_words) = poll_fn(|cx| {
+            for (index, (_, end)) in self.0.iter_mut().enumerate() {
+                if !end.buffer.is_empty() {
+                    return Poll::Ready((index, true));
+                }
+                let reader = Pin::new(&mut end.reader);
+                if let Poll::Ready(read) = poll_read_buf(reader, cx, &mut end.buffer) {
+                    return Poll::Ready((index, read.is_ok_and(|read| read > 0)));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        let (server, mut end) = self.0.swap_remove(index);
+        if has_words {
+            return Said::Words(end);
+        }
+        let _ = end.writer.shutdown().await;
+        Said::End(server)
+    }
+
+    /// Ends them in order.
+    pub(super) async fn close(self) {
+        for (_, mut end) in self.0 {
+            let _ = end.writer.shutdown().await;
+        }
+    }
+}
