@@ -108,7 +108,10 @@ impl Resolved {
         };
         match timeout(DEADLINE, tell).await {
             Ok(told) => told.map_err(io::Error::other),
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {
+                let message = "systemd-resolved does not answer; restart it";
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
+            }
         }
     }
 }

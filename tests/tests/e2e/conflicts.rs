@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kvpn_tests::lab::HostState;
 use kvpn_tests::lab::laptop::Laptop;
 use kvpn_tests::wait_for;
 
@@ -56,14 +55,6 @@ fn service_subnets(developer: &Developer) -> Result<Vec<String>> {
     Ok(subnets.map(str::to_owned).collect())
 }
 
-fn is_as_before(developer: &Developer, before: &HostState) -> Result<()> {
-    wait_for("the laptop is as before", Duration::from_secs(5), || {
-        let differences = before.differences(&developer.laptop.host_state()?);
-        ensure!(differences.is_empty(), "{}", differences.join("\n"));
-        Ok(Some(()))
-    })
-}
-
 /// The device that the laptop sends packets for an address to.
 fn device(developer: &Developer, address: &str) -> Result<String> {
     let route = ["ip", "-o", "route", "get", address];
@@ -90,7 +81,7 @@ fn conflicting_route_is_named_and_vnat_gets_past_it() -> Result<()> {
     ] {
         ensure!(refused.stderr.contains(part), "{}", refused.stderr);
     }
-    is_as_before(&developer, &before)?;
+    developer.is_as_before(&before)?;
 
     developer
         .kvpn(["connect", "-n", "shop", "--vnat", "all"])?
@@ -121,7 +112,7 @@ fn conflicting_route_is_named_and_vnat_gets_past_it() -> Result<()> {
         assert_eq!(device(&developer, address)?, VPN);
     }
     developer.kvpn(["quit"])?.success()?;
-    is_as_before(&developer, &before)
+    developer.is_as_before(&before)
 }
 
 #[test]
@@ -197,5 +188,32 @@ fn name_servers_of_another_network_stay_the_hosts() -> Result<()> {
     developer.kvpn(["quit"])?.success()?;
     assert_eq!(ResolvConf::of(&developer.laptop)?.content, other);
     file.write(&file.content)?;
-    is_as_before(&developer, &before)
+    developer.is_as_before(&before)
+}
+
+#[test]
+fn name_servers_behind_a_connection_stay_the_hosts() -> Result<()> {
+    let developer = Developer::at(1)?;
+    let file = ResolvConf::of(&developer.laptop)?;
+    let before = developer.laptop.host_state()?;
+    developer.connect()?;
+    let mut services = cluster_ips(&developer.lab, "web")?;
+    developer.kvpn(["quit"])?.success()?;
+
+    let server = services.remove(0);
+    let line = format!("nameserver {server}");
+    file.write(&format!("{line}\n"))?;
+    developer.kvpn(["connect", "--vnat", "all"])?.success()?;
+    // From here on resolv.conf names kvpn alone.
+    let content = developer.laptop.root().run(["cat", RESOLV_CONF])?;
+    let content = content.success()?.stdout;
+    ensure!(!content.lines().any(|it| it == line), "{content}");
+    developer.kvpn(["connect", "--name", "other"])?.success()?;
+    ensure!(!device(&developer, &server)?.starts_with("kvpn"));
+    for address in &services {
+        ensure!(device(&developer, address)?.starts_with("kvpn"));
+    }
+    developer.kvpn(["quit"])?.success()?;
+    file.write(&file.content)?;
+    developer.is_as_before(&before)
 }

@@ -122,11 +122,7 @@ fn names_are_those_of_a_pod_by_resolved() -> Result<()> {
     ensure!(query.contains("link: eth0"), "{query}");
 
     developer.kvpn(["quit"])?.success()?;
-    wait_for("the laptop is as before", Duration::from_secs(5), || {
-        let differences = before.differences(&developer.laptop.host_state()?);
-        ensure!(differences.is_empty(), "{}", differences.join("\n"));
-        Ok(Some(()))
-    })
+    developer.is_as_before(&before)
 }
 
 fn compare_names(developer: &Developer, resolver: &str) -> Result<()> {

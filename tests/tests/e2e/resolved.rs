@@ -1,10 +1,17 @@
-//! Laptops with systemd-resolved: the lab's own part of it.
+//! Laptops with systemd-resolved: the lab's own part of it, and what kvpn makes of one
+//! that ends or hangs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kvpn_tests::lab::laptop::Laptop;
+use anyhow::{Result, ensure};
+use kvpn_tests::lab::laptop::{Laptop, Resolved};
 use kvpn_tests::lab::wire::{OFFICE_DOMAIN, OFFICE_PRINTER};
 use kvpn_tests::{Lab, wait_for};
+
+use crate::support::{Developer, pod};
+
+/// How long a command may take while systemd-resolved hangs.
+const HANGS: Duration = Duration::from_secs(20);
 
 /// Lists what is in a laptop's own directories.
 const LISTING: [&str; 3] = ["find", "/run", "-xdev"];
@@ -67,6 +74,51 @@ fn root_configures_links_over_the_bus_and_users_do_not() {
         Ok(Some(()))
     })
     .unwrap();
+}
+
+#[test]
+fn names_outlive_the_end_of_resolved() -> Result<()> {
+    let developer = Developer::at(1)?;
+    let resolved = developer.laptop.with_resolved()?;
+    let before = developer.laptop.host_state()?;
+    developer.connect()?;
+    let web = pod(&developer.lab, "web")?.name;
+    for end in [Resolved::restart, Resolved::crash] {
+        end(&resolved)?;
+        assert_eq!(developer.get(["http://web/"])?.pod, web);
+        assert_eq!(developer.get(["http://web.shop/"])?.pod, web);
+        office_answers(&developer.laptop);
+    }
+    developer.kvpn(["quit"])?.success()?;
+    developer.is_as_before(&before)
+}
+
+#[test]
+fn resolved_that_hangs_keeps_nobody() -> Result<()> {
+    let developer = Developer::at(1)?;
+    let resolved = developer.laptop.with_resolved()?;
+    let before = developer.laptop.host_state()?;
+    developer.connect()?;
+    resolved.hang()?;
+    let start = Instant::now();
+    let quit = developer.kvpn(["quit"]);
+    resolved.go_on()?;
+    quit?.success()?;
+    ensure!(start.elapsed() < HANGS, "it took {:?}", start.elapsed());
+    developer.is_as_before(&before)?;
+
+    // A connection cannot be had while nobody looks up names.
+    resolved.hang()?;
+    let start = Instant::now();
+    let connected = developer.kvpn(["connect"]);
+    resolved.go_on()?;
+    let connected = connected?;
+    assert_eq!(connected.code(), 11, "{}", connected.stderr);
+    let told = "systemd-resolved does not answer; restart it";
+    ensure!(connected.stderr.contains(told), "{}", connected.stderr);
+    ensure!(start.elapsed() < HANGS, "it took {:?}", start.elapsed());
+    developer.kvpn(["quit"])?.success()?;
+    developer.is_as_before(&before)
 }
 
 /// The office's printer has its address, whoever asks 127.0.0.53 and how.

@@ -1,10 +1,7 @@
 //! Several connections at once: each with names and addresses of its own, though
 //! their clusters have the same ones.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use kvpn_tests::wait_for;
 
 use crate::support::{Developer, SHOP, cluster_ips, pod};
 
@@ -95,9 +92,5 @@ fn connect_twice(developer: &Developer) -> Result<()> {
     let one = developer.kvpn_json(["status"])?;
     assert_eq!(one["name"], OTHER, "{one}");
     developer.kvpn(["quit", OTHER])?.success()?;
-    wait_for("the laptop is as before", Duration::from_secs(5), || {
-        let differences = before.differences(&developer.laptop.host_state()?);
-        ensure!(differences.is_empty(), "{}", differences.join("\n"));
-        Ok(Some(()))
-    })
+    developer.is_as_before(&before)
 }

@@ -51,7 +51,7 @@ fn kill_at_every_step(and_daemon: bool) -> Result<()> {
         }
         // How it fails depends on the step.
         let ended = command.wait(DEADLINE).map(drop);
-        let as_before = is_as_before(&developer, &before);
+        let as_before = developer.is_as_before(&before);
         if and_daemon {
             developer.lab.start_daemon(1)?;
         }
@@ -111,16 +111,8 @@ fn kill_daemon_when_stopped(developer: &Developer, before: &HostState) -> Result
     }
     // How it fails depends on the step.
     let ended = command.wait(DEADLINE).map(drop);
-    is_as_before(developer, before)?;
+    developer.is_as_before(before)?;
     ended.map(|()| is_stopped)
-}
-
-fn is_as_before(developer: &Developer, before: &HostState) -> Result<()> {
-    wait_for("the laptop is as before", LIMIT, || {
-        let differences = before.differences(&developer.laptop.host_state()?);
-        ensure!(differences.is_empty(), "{}", differences.join("\n"));
-        Ok(Some(()))
-    })
 }
 
 /// Connects with a session that stops at a step, and quits. No session stops at 0.

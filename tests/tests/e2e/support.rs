@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kvpn_tests::lab::HostState;
 use kvpn_tests::lab::laptop::Laptop;
 use kvpn_tests::{Background, Lab, Output, wait_for};
 use serde_json::Value;
@@ -42,6 +43,15 @@ impl Developer {
         let start = Instant::now();
         self.kvpn(["connect", "-n", SHOP])?.success()?;
         Ok(start.elapsed())
+    }
+
+    /// The laptop is as it was, or soon will be.
+    pub(crate) fn is_as_before(&self, before: &HostState) -> Result<()> {
+        wait_for("the laptop is as before", Duration::from_secs(5), || {
+            let differences = before.differences(&self.laptop.host_state()?);
+            ensure!(differences.is_empty(), "{}", differences.join("\n"));
+            Ok(Some(()))
+        })
     }
 
     /// Runs `kvpn` as the laptop's user.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::Laptop;
@@ -79,6 +80,30 @@ impl Resolved {
         }
         self.laptop.start_name_server(&mut record)?;
         self.laptop.wait_for_office()
+    }
+
+    /// Kills it, and starts another.
+    pub fn crash(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.restart()
+    }
+
+    /// Has it do nothing more until `go_on`.
+    pub fn hang(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let record = Record::load(&self.laptop)?.context("systemd-resolved does not run")?;
+        let name = process(&self.laptop, NAME_SERVER);
+        for process in record.processes.iter().filter(|other| other.name == name) {
+            process.signal(signal);
+        }
+        Ok(())
     }
 
     /// Stops it, and gives the laptop its own resolv.conf back.
