@@ -5,7 +5,7 @@
 mod claims;
 mod config;
 mod forward;
-mod http1;
+mod http;
 mod probes;
 mod redirect;
 mod session;

@@ -9,7 +9,8 @@ pub(crate) const LONGEST_HEAD: usize = 8 * 1024;
 // The kubelet sends GET alone, in both of its HTTP probes (pkg/probe/http).
 const REQUEST_START: &[u8] = b"GET ";
 const USER_AGENT: &str = "user-agent:";
-const KUBELET: &str = "kube-probe/";
+/// What the kubelet calls itself in its probes, by HTTP or gRPC.
+pub(crate) const KUBELET: &str = "kube-probe/";
 
 /// What the first bytes of a connection say about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

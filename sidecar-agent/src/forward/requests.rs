@@ -1,18 +1,20 @@
 //! Connections of a port of which only some requests are claimed.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use kvpn_proto::filter::Head;
 use kvpn_tunnel::relay;
 use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::{APP_DEADLINE, Route, Shared, hand_over};
 use crate::claims::PortClaims;
-use crate::http1::end::{Pipe, Tcp};
-use crate::http1::head::RequestHead;
-use crate::http1::{self, End, Server, Servers};
+use crate::http::end::{Pipe, Tcp};
+use crate::http::{self, End, Server, Servers};
+use crate::probes::KUBELET;
 
 /// How much waits between a connection and the tunnel, in bytes.
 const ROOM: usize = 64 << 10;
@@ -36,7 +38,7 @@ pub(super) async fn serve(
         source,
         destination,
     };
-    if let Err(error) = http1::serve(End::new(Tcp::new(socket)), &servers).await {
+    if let Err(error) = http::serve(End::new(Tcp::new(socket)), &servers).await {
         debug!(%destination, %error, "Cut off");
     }
 }
@@ -72,9 +74,10 @@ impl PodServers {
 }
 
 impl Servers for PodServers {
-    fn choose(&self, head: &RequestHead) -> Server {
+    fn choose(&self, head: &impl Head) -> Server {
         self.by_claims(|claims| {
-            let is_probe = claims.http_probed && head.is_probe();
+            let is_kubelet = |agent: Cow<'_, str>| agent.starts_with(KUBELET);
+            let is_probe = claims.http_probed && head.field("user-agent").is_some_and(is_kubelet);
             claims.of(head).filter(|_| !is_probe)
         })
     }

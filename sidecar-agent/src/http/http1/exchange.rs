@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::body::Body;
 use super::head::{self, NotHttp, RequestHead, ResponseHead};
-use super::{Broken, End, READ, Reader, Writer};
+use crate::http::{Broken, End, READ, Reader, Writer};
 
 /// What follows a request and its response.
 pub(super) enum Next {

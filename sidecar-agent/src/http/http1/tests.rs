@@ -1,10 +1,11 @@
 use std::sync::Mutex;
 
 use kvpn_proto::filter::Head;
+use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
-use super::end::Pipe;
 use super::*;
+use crate::http::end::Pipe;
 
 const ROOM: usize = 1 << 20;
 
@@ -15,7 +16,7 @@ struct Fake {
 }
 
 impl Servers for std::sync::Arc<Fake> {
-    fn choose(&self, head: &RequestHead) -> Server {
+    fn choose(&self, head: &impl Head) -> Server {
         head.field("x-user")
             .map_or(Server::App, |user| Server::Holder(user.into_owned()))
     }

@@ -7,7 +7,7 @@ use kvpn_proto::filter;
 use super::body::Framing;
 
 /// The longest head that is looked at, in bytes.
-pub(crate) const LONGEST: usize = 64 << 10;
+pub(in crate::http) const LONGEST: usize = 64 << 10;
 
 /// The most fields of a head.
 const MAX_FIELDS: usize = 256;
@@ -19,12 +19,12 @@ pub(crate) struct NotHttp;
 
 /// The head of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RequestHead {
+pub(in crate::http) struct RequestHead {
     /// In bytes, with the empty line.
-    pub(crate) length: usize,
-    pub(crate) framing: Framing,
+    pub(in crate::http) length: usize,
+    pub(in crate::http) framing: Framing,
     /// Whether the client wants the connection to end after the answer.
-    pub(crate) is_last: bool,
+    pub(in crate::http) is_last: bool,
     method: String,
     path: String,
     query: String,
@@ -33,17 +33,17 @@ pub(crate) struct RequestHead {
 
 /// The head of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ResponseHead {
-    pub(crate) length: usize,
-    pub(crate) status: u16,
-    pub(crate) framing: Framing,
+pub(in crate::http) struct ResponseHead {
+    pub(in crate::http) length: usize,
+    pub(in crate::http) status: u16,
+    pub(in crate::http) framing: Framing,
     /// Whether the connection ends with it.
-    pub(crate) is_last: bool,
+    pub(in crate::http) is_last: bool,
 }
 
 impl RequestHead {
     /// Reads the head at the start of the bytes; `None` while it is not complete.
-    pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, NotHttp> {
+    pub(in crate::http) fn read(bytes: &[u8]) -> Result<Option<Self>, NotHttp> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
         let length = match request.parse(bytes) {
@@ -74,25 +74,19 @@ impl RequestHead {
         }))
     }
 
-    /// Whether it is one of the kubelet's HTTP probes.
-    pub(crate) fn is_probe(&self) -> bool {
-        let mut fields = self.fields.iter();
-        fields.any(|(name, value)| name == "user-agent" && value.starts_with(b"kube-probe/"))
-    }
-
     /// Whether the response has a head alone.
-    pub(crate) fn is_head(&self) -> bool {
+    pub(in crate::http) fn is_head(&self) -> bool {
         self.method == "HEAD"
     }
 
     /// Whether it may be asked twice: it has no body, and changes nothing (RFC 9110
     /// section 9.2.1).
-    pub(crate) fn is_safe(&self) -> bool {
+    pub(in crate::http) fn is_safe(&self) -> bool {
         self.framing == Framing::Length(0)
             && matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "TRACE")
     }
 
-    pub(crate) fn is_connect(&self) -> bool {
+    pub(in crate::http) fn is_connect(&self) -> bool {
         self.method == "CONNECT"
     }
 }
@@ -121,7 +115,7 @@ impl filter::Head for RequestHead {
 
 impl ResponseHead {
     /// Reads the head of the response to a request; `None` while it is not complete.
-    pub(crate) fn read(bytes: &[u8], to: &RequestHead) -> Result<Option<Self>, NotHttp> {
+    pub(in crate::http) fn read(bytes: &[u8], to: &RequestHead) -> Result<Option<Self>, NotHttp> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut fields);
         let length = match response.parse(bytes) {
@@ -146,12 +140,12 @@ impl ResponseHead {
     }
 
     /// Whether another head follows (RFC 9110 section 15.2).
-    pub(crate) fn is_interim(&self) -> bool {
+    pub(in crate::http) fn is_interim(&self) -> bool {
         matches!(self.status, 100..=199) && self.status != 101
     }
 
     /// Whether what follows is no HTTP any more.
-    pub(crate) fn is_switch(&self, to: &RequestHead) -> bool {
+    pub(in crate::http) fn is_switch(&self, to: &RequestHead) -> bool {
         self.status == 101 || (to.is_connect() && matches!(self.status, 200..=299))
     }
 }

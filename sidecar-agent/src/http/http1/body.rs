@@ -7,7 +7,7 @@ const LONGEST_LINE: usize = 8 << 10;
 
 /// How a body ends (RFC 9112 section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
+pub(in crate::http) enum Framing {
     /// After so many bytes.
     Length(u64),
     Chunked,
@@ -17,7 +17,7 @@ pub(crate) enum Framing {
 
 /// A body that passes by.
 #[derive(Debug)]
-pub(crate) struct Body(State);
+pub(in crate::http) struct Body(State);
 
 #[derive(Debug)]
 enum State {
@@ -47,7 +47,7 @@ enum Line {
 }
 
 impl Body {
-    pub(crate) fn new(framing: Framing) -> Self {
+    pub(in crate::http) fn new(framing: Framing) -> Self {
         Self(match framing {
             Framing::Length(0) => State::Ended,
             Framing::Length(length) => State::Bytes(length),
@@ -56,17 +56,17 @@ impl Body {
         })
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
+    pub(in crate::http) fn has_ended(&self) -> bool {
         matches!(self.0, State::Ended)
     }
 
     /// Whether the end of the connection is the end of the body.
-    pub(crate) fn ends_with_connection(&self) -> bool {
+    pub(in crate::http) fn ends_with_connection(&self) -> bool {
         matches!(self.0, State::UntilEnd)
     }
 
     /// How many of these bytes, which come next, belong to it.
-    pub(crate) fn pass(&mut self, bytes: &[u8]) -> Result<usize, NotHttp> {
+    pub(in crate::http) fn pass(&mut self, bytes: &[u8]) -> Result<usize, NotHttp> {
         let mut passed = 0;
         while passed < bytes.len() && !self.has_ended() {
             passed += self.step(&bytes[passed..])?;

@@ -1,26 +1,25 @@
-//! HTTP/1 connections of which each request may go elsewhere. The bytes of requests
-//! and responses pass as they are; only their heads are read (RFC 9112).
+//! HTTP/1. The bytes of requests and responses pass as they are; only their heads are
+//! read (RFC 9112).
 
-pub(crate) mod body;
-pub(crate) mod end;
+mod body;
 mod exchange;
-pub(crate) mod head;
+mod head;
 mod kept;
 
 use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink, split};
+use tokio::io::{AsyncWriteExt, copy, sink};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
+use super::http2::{self, PREFACE};
+use super::{Broken, Connection, End, Reader, Server, Servers, Writer};
 use exchange::{Next, exchange};
-use head::{NotHttp, RequestHead};
+pub(super) use head::NotHttp;
+use head::RequestHead;
 use kept::{Kept, Said};
-
-/// How much is read at once, in bytes.
-const READ: usize = 16 << 10;
 
 /// How long a client may be silent at first, before the server is asked whether it
 /// begins.
@@ -40,67 +39,6 @@ const UNASKED_DEADLINE: Duration = Duration::from_secs(5);
 /// How long what a client still sends is read: closing at once would take back the
 /// answer that it has not read yet.
 const LINGER: Duration = Duration::from_secs(5);
-
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
-type Writer = Box<dyn AsyncWrite + Send + Unpin>;
-
-/// One end of a connection, with what was read of it and not passed on yet.
-pub(crate) struct End {
-    reader: Reader,
-    writer: Writer,
-    buffer: BytesMut,
-}
-
-/// Who gets a request.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Server {
-    App,
-    /// The holder of the claim of this id.
-    Holder(String),
-}
-
-/// Says who gets what, and gives the way to them.
-pub(crate) trait Servers {
-    /// Who gets a request.
-    fn choose(&self, head: &RequestHead) -> Server;
-    /// Who gets what is no HTTP/1.
-    fn other(&self) -> Server;
-    /// A new connection.
-    async fn connect(&self, server: &Server) -> io::Result<End>;
-}
-
-/// Why a connection did not end in order.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("the server's answer is {0}")]
-    Answer(NotHttp),
-    #[error("the body of a request is {0}")]
-    Body(NotHttp),
-    /// Nothing of it has come.
-    #[error("the server ended the connection without an answer")]
-    NoAnswer,
-    #[error("the server ended the connection before its answer did")]
-    Cut,
-}
-
-impl End {
-    pub(crate) fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        let (reader, writer) = split(stream);
-        Self {
-            reader: Box::new(reader),
-            writer: Box::new(writer),
-            buffer: BytesMut::new(),
-        }
-    }
-
-    /// Reads more; gives how much, and 0 at the end.
-    async fn fill(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(READ);
-        self.reader.read_buf(&mut self.buffer).await
-    }
-}
 
 /// Serves a client until its connection ends.
 ///
@@ -149,6 +87,11 @@ async fn serve_requests(
                     Next::Unknown => return Err(Broken::Answer(NotHttp)),
                 }
             }
+            Came::Http2 if is_first => {
+                let app = kept.of(&Server::App);
+                std::mem::take(kept).close().await;
+                return http2::serve(client, app, servers).await;
+            }
             Came::Unasked(end) if is_first => return splice(client, end, kept).await,
             // Such as that it has waited for too long.
             Came::Unasked(mut end) => {
@@ -160,7 +103,7 @@ async fn serve_requests(
                 let _ = end.writer.shutdown().await;
                 return finish(client, kept).await;
             }
-            Came::NotHttp => {
+            Came::NotHttp | Came::Http2 => {
                 let (_, end) = kept.take(servers, servers.other()).await?;
                 return splice(client, end, kept).await;
             }
@@ -172,6 +115,7 @@ async fn serve_requests(
 /// What comes next on a client's connection.
 enum Came {
     Request(RequestHead),
+    Http2,
     NotHttp,
     /// What a server says in its turn.
     Unasked(End),
@@ -183,11 +127,15 @@ enum Came {
 async fn next(client: &mut End, kept: &mut Kept) -> io::Result<Came> {
     let mut deadline = None;
     loop {
+        if client.buffer.starts_with(PREFACE) {
+            return Ok(Came::Http2);
+        }
         match RequestHead::read(&client.buffer) {
             // What a server said before it was not asked for.
             Ok(Some(head)) if !kept.has_spoken() => return Ok(Came::Request(head)),
             Ok(Some(_)) => {}
             Ok(None) if client.buffer.len() < head::LONGEST => {}
+            Ok(None) | Err(NotHttp) if PREFACE.starts_with(&client.buffer) => {}
             Ok(None) | Err(NotHttp) => return Ok(Came::NotHttp),
         }
         let is_idle = client.buffer.is_empty();
@@ -243,9 +191,6 @@ async fn pass_request(
         (next, _) => Ok((next?, connection)),
     }
 }
-
-/// A connection to a server, with who it is.
-type Connection = (Server, End);
 
 /// Ends a client's connection, after everything was said.
 async fn finish(mut client: End, kept: &mut Kept) -> Result<(), Broken> {

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::io::poll_read_buf;
 use tracing::debug;
 
-use super::{Connection, End, Server, Servers};
+use crate::http::{Connection, End, Server, Servers};
 
 /// Connections on which nothing is awaited.
 #[derive(Default)]
@@ -27,6 +27,12 @@ impl Kept {
         self.0.push(connection);
     }
 
+    /// The connection to that server, not kept any more.
+    pub(super) fn of(&mut self, server: &Server) -> Option<End> {
+        let index = self.0.iter().position(|(it, _)| it == server)?;
+        Some(self.0.swap_remove(index).1)
+    }
+
     pub(super) fn has(&self, server: &Server) -> bool {
         self.0.iter().any(|(it, _)| it == server)
     }
@@ -40,8 +46,8 @@ impl Kept {
     ) -> io::Result<Connection> {
         let mut server = server;
         loop {
-            if let Some(index) = self.0.iter().position(|(it, _)| *it == server) {
-                return Ok(self.0.swap_remove(index));
+            if let Some(end) = self.of(&server) {
+                return Ok((server, end));
             }
             match servers.connect(&server).await {
                 Ok(end) => return Ok((server, end)),

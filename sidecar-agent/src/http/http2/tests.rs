@@ -1,0 +1,318 @@
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use h2::client::{self, SendRequest};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Request, Response, StatusCode};
+use kvpn_proto::filter::Head;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::http::Server;
+use crate::http::end::Pipe;
+
+const ROOM: usize = 64 << 10;
+
+/// How long what must not come is waited for.
+const NEVER: Duration = Duration::from_millis(200);
+
+/// Servers that answer as the path says. Requests with a user go to that holder.
+struct Fake {
+    /// Who was connected to, in turn.
+    connected: Mutex<Vec<Server>>,
+    /// The apps' connections.
+    apps: Mutex<Vec<JoinHandle<()>>>,
+    /// With which reason a hanging request was reset.
+    resets: mpsc::UnboundedSender<Reason>,
+}
+
+impl Servers for Arc<Fake> {
+    fn choose(&self, head: &impl Head) -> Server {
+        match head.field("x-user") {
+            Some(user) => Server::Holder(user.into_owned()),
+            None if head.field("host").as_deref() == Some("b.shop") => Server::Holder("b".into()),
+            None => Server::App,
+        }
+    }
+
+    fn other(&self) -> Server {
+        Server::App
+    }
+
+    async fn connect(&self, server: &Server) -> io::Result<End> {
+        let name = match server {
+            Server::App => "app",
+            Server::Holder(name) if name == "gone" => {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            Server::Holder(name) => name,
+        };
+        self.connected.lock().unwrap().push(server.clone());
+        let (ours, theirs) = Pipe::new(ROOM);
+        let serving = serve_as(name.to_owned(), theirs, self.resets.clone());
+        let serving = tokio::spawn(serving);
+        if *server == Server::App {
+            self.apps.lock().unwrap().push(serving);
+        }
+        Ok(End::new(ours))
+    }
+}
+
+async fn serve_as(name: String, pipe: Pipe, resets: mpsc::UnboundedSender<Reason>) {
+    let mut connection = h2::server::handshake(pipe).await.unwrap();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        tokio::spawn(answer(name.clone(), request, respond, resets.clone()));
+    }
+}
+
+async fn answer(
+    name: String,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    resets: mpsc::UnboundedSender<Reason>,
+) {
+    let mut body = request.into_body();
+    let response = Response::new(());
+    // Which stream it was is told by the path alone.
+    match respond.stream_id() {
+        _ if body.is_end_stream() => {
+            let mut send = respond.send_response(response, false).unwrap();
+            send.send_data(name.into(), true).unwrap();
+        }
+        _ => match body.data().await {
+            Some(Ok(first)) if first == "reset" => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
+            Some(Ok(first)) if first == "hang" => {
+                let reset = body.data().await.unwrap().unwrap_err();
+                resets.send(reset.reason().unwrap()).unwrap();
+            }
+            Some(Ok(first)) if first == "stall" => std::future::pending().await,
+            Some(Ok(first)) if first == "refuse" => {
+                let interim = Response::builder().status(StatusCode::EARLY_HINTS);
+                respond
+                    .send_informational(interim.body(()).unwrap())
+                    .unwrap();
+                let mut refusal = response;
+                *refusal.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+                respond.send_response(refusal, true).unwrap();
+            }
+            first => {
+                let mut send = respond.send_response(response, false).unwrap();
+                let mut next = first;
+                while let Some(Ok(data)) = next {
+                    let length = data.len();
+                    send_all(&mut send, data).await;
+                    body.flow_control().release_capacity(length).unwrap();
+                    next = body.data().await;
+                }
+                let mut trailers = body.trailers().await.unwrap().unwrap_or_default();
+                trailers.insert("x-who", name.parse().unwrap());
+                send.send_trailers(trailers).unwrap();
+            }
+        },
+    }
+}
+
+async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let room = std::future::poll_fn(|cx| send.poll_capacity(cx)).await;
+        let part = data.split_to(room.unwrap().unwrap().min(data.len()));
+        send.send_data(part, false).unwrap();
+    }
+}
+
+struct Case {
+    sender: SendRequest<Bytes>,
+    /// The client's connection.
+    connection: JoinHandle<Result<(), h2::Error>>,
+    fake: Arc<Fake>,
+    serving: JoinHandle<Result<(), Broken>>,
+    resets: mpsc::UnboundedReceiver<Reason>,
+}
+
+impl Case {
+    async fn new() -> Self {
+        let (client, ours) = Pipe::new(ROOM);
+        let (sender, resets) = mpsc::unbounded_channel();
+        let fake = Arc::new(Fake {
+            connected: Mutex::default(),
+            apps: Mutex::default(),
+            resets: sender,
+        });
+        let servers = Arc::clone(&fake);
+        let serving =
+            tokio::spawn(async move { crate::http::serve(End::new(ours), &servers).await });
+        let (sender, connection) = client::handshake(client).await.unwrap();
+        Self {
+            sender,
+            connection: tokio::spawn(connection),
+            fake,
+            serving,
+            resets,
+        }
+    }
+
+    /// A request of a user that has been begun.
+    async fn ask(
+        &mut self,
+        user: &str,
+        is_whole: bool,
+    ) -> (client::ResponseFuture, SendStream<Bytes>) {
+        let mut request = Request::post("http://shop/cart?x=1");
+        if !user.is_empty() {
+            request = request.header("x-user", user);
+        }
+        let mut sender = self.sender.clone().ready().await.unwrap();
+        let request = request.body(()).unwrap();
+        sender.send_request(request, is_whole).unwrap()
+    }
+
+    /// Who answers a request of a user.
+    async fn who(&mut self, user: &str) -> String {
+        let (response, _) = self.ask(user, true).await;
+        text(response.await.unwrap().into_body()).await
+    }
+}
+
+async fn text(mut body: RecvStream) -> String {
+    let mut all = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        all.extend_from_slice(&data);
+    }
+    String::from_utf8(all).unwrap()
+}
+
+#[tokio::test]
+async fn streams_of_one_connection_go_to_whom_each_is_for() {
+    let mut case = Case::new().await;
+    let users = ["", "a", "b", "gone", "a", ""];
+    let mut asked = Vec::new();
+    for user in users {
+        asked.push(case.ask(user, true).await.0);
+    }
+    let mut answered = Vec::new();
+    for response in asked {
+        answered.push(text(response.await.unwrap().into_body()).await);
+    }
+    assert_eq!(answered, ["app", "a", "b", "app", "a", "app"]);
+    let holder = |name: &str| Server::Holder(name.into());
+    let mut connected = case.fake.connected.lock().unwrap().clone();
+    connected.sort_by_key(|server| format!("{server:?}"));
+    assert_eq!(connected, [Server::App, holder("a"), holder("b")]);
+
+    drop(case.sender);
+    case.connection.await.unwrap().unwrap();
+    case.serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn both_ways_of_a_stream_pass_as_they_come_with_their_trailers() {
+    let mut case = Case::new().await;
+    for user in ["", "a"] {
+        let (response, mut send) = case.ask(user, false).await;
+        send.send_data("one".into(), false).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), "one");
+        send.send_data("two".into(), false).unwrap();
+        assert_eq!(body.data().await.unwrap().unwrap(), "two");
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        send.send_trailers(trailers).unwrap();
+        assert!(body.data().await.is_none());
+        let trailers = body.trailers().await.unwrap().unwrap();
+        assert_eq!(trailers["grpc-status"], "0");
+        assert_eq!(
+            trailers["x-who"],
+            if user.is_empty() { "app" } else { user }
+        );
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_pass_whole() {
+    let mut case = Case::new().await;
+    let (response, mut send) = case.ask("a", false).await;
+    let sent: Bytes = (0..3_000_000_u32)
+        .map(|at| b'a' + (at % 23) as u8)
+        .collect();
+    let data = sent.clone();
+    let sending = tokio::spawn(async move {
+        send_all(&mut send, data).await;
+        send.send_data(Bytes::new(), true).unwrap();
+    });
+    let answer = text(response.await.unwrap().into_body()).await;
+    assert!(answer.as_bytes() == sent);
+    sending.await.unwrap();
+}
+
+#[tokio::test]
+async fn body_that_nobody_reads_is_not_read_either() {
+    let mut case = Case::new().await;
+    let (_response, mut send) = case.ask("", false).await;
+    send.send_data("stall".into(), false).unwrap();
+    let much = Bytes::from(vec![0; 64 << 20]);
+    timeout(NEVER, send_all(&mut send, much)).await.unwrap_err();
+    // The others go on.
+    assert_eq!(case.who("").await, "app");
+}
+
+#[tokio::test]
+async fn resets_are_passed_on_with_their_reasons() {
+    let mut case = Case::new().await;
+    let (response, mut send) = case.ask("", false).await;
+    send.send_data("reset".into(), false).unwrap();
+    let error = response.await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+
+    let (response, mut send) = case.ask("a", false).await;
+    send.send_data("hang".into(), false).unwrap();
+    send.reserve_capacity(1);
+    assert_eq!(case.who("a").await, "a");
+    send.send_reset(Reason::CANCEL);
+    drop(response);
+    assert_eq!(case.resets.recv().await, Some(Reason::CANCEL));
+}
+
+#[tokio::test]
+async fn server_may_answer_before_it_has_read_everything() {
+    let mut case = Case::new().await;
+    let (mut response, mut send) = case.ask("", false).await;
+    send.send_data("refuse".into(), false).unwrap();
+    let interim = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
+    assert_eq!(interim.unwrap().unwrap().status(), StatusCode::EARLY_HINTS);
+    let answer = response.await.unwrap();
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let reason = std::future::poll_fn(|cx| send.poll_reset(cx)).await;
+    assert_eq!(reason.unwrap(), Reason::NO_ERROR);
+}
+
+#[tokio::test]
+async fn host_stands_for_the_authority() {
+    let mut case = Case::new().await;
+    for (uri, host) in [("http://b.shop/", None), ("/", Some("b.shop"))] {
+        let mut request = Request::get(uri).version(http::Version::HTTP_11);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let request = request.body(()).unwrap();
+        let (response, _) = case.sender.send_request(request, true).unwrap();
+        let answer = text(response.await.unwrap().into_body()).await;
+        assert_eq!(answer, "b", "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn end_of_the_apps_connection_is_told_to_the_client() {
+    let mut case = Case::new().await;
+    assert_eq!(case.who("a").await, "a");
+    assert_eq!(case.who("").await, "app");
+    case.fake.apps.lock().unwrap().pop().unwrap().abort();
+    case.connection.await.unwrap().unwrap();
+    case.serving.await.unwrap().unwrap();
+}
