@@ -164,14 +164,27 @@ impl Engagements {
             .cluster
             .call(api.create(&PostParams::default(), &engagement))
             .await;
-        if let Err(failure) = created {
-            if failure.reason == Reason::ApiServerUnreachable {
-                // It may have been made although no answer came.
-                self.give_up(key).await;
-            } else {
-                self.table.remove(key);
+        let created = match created {
+            Ok(created) => created,
+            Err(failure) => {
+                if failure.reason == Reason::ApiServerUnreachable {
+                    // It may have been made although no answer came.
+                    self.give_up(key).await;
+                } else {
+                    self.table.remove(key);
+                }
+                return Err(failure);
             }
-            return Err(failure);
+        };
+        if created.spec.http != engagement.spec.http {
+            // The API server leaves out what it does not know, and all requests would go
+            // to the laptop.
+            self.give_up(key).await;
+            return Err(Failure::new(
+                Reason::VersionMismatch,
+                "the cluster's custom resource Engagement knows nothing of filters",
+                "have an administrator run `helm upgrade` with the chart of this version",
+            ));
         }
         if !self.watch(key) {
             // It was left before it was made, so nothing was there to delete.

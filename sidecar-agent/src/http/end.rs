@@ -6,10 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use kvpn_tunnel::relay;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::net::TcpStream;
+use tracing::debug;
+
+/// How long a connection is silent before the other side is asked whether it is there.
+const ALIVE: Duration = Duration::from_secs(60);
 
 /// A TCP connection; cut off means RST.
 pub(crate) struct Tcp(TcpStream);
@@ -17,6 +23,10 @@ pub(crate) struct Tcp(TcpStream);
 impl Tcp {
     pub(crate) fn new(socket: TcpStream) -> Self {
         relay::abort_on_close(&socket, true);
+        let keepalive = TcpKeepalive::new().with_time(ALIVE).with_interval(ALIVE);
+        if let Err(error) = SockRef::from(&socket).set_tcp_keepalive(&keepalive) {
+            debug!(%error, "The end of a silent client will not be noticed");
+        }
         Self(socket)
     }
 }

@@ -20,8 +20,12 @@ use ways::Ways;
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How much of a stream and of a connection may be on its way, in bytes.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// How much frames of data that wait may take besides, in bytes of those that each is
+/// shorter than 256: as much as the window when they have four each.
+const FRAME_BUDGET: usize = 64 << 20;
 
 /// How much of a stream waits to be sent, in bytes.
 const SEND_BUFFER: usize = 256 << 10;
@@ -29,11 +33,20 @@ const SEND_BUFFER: usize = 256 << 10;
 /// How many streams a client may have at a time.
 const MAX_STREAMS: u32 = 1_000;
 
+/// How many streams that were reset are remembered for the frames that still come.
+const MAX_RESETS: usize = MAX_STREAMS as usize;
+
 /// The longest head, in bytes.
 const LONGEST_HEAD: u32 = 64 << 10;
 
 /// How long the connections to servers may take to end in order.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Whether it begins as a server of HTTP/2 does: with a frame of settings on stream 0
+/// (RFC 9113 sections 3.4 and 6.5).
+pub(super) fn is_greeting(said: &[u8]) -> bool {
+    matches!(said, [_, _, _, 4, 0, 0, 0, 0, 0, ..])
+}
 
 /// Serves a client that has sent the preface until its connection ends. `app` is a
 /// connection that nothing was said on.
@@ -48,9 +61,11 @@ pub(super) async fn serve(
     let mut connection = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(FRAME_BUDGET)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(LONGEST_HEAD)
+        .max_concurrent_reset_streams(MAX_RESETS)
         .handshake(Joined::new(client))
         .await?;
     let ways = Ways::new(servers, app);

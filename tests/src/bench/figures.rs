@@ -36,10 +36,11 @@ pub enum Group {
     Udp,
     Cpu,
     Rtt,
+    Filters,
 }
 
 impl Group {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Data,
         Self::Latency,
         Self::Connect,
@@ -48,6 +49,7 @@ impl Group {
         Self::Udp,
         Self::Cpu,
         Self::Rtt,
+        Self::Filters,
     ];
 
     pub fn name(self) -> &'static str {
@@ -60,6 +62,7 @@ impl Group {
             Self::Udp => "udp",
             Self::Cpu => "cpu",
             Self::Rtt => "rtt",
+            Self::Filters => "filters",
         }
     }
 }
@@ -69,6 +72,8 @@ impl Group {
 pub enum Floor {
     /// Of the ratio to another way.
     Ratio(f64),
+    /// Of what is more than another way's.
+    Added(f64),
     /// Of kvpn's own figure.
     Value(f64),
 }
@@ -188,6 +193,18 @@ const fn alone(
         more_is_better: false,
         base: None,
         floors,
+    }
+}
+
+const fn filtered(
+    key: &'static str,
+    unit: &'static str,
+    title: &'static str,
+    floors: &'static [Floor],
+) -> Figure {
+    Figure {
+        base: Some(Way::Direct),
+        ..alone(Group::Filters, key, unit, title, floors)
     }
 }
 
@@ -358,6 +375,33 @@ pub const ALL: &[Figure] = &[
         "tcp_down_1_rtt50_loss01",
         "1 flow down, 50 ms away, 0.1 % lost",
         &[Floor::Ratio(1.0)],
+    ),
+    Figure {
+        more_is_better: true,
+        ..filtered(
+            "http_unmatched_per_s",
+            "/s",
+            "HTTP/1.1 requests that a filter leaves to the app, 16 connections",
+            &[Floor::Ratio(0.8)],
+        )
+    },
+    filtered(
+        "http_unmatched_p99_us",
+        MICROSECONDS,
+        "the same, p99",
+        &[Floor::Added(1_000.0)],
+    ),
+    filtered(
+        "http_unmatched_p50_us",
+        MICROSECONDS,
+        "the same, 1 connection, median",
+        &[],
+    ),
+    filtered(
+        "http_matched_p50_us",
+        MICROSECONDS,
+        "a request that the laptop answers, 1 connection, median",
+        &[],
     ),
 ];
 

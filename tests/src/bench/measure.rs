@@ -2,6 +2,7 @@
 
 mod connect;
 mod dns;
+mod filters;
 mod idle;
 mod latency;
 mod rtt;
@@ -37,6 +38,7 @@ pub(super) fn all(rig: &mut Rig, figures: &[&'static Figure]) -> Result<Samples>
     udp::run(&mut work)?;
     idle::run(&mut work)?;
     rtt::run(&mut work)?;
+    filters::run(&mut work)?;
     Ok(work.samples)
 }
 

@@ -152,6 +152,10 @@ impl Result {
                 Floor::Value(bound) => figure.meets(self.kvpn, bound),
                 // Nothing to compare with is as bad as missed.
                 Floor::Ratio(bound) => self.ratio.is_some_and(|ratio| figure.meets(ratio, bound)),
+                Floor::Added(bound) => {
+                    let added = self.direct.map(|direct| self.kvpn - direct);
+                    added.is_some_and(|added| figure.meets(added, bound))
+                }
             };
             if !met {
                 return Verdict::Missed;

@@ -11,7 +11,7 @@ use super::interrupt;
 use super::ports::{NAME, NAMESPACE};
 use crate::lab::laptop::{self, Login};
 use crate::lab::layout::Profile;
-use crate::lab::{Lab, Options};
+use crate::lab::{Lab, Options, services};
 use crate::progress::step;
 use crate::{Background, Cmd};
 
@@ -113,7 +113,7 @@ impl Rig {
     fn prepare(&mut self) -> Result<()> {
         self.wire(Duration::ZERO, 0.0)?;
         self.lab.deploy_bench()?;
-        self.addresses = pod_addresses(&self.lab)?;
+        self.addresses = pod_addresses(&self.lab, NAMESPACE, &format!("app={NAME}"))?;
         self.lab.isolate()?;
         self.lab.exempt(EXEMPT)?;
         self.kvpn(EXEMPT, &["quit"])?;
@@ -211,6 +211,40 @@ impl Rig {
         self.lab.deploy_sample()
     }
 
+    /// Deploys the servers that people use.
+    pub(super) fn add_services(&mut self) -> Result<()> {
+        self.lab.deploy_services()
+    }
+
+    /// The IPv4 address of nginx's pod.
+    pub(super) fn nginx(&self) -> Result<IpAddr> {
+        pod_addresses(&self.lab, services::NAMESPACE, "app=nginx").map(|[v4, _]| v4)
+    }
+
+    /// Has a handler on the laptop answer requests to nginx with that header, until the
+    /// value is dropped.
+    pub(super) fn intercept_nginx(&self, header: &str) -> Result<Intercept<'_>> {
+        let handler = ["kvpn-sample", "--service", "laptop", "--port", "8080"];
+        let mut handler = self.lab.laptop(CONNECTED)?.user().spawn(handler)?;
+        handler.wait_for_line("listens", Duration::from_secs(5))?;
+        let nginx = ["intercept", "nginx", "-n", services::NAMESPACE];
+        let only = ["--port", "8080:http", "--http-header", header];
+        self.kvpn(CONNECTED, &[&nginx[..], &only].concat())?;
+        Ok(Intercept {
+            rig: self,
+            _handler: handler,
+        })
+    }
+
+    /// Runs a program on the laptop that may reach pods directly; gives what it printed.
+    pub(super) fn outside(&self, command: &[&str]) -> Result<String> {
+        interrupt::check()?;
+        let login = self.lab.laptop(EXEMPT)?.user();
+        let output = login.cmd(command).deadline(GRACE).run()?.success();
+        interrupt::check()?;
+        Ok(output?.stdout)
+    }
+
     /// Starts a client that holds what it has, until the value is dropped.
     pub(super) fn hold(&self, way: Way, family: Family, args: &[&str]) -> Result<Background> {
         self.command(way, family, args)?.spawn()
@@ -253,10 +287,25 @@ fn measure(client: Cmd) -> Result<Value> {
     output?.json()
 }
 
-/// Addresses of the server's pod: IPv4, then IPv6.
-fn pod_addresses(lab: &Lab) -> Result<[IpAddr; 2]> {
+/// Ends an intercept when dropped.
+pub(super) struct Intercept<'a> {
+    rig: &'a Rig,
+    _handler: Background,
+}
+
+impl Drop for Intercept<'_> {
+    fn drop(&mut self) {
+        let leave = ["leave", "nginx", "-n", services::NAMESPACE];
+        if let Err(error) = self.rig.kvpn(CONNECTED, &leave) {
+            step(format_args!("Cannot leave nginx: {error:#}"));
+        }
+    }
+}
+
+/// Addresses of the only pod with a label: IPv4, then IPv6.
+fn pod_addresses(lab: &Lab, namespace: &str, label: &str) -> Result<[IpAddr; 2]> {
     let pods: Value = lab
-        .kubectl(["-n", NAMESPACE, "get", "pods", "-o", "json"])
+        .kubectl(["-n", namespace, "get", "pods", "-l", label, "-o", "json"])
         .run()?
         .success()?
         .json()?;
@@ -265,7 +314,7 @@ fn pod_addresses(lab: &Lab) -> Result<[IpAddr; 2]> {
         .iter()
         .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
         .collect();
-    ensure!(alive.len() == 1, "the server has {} pods", alive.len());
+    ensure!(alive.len() == 1, "{label} has {} pods", alive.len());
     let address = |number: usize| -> Result<IpAddr> {
         let address = alive[0]["status"]["podIPs"][number]["ip"].as_str();
         address

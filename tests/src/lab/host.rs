@@ -27,6 +27,13 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/psql", "postgresql-client"),
     ("/usr/bin/redis-cli", "redis-tools"),
     ("/usr/bin/mariadb", "mariadb-client-core"),
+    ("/usr/bin/nghttp", "nghttp2-client"),
+    ("/usr/sbin/nghttpd", "nghttp2-server"),
+    (
+        "/usr/lib/python3/dist-packages/grpc/__init__.py",
+        "python3-grpcio",
+    ),
+    ("/usr/bin/wrk", "wrk"),
     ("/usr/bin/tinyproxy", "tinyproxy-bin"),
     ("/usr/bin/microsocks", "microsocks"),
     ("/usr/bin/gcc", "gcc"),

@@ -76,10 +76,10 @@ pub const SERVICES: Image = Image {
     repository: "localhost/kvpn-services",
     tag: "lab",
     context: |layout| {
-        Ok(vec![(
-            services::ROOTFS.archive(layout)?,
-            "rootfs.tar".into(),
-        )])
+        Ok(vec![
+            (services::ROOTFS.archive(layout)?, "rootfs.tar".into()),
+            (services::grpc_echo(layout), "grpc-echo".into()),
+        ])
     },
 };
 

@@ -1,4 +1,6 @@
-//! Servers that people use, in pods: PostgreSQL, Redis, nginx, MariaDB and Knot.
+//! Servers that people use, in pods: PostgreSQL, Redis, nginx, MariaDB, Knot and gRPC.
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -15,7 +17,7 @@ pub const USER: &str = "shop";
 pub const PASSWORD: &str = "laptop";
 pub const DATABASE: &str = "shop";
 
-const NAMES: [&str; 5] = ["postgres", "redis", "nginx", "mariadb", "knot"];
+const NAMES: [&str; 6] = ["postgres", "redis", "nginx", "mariadb", "knot", "grpc"];
 
 /// What the image holds.
 pub(crate) const ROOTFS: Rootfs = Rootfs {
@@ -31,6 +33,7 @@ pub(crate) const ROOTFS: Rootfs = Rootfs {
         "nginx",
         "openssl",
         "postgresql-15",
+        "python3-grpcio",
         "redis-server",
         "sed",
     ],
@@ -56,6 +59,11 @@ pub(crate) const ROOTFS: Rootfs = Rootfs {
     ],
 };
 
+/// The program that is server and client of gRPC, in Python.
+pub fn grpc_echo(layout: &Layout) -> PathBuf {
+    layout.tests().join("images/services/grpc-echo")
+}
+
 /// Deploys the servers, and waits until all of them are ready.
 pub(crate) fn deploy(layout: &Layout) -> Result<()> {
     let kubectl = |args: &[&str]| node::kubectl(layout, "admin").args(args);
@@ -74,6 +82,6 @@ pub(crate) fn deploy(layout: &Layout) -> Result<()> {
     for name in NAMES {
         sample::rollout(layout, NAMESPACE, &format!("deployment/{name}"))?;
     }
-    step("PostgreSQL, Redis, nginx, MariaDB and Knot run in namespace services");
+    step("PostgreSQL, Redis, nginx, MariaDB, Knot and gRPC run in namespace services");
     Ok(())
 }

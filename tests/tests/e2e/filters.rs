@@ -1,8 +1,11 @@
 //! Intercepts of some requests only: each request of a connection goes to whom it is
 //! for, and several people share a port.
 
-use anyhow::{Result, ensure};
-use serde_json::Deserializer;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kvpn_tests::{Lab, wait_for};
+use serde_json::{Deserializer, Value, json};
 
 use crate::support::{Answer, Developer, pod};
 
@@ -94,5 +97,67 @@ fn several_people_share_a_port_unless_their_filters_overlap() -> Result<()> {
     let nonsense = intercept(&first, "x user=a")?;
     assert_eq!(nonsense.code(), 2, "{}", nonsense.stderr);
     ensure!(nonsense.stderr.contains("--help"), "{}", nonsense.stderr);
+    Ok(())
+}
+
+/// The filters in the schema of the custom resource, put back when dropped.
+struct Schema<'a> {
+    lab: &'a Lab,
+    filters: Value,
+}
+
+impl<'a> Schema<'a> {
+    const CRD: [&'static str; 2] = ["crd", "engagements.kvpn.dev"];
+    const FILTERS: &'static str =
+        "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/http";
+
+    fn without_filters(lab: &'a Lab) -> Result<Self> {
+        let crd = lab.kubectl(["get", "-o", "json"]).args(Self::CRD).run()?;
+        let crd: Value = crd.success()?.json()?;
+        let filters = crd.pointer(Self::FILTERS).context("the filters")?.clone();
+        let schema = Self { lab, filters };
+        schema.patch(&json!([{"op": "remove", "path": Self::FILTERS}]))?;
+        Ok(schema)
+    }
+
+    fn patch(&self, patch: &Value) -> Result<()> {
+        let patch = patch.to_string();
+        let kubectl = self.lab.kubectl(["patch", "--type=json", "-p", &patch]);
+        kubectl.args(Self::CRD).ok().map(drop)
+    }
+}
+
+impl Drop for Schema<'_> {
+    fn drop(&mut self) {
+        let add = json!([{"op": "add", "path": Self::FILTERS, "value": self.filters}]);
+        // The test has its result.
+        drop(self.patch(&add));
+    }
+}
+
+#[test]
+fn chart_that_knows_nothing_of_filters_intercepts_nothing() -> Result<()> {
+    let developer = Developer::connected(1)?;
+    let schema = Schema::without_filters(&developer.lab)?;
+    let intercept = ["intercept", "web", "--port", "8080", "--http-path", "/mine"];
+    // The API server may take a moment to use another schema.
+    wait_for("it is refused", Duration::from_secs(20), || {
+        let refused = developer.kvpn(intercept)?;
+        if refused.status.success() {
+            developer.kvpn(["leave", "web"])?.success()?;
+            return Ok(None);
+        }
+        ensure!(
+            refused.stderr.contains("helm upgrade"),
+            "{}",
+            refused.stderr
+        );
+        Ok(Some(()))
+    })?;
+    let left = developer
+        .lab
+        .kubectl(["get", "engagements", "-A", "-o", "name"]);
+    assert_eq!(left.ok()?.trim(), "");
+    drop(schema);
     Ok(())
 }

@@ -180,12 +180,17 @@ impl Pod {
     }
 }
 
-/// The running pods of an app.
+/// The running pods of an app of the sample application.
 pub(crate) fn pods(lab: &Lab, app: &str) -> Result<Vec<Pod>> {
+    pods_in(lab, SHOP, app)
+}
+
+/// The running pods of an app.
+pub(crate) fn pods_in(lab: &Lab, namespace: &str, app: &str) -> Result<Vec<Pod>> {
     let list: Value = lab
         .kubectl([
             "-n",
-            SHOP,
+            namespace,
             "get",
             "pods",
             "-l",

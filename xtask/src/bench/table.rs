@@ -68,6 +68,7 @@ fn floors(figure: &Figure) -> String {
     let sign = if figure.more_is_better { "≥" } else { "≤" };
     let floors = figure.floors.iter().map(|floor| match *floor {
         Floor::Ratio(bound) => format!("{sign} {} of {}", short(bound), base(figure)),
+        Floor::Added(bound) => format!("{sign} {} more than {}", short(bound), base(figure)),
         Floor::Value(bound) => format!("{sign} {}", short(bound)),
     });
     floors.collect::<Vec<_>>().join(", ")

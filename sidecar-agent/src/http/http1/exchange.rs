@@ -1,6 +1,7 @@
 //! One request and its response.
 
 use std::io;
+use std::ops::Range;
 use std::pin::pin;
 
 use bytes::{Buf, BytesMut};
@@ -51,16 +52,17 @@ pub(super) async fn exchange(
             }
         }
     };
-    let is_last = match sent {
-        Ok(()) => head.is_last,
+    let is_cut = match sent {
+        Ok(()) => false,
         // What it wants no more it may answer all the same. What is left of the
         // request must not be taken for the next one.
         Err(NotPassed::Write(_)) => true,
         Err(error) => return Err(error.of_request()),
     };
+    let is_last = head.is_last || is_cut;
     let (next, is_last) = match answered {
         Some(next) => (next, is_last),
-        None if is_last => (receive.await?, true),
+        None if is_cut => (receive.await?, true),
         None => {
             let mut watch = pin!(watch(reader, buffer, &mut server.writer));
             let mut has_ended = None;
@@ -70,7 +72,7 @@ pub(super) async fn exchange(
                     ended = &mut watch, if has_ended.is_none() => has_ended = Some(ended?),
                 }
             };
-            (next, has_ended == Some(true))
+            (next, is_last || has_ended == Some(true))
         }
     };
     Ok(if is_last && matches!(next, Next::Request) {
@@ -86,9 +88,12 @@ async fn request(
     server: &mut Writer,
     head: &RequestHead,
 ) -> Result<(), NotPassed> {
-    let written = server.write_all(&buffer[..head.length]).await;
-    buffer.advance(head.length);
-    written.map_err(NotPassed::Write)?;
+    let Range { start, end } = head.left_out;
+    let bytes = buffer.split_to(head.length);
+    for part in [&bytes[..start], &bytes[end..]] {
+        let written = server.write_all(part).await;
+        written.map_err(NotPassed::Write)?;
+    }
     pass(&mut Body::new(head.framing), reader, buffer, server).await
 }
 

@@ -1,6 +1,7 @@
 //! Heads of HTTP/1 messages: what is asked, and where the message ends (RFC 9112).
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use kvpn_proto::filter;
 
@@ -23,6 +24,10 @@ pub(in crate::http) struct RequestHead {
     /// In bytes, with the empty line.
     pub(in crate::http) length: usize,
     pub(in crate::http) framing: Framing,
+    /// What of it is not passed on: the wish to go on in HTTP/2, in which nobody could
+    /// look at the requests that follow. It is between two ends of a connection (RFC 9110
+    /// section 7.8), and who does not see it goes on as before.
+    pub(in crate::http) left_out: Range<usize>,
     /// Whether the client wants the connection to end after the answer.
     pub(in crate::http) is_last: bool,
     method: String,
@@ -66,6 +71,7 @@ impl RequestHead {
         Ok(Some(Self {
             length,
             framing,
+            left_out: h2c(bytes, request.headers),
             is_last: is_last(is_old, request.headers),
             method: method.to_owned(),
             path: path.to_owned(),
@@ -199,6 +205,19 @@ fn framing(fields: &[httparse::Header<'_>]) -> Result<Option<Framing>, NotHttp> 
         // Two readers may see two ends.
         _ => Err(NotHttp),
     }
+}
+
+/// The line that asks for HTTP/2 without TLS (RFC 7540 section 3.2); empty without one.
+fn h2c(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Range<usize> {
+    let asks = |it: &&httparse::Header<'_>| {
+        it.name.eq_ignore_ascii_case("upgrade") && it.value.eq_ignore_ascii_case(b"h2c")
+    };
+    let Some(field) = fields.iter().find(asks) else {
+        return 0..0;
+    };
+    let start = field.name.as_ptr().addr() - bytes.as_ptr().addr();
+    let length = bytes[start..].iter().position(|byte| *byte == b'\n');
+    length.map_or(0..0, |length| start..start + length + 1)
 }
 
 fn has_token(fields: &[httparse::Header<'_>], name: &str, token: &str) -> bool {

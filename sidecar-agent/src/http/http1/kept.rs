@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::io::poll_read_buf;
 use tracing::debug;
 
-use crate::http::{Connection, End, Server, Servers};
+use crate::http::{Connection, End, READ, Server, Servers, http2};
 
 /// Connections on which nothing is awaited.
 #[derive(Default)]
@@ -58,21 +58,29 @@ impl Kept {
         }
     }
 
-    /// Whether a server has said something that nobody asked for.
+    /// Whether a server has said something that nobody asked for. That it speaks HTTP/2,
+    /// it may say before the client does.
     pub(super) fn has_spoken(&self) -> bool {
-        self.0.iter().any(|(_, end)| !end.buffer.is_empty())
+        self.0.iter().any(|(_, end)| has_words(&end.buffer))
     }
 
     /// Waits until a server does something; for ever when none is kept.
     pub(super) async fn unasked(&mut self) -> Said {
         let (index, has_words) = poll_fn(|cx| {
             for (index, (_, end)) in self.0.iter_mut().enumerate() {
-                if !end.buffer.is_empty() {
-                    return Poll::Ready((index, true));
-                }
-                let reader = Pin::new(&mut end.reader);
-                if let Poll::Ready(read) = poll_read_buf(reader, cx, &mut end.buffer) {
-                    return Poll::Ready((index, read.is_ok_and(|read| read > 0)));
+                loop {
+                    if has_words(&end.buffer) {
+                        return Poll::Ready((index, true));
+                    }
+                    if end.buffer.len() >= READ {
+                        break;
+                    }
+                    let reader = Pin::new(&mut end.reader);
+                    match poll_read_buf(reader, cx, &mut end.buffer) {
+                        Poll::Ready(Ok(1..)) => {}
+                        Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready((index, false)),
+                        Poll::Pending => break,
+                    }
                 }
             }
             Poll::Pending
@@ -92,4 +100,8 @@ impl Kept {
             let _ = end.writer.shutdown().await;
         }
     }
+}
+
+fn has_words(said: &[u8]) -> bool {
+    !said.is_empty() && !http2::is_greeting(said)
 }

@@ -192,6 +192,22 @@ async fn connections_that_switch_are_no_http_any_more() {
 }
 
 #[tokio::test]
+async fn wish_for_http_2_is_not_passed_on() {
+    let mut case = Case::new();
+    let wish = "GET / HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+                upgrade:  h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
+    case.send(wish).await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, &wish.replace("upgrade:  h2c\r\n", "")).await;
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
+    // Others are.
+    let wish = wish.replace("h2c", "websocket");
+    case.send(&wish).await;
+    expect(&mut app, &wish).await;
+}
+
+#[tokio::test]
 async fn answer_without_an_end_ends_the_connection() {
     let mut case = Case::new();
     case.send(&get("/", "")).await;

@@ -1,7 +1,8 @@
 //! One request and its response, each a stream of frames.
 
 use std::borrow::Cow;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -19,10 +20,9 @@ struct Stopped(Reason);
 
 impl From<h2::Error> for Stopped {
     fn from(error: h2::Error) -> Self {
-        // What a server has not begun with may be asked again.
-        let is_refused = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
         Self(match error.reason() {
-            Some(_) if is_refused => Reason::REFUSED_STREAM,
+            // What a server has not begun with may be asked again.
+            Some(_) if error.is_go_away() && error.is_remote() => Reason::REFUSED_STREAM,
             Some(reason) if error.is_reset() => reason,
             Some(_) | None => Reason::INTERNAL_ERROR,
         })
@@ -52,72 +52,126 @@ async fn try_pass(
         head.version = Version::HTTP_11;
     }
     let server = ways.servers.choose(&Head(&head));
-    let opened = tokio::select! {
-        opened = ways.to(server) => opened,
+    let is_whole = body.is_end_stream();
+    let sent = tokio::select! {
+        sent = ways.send(server, Request::from_parts(head, ()), is_whole) => sent,
         reason = poll_fn(|cx| respond.poll_reset(cx)) => return Err(Stopped(reason?)),
     };
-    let (_, mut way) = opened.map_err(|error| {
+    let (response, send) = sent.map_err(|error| {
         debug!(%error, "No server can be had");
         Stopped(Reason::REFUSED_STREAM)
     })?;
-    let is_whole = body.is_end_stream();
-    let (response, send) = way.send_request(Request::from_parts(head, ()), is_whole)?;
-    let mut upload = std::pin::pin!(async {
-        if is_whole {
-            return Ok(send);
+    let mut upload = pin!(async {
+        match is_whole {
+            true => Ok(send),
+            false => pass_body(body, send).await,
         }
-        pass_body(body, send).await
     });
-    let mut download = std::pin::pin!(pass_response(response, respond));
-    let mut is_sent = false;
-    loop {
+    let mut download = pin!(pass_response(response, respond));
+    let mut is_answered = false;
+    // In this order, as it knows why a client stops.
+    let mut sent = loop {
         tokio::select! {
-            sent = &mut upload, if !is_sent => match sent {
-                Ok(_) => is_sent = true,
+            biased;
+            sent = &mut upload => match sent {
+                Ok(send) => break Some(send),
                 // It wants no more of the request, and may answer all the same.
-                Err(NotPassed::Sink) => is_sent = true,
+                Err(NotPassed::Sink(_)) => break None,
                 Err(NotPassed::Source(mut send, Stopped(reason))) => {
                     send.send_reset(reason);
                     return Err(Stopped(reason));
                 }
             },
-            outcome = &mut download => return outcome,
+            answered = &mut download, if !is_answered => match answered {
+                Ok(()) => is_answered = true,
+                Err(Unanswered::Client(stopped) | Unanswered::Server(stopped)) => {
+                    return Err(stopped);
+                }
+            },
         }
+    };
+    if is_answered {
+        return Ok(());
     }
+    let answered = loop {
+        let reset = async {
+            match &mut sent {
+                Some(send) => poll_fn(|cx| send.poll_reset(cx)).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answered = &mut download => break answered,
+            reason = reset => match reason {
+                // What it has answered before still counts.
+                Ok(Reason::NO_ERROR) | Err(_) => sent = None,
+                Ok(reason) => return Err(Stopped(reason)),
+            },
+        }
+    };
+    match (answered, &mut sent) {
+        (Ok(()), _) => Ok(()),
+        (Err(Unanswered::Client(Stopped(reason))), Some(send)) => {
+            send.send_reset(reason);
+            Err(Stopped(reason))
+        }
+        (Err(Unanswered::Client(stopped) | Unanswered::Server(stopped)), _) => Err(stopped),
+    }
+}
+
+/// Why a response did not pass: who has stopped.
+enum Unanswered {
+    Client(Stopped),
+    Server(Stopped),
 }
 
 async fn pass_response(
     mut response: ResponseFuture,
     respond: &mut SendResponse<Bytes>,
-) -> Result<(), Stopped> {
+) -> Result<(), Unanswered> {
+    let server = |error: h2::Error| Unanswered::Server(error.into());
+    let client = |error: h2::Error| Unanswered::Client(error.into());
     let response = loop {
         tokio::select! {
             interim = poll_fn(|cx| response.poll_informational(cx)) => match interim {
-                Some(interim) => respond.send_informational(interim?)?,
-                None => break response.await?,
+                Some(interim) => {
+                    let interim = interim.map_err(server)?;
+                    respond.send_informational(interim).map_err(client)?;
+                }
+                None => break response.await.map_err(server)?,
             },
-            reason = poll_fn(|cx| respond.poll_reset(cx)) => return Err(Stopped(reason?)),
+            reason = poll_fn(|cx| respond.poll_reset(cx)) => {
+                return Err(Unanswered::Client(Stopped(reason.map_err(client)?)));
+            }
         }
     };
     let (head, body) = response.into_parts();
     let is_whole = body.is_end_stream();
-    let send = respond.send_response(Response::from_parts(head, ()), is_whole)?;
+    let send = respond.send_response(Response::from_parts(head, ()), is_whole);
+    let send = send.map_err(client)?;
     if is_whole {
         return Ok(());
     }
     match pass_body(body, send).await {
         Ok(_) => Ok(()),
-        Err(NotPassed::Sink) => Err(Stopped(Reason::CANCEL)),
-        Err(NotPassed::Source(_, stopped)) => Err(stopped),
+        Err(NotPassed::Sink(stopped)) => Err(Unanswered::Client(stopped)),
+        Err(NotPassed::Source(_, stopped)) => Err(Unanswered::Server(stopped)),
     }
 }
 
 /// Why a body did not pass.
 enum NotPassed {
     /// Whoever it is for takes no more.
-    Sink,
+    Sink(Stopped),
     /// Whoever it is from has stopped; with where it was to be told.
     Source(SendStream<Bytes>, Stopped),
+}
+
+impl NotPassed {
+    fn sink(error: h2::Error) -> Self {
+        Self::Sink(error.into())
+    }
 }
 
 /// Passes a body as it comes, and the trailers.
@@ -125,43 +179,54 @@ async fn pass_body(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
 ) -> Result<SendStream<Bytes>, NotPassed> {
-    let sink = |_| NotPassed::Sink;
     loop {
         let data = tokio::select! {
             data = from.data() => data,
-            _ = poll_fn(|cx| to.poll_reset(cx)) => return Err(NotPassed::Sink),
+            reason = poll_fn(|cx| to.poll_reset(cx)) => {
+                return Err(NotPassed::Sink(Stopped(reason.map_err(NotPassed::sink)?)));
+            }
         };
-        let mut data = match data {
+        let data = match data {
             Some(Ok(data)) => data,
             Some(Err(error)) => return Err(NotPassed::Source(to, error.into())),
             None => break,
         };
-        if data.is_empty() && from.is_end_stream() {
-            break;
-        }
-        while !data.is_empty() {
-            to.reserve_capacity(data.len());
-            let room = match poll_fn(|cx| to.poll_capacity(cx)).await {
-                Some(Ok(room)) => room,
-                Some(Err(_)) | None => return Err(NotPassed::Sink),
-            };
-            let part = data.split_to(room.min(data.len()));
-            let length = part.len();
-            let is_last = data.is_empty() && from.is_end_stream();
-            to.send_data(part, is_last).map_err(sink)?;
-            // It is ours alone from here on.
-            let _ = from.flow_control().release_capacity(length);
-            if is_last {
-                return Ok(to);
-            }
+        let length = data.len();
+        let passed = pass_data(data, &mut to, || from.is_end_stream()).await;
+        // It is ours alone from here on.
+        let _ = from.flow_control().release_capacity(length);
+        if passed? {
+            return Ok(to);
         }
     }
     match from.trailers().await {
-        Ok(Some(trailers)) => to.send_trailers(trailers).map_err(sink)?,
-        Ok(None) => to.send_data(Bytes::new(), true).map_err(sink)?,
+        Ok(Some(trailers)) => to.send_trailers(trailers).map_err(NotPassed::sink)?,
+        Ok(None) => to.send_data(Bytes::new(), true).map_err(NotPassed::sink)?,
         Err(error) => return Err(NotPassed::Source(to, error.into())),
     }
     Ok(to)
+}
+
+/// Passes one frame's data; tells whether it ended the stream.
+async fn pass_data(
+    mut data: Bytes,
+    to: &mut SendStream<Bytes>,
+    is_end: impl Fn() -> bool,
+) -> Result<bool, NotPassed> {
+    while !data.is_empty() {
+        to.reserve_capacity(data.len());
+        let room = match poll_fn(|cx| to.poll_capacity(cx)).await {
+            Some(room) => room.map_err(NotPassed::sink)?,
+            None => return Err(NotPassed::Sink(Stopped(Reason::CANCEL))),
+        };
+        let part = data.split_to(room.min(data.len()));
+        let is_last = data.is_empty() && is_end();
+        to.send_data(part, is_last).map_err(NotPassed::sink)?;
+        if is_last {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What a filter is held against.
@@ -189,8 +254,11 @@ impl filter::Head for Head<'_> {
         }
         let mut values = self.0.headers.get_all(name).iter();
         let first = String::from_utf8_lossy(values.next()?.as_bytes());
+        // RFC 9113 section 8.2.3, RFC 9110 section 5.3.
+        let between = if name == "cookie" { "; " } else { ", " };
         Some(values.fold(first, |joined, value| {
-            format!("{joined}, {}", String::from_utf8_lossy(value.as_bytes())).into()
+            let value = String::from_utf8_lossy(value.as_bytes());
+            format!("{joined}{between}{value}").into()
         }))
     }
 }

@@ -1,4 +1,5 @@
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -9,13 +10,17 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use kvpn_proto::filter::Head;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::http::Server;
 use crate::http::end::Pipe;
+use crate::http::{READ, Server};
 
 const ROOM: usize = 64 << 10;
+
+/// So many small frames.
+const DROPS: usize = 30_000;
+const DROP: &str = "a small frame";
 
 /// How long what must not come is waited for.
 const NEVER: Duration = Duration::from_millis(200);
@@ -26,8 +31,10 @@ struct Fake {
     connected: Mutex<Vec<Server>>,
     /// The apps' connections.
     apps: Mutex<Vec<JoinHandle<()>>>,
-    /// With which reason a hanging request was reset.
-    resets: mpsc::UnboundedSender<Reason>,
+    /// What servers have seen.
+    seen: mpsc::UnboundedSender<String>,
+    /// Whether the app takes connections.
+    is_down: AtomicBool,
 }
 
 impl Servers for Arc<Fake> {
@@ -45,15 +52,19 @@ impl Servers for Arc<Fake> {
 
     async fn connect(&self, server: &Server) -> io::Result<End> {
         let name = match server {
+            Server::App if self.is_down.load(Ordering::Relaxed) => {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
             Server::App => "app",
             Server::Holder(name) if name == "gone" => {
-                return Err(io::ErrorKind::ConnectionRefused.into());
+                sleep(NEVER).await;
+                return Err(io::ErrorKind::TimedOut.into());
             }
             Server::Holder(name) => name,
         };
         self.connected.lock().unwrap().push(server.clone());
         let (ours, theirs) = Pipe::new(ROOM);
-        let serving = serve_as(name.to_owned(), theirs, self.resets.clone());
+        let serving = serve_as(name.to_owned(), theirs, self.seen.clone());
         let serving = tokio::spawn(serving);
         if *server == Server::App {
             self.apps.lock().unwrap().push(serving);
@@ -62,10 +73,10 @@ impl Servers for Arc<Fake> {
     }
 }
 
-async fn serve_as(name: String, pipe: Pipe, resets: mpsc::UnboundedSender<Reason>) {
+async fn serve_as(name: String, pipe: Pipe, seen: mpsc::UnboundedSender<String>) {
     let mut connection = h2::server::handshake(pipe).await.unwrap();
     while let Some(Ok((request, respond))) = connection.accept().await {
-        tokio::spawn(answer(name.clone(), request, respond, resets.clone()));
+        tokio::spawn(answer(name.clone(), request, respond, seen.clone()));
     }
 }
 
@@ -73,46 +84,53 @@ async fn answer(
     name: String,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    resets: mpsc::UnboundedSender<Reason>,
+    seen: mpsc::UnboundedSender<String>,
 ) {
+    let path = request.uri().path().to_owned();
     let mut body = request.into_body();
     let response = Response::new(());
-    // Which stream it was is told by the path alone.
-    match respond.stream_id() {
-        _ if body.is_end_stream() => {
+    match path.as_str() {
+        "/who" => {
             let mut send = respond.send_response(response, false).unwrap();
             send.send_data(name.into(), true).unwrap();
         }
-        _ => match body.data().await {
-            Some(Ok(first)) if first == "reset" => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
-            Some(Ok(first)) if first == "hang" => {
-                let reset = body.data().await.unwrap().unwrap_err();
-                resets.send(reset.reason().unwrap()).unwrap();
+        "/reset" => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
+        "/hang" => {
+            let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            seen.send(reason.unwrap().to_string()).unwrap();
+        }
+        "/stall" => std::future::pending().await,
+        "/refuse" => {
+            let interim = Response::builder().status(StatusCode::EARLY_HINTS);
+            respond
+                .send_informational(interim.body(()).unwrap())
+                .unwrap();
+            let mut refusal = response;
+            *refusal.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+            respond.send_response(refusal, true).unwrap();
+        }
+        "/keep" => {
+            respond.send_response(response, true).unwrap();
+            seen.send(text(body).await).unwrap();
+        }
+        "/drops" => {
+            let mut send = respond.send_response(response, false).unwrap();
+            for _ in 0..DROPS {
+                send_all(&mut send, DROP.into()).await;
             }
-            Some(Ok(first)) if first == "stall" => std::future::pending().await,
-            Some(Ok(first)) if first == "refuse" => {
-                let interim = Response::builder().status(StatusCode::EARLY_HINTS);
-                respond
-                    .send_informational(interim.body(()).unwrap())
-                    .unwrap();
-                let mut refusal = response;
-                *refusal.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-                respond.send_response(refusal, true).unwrap();
+            send.send_data(Bytes::new(), true).unwrap();
+        }
+        _ => {
+            let mut send = respond.send_response(response, false).unwrap();
+            while let Some(Ok(data)) = body.data().await {
+                let length = data.len();
+                send_all(&mut send, data).await;
+                body.flow_control().release_capacity(length).unwrap();
             }
-            first => {
-                let mut send = respond.send_response(response, false).unwrap();
-                let mut next = first;
-                while let Some(Ok(data)) = next {
-                    let length = data.len();
-                    send_all(&mut send, data).await;
-                    body.flow_control().release_capacity(length).unwrap();
-                    next = body.data().await;
-                }
-                let mut trailers = body.trailers().await.unwrap().unwrap_or_default();
-                trailers.insert("x-who", name.parse().unwrap());
-                send.send_trailers(trailers).unwrap();
-            }
-        },
+            let mut trailers = body.trailers().await.unwrap().unwrap_or_default();
+            trailers.insert("x-who", name.parse().unwrap());
+            send.send_trailers(trailers).unwrap();
+        }
     }
 }
 
@@ -131,28 +149,39 @@ struct Case {
     connection: JoinHandle<Result<(), h2::Error>>,
     fake: Arc<Fake>,
     serving: JoinHandle<Result<(), Broken>>,
-    resets: mpsc::UnboundedReceiver<Reason>,
+    seen: mpsc::UnboundedReceiver<String>,
 }
 
 impl Case {
     async fn new() -> Self {
+        Self::after(Duration::ZERO).await
+    }
+
+    /// A client that is silent at first.
+    async fn after(silence: Duration) -> Self {
         let (client, ours) = Pipe::new(ROOM);
-        let (sender, resets) = mpsc::unbounded_channel();
+        let (sender, seen) = mpsc::unbounded_channel();
         let fake = Arc::new(Fake {
             connected: Mutex::default(),
             apps: Mutex::default(),
-            resets: sender,
+            seen: sender,
+            is_down: AtomicBool::new(false),
         });
         let servers = Arc::clone(&fake);
         let serving =
             tokio::spawn(async move { crate::http::serve(End::new(ours), &servers).await });
-        let (sender, connection) = client::handshake(client).await.unwrap();
+        sleep(silence).await;
+        let (sender, connection) = client::Builder::new()
+            .data_frame_budget(FRAME_BUDGET)
+            .handshake(client)
+            .await
+            .unwrap();
         Self {
             sender,
             connection: tokio::spawn(connection),
             fake,
             serving,
-            resets,
+            seen,
         }
     }
 
@@ -160,9 +189,10 @@ impl Case {
     async fn ask(
         &mut self,
         user: &str,
+        path: &str,
         is_whole: bool,
     ) -> (client::ResponseFuture, SendStream<Bytes>) {
-        let mut request = Request::post("http://shop/cart?x=1");
+        let mut request = Request::post(format!("http://shop{path}?x=1"));
         if !user.is_empty() {
             request = request.header("x-user", user);
         }
@@ -173,7 +203,7 @@ impl Case {
 
     /// Who answers a request of a user.
     async fn who(&mut self, user: &str) -> String {
-        let (response, _) = self.ask(user, true).await;
+        let (response, _) = self.ask(user, "/who", true).await;
         text(response.await.unwrap().into_body()).await
     }
 }
@@ -194,7 +224,7 @@ async fn streams_of_one_connection_go_to_whom_each_is_for() {
     let users = ["", "a", "b", "gone", "a", ""];
     let mut asked = Vec::new();
     for user in users {
-        asked.push(case.ask(user, true).await.0);
+        asked.push(case.ask(user, "/who", true).await.0);
     }
     let mut answered = Vec::new();
     for response in asked {
@@ -215,7 +245,7 @@ async fn streams_of_one_connection_go_to_whom_each_is_for() {
 async fn both_ways_of_a_stream_pass_as_they_come_with_their_trailers() {
     let mut case = Case::new().await;
     for user in ["", "a"] {
-        let (response, mut send) = case.ask(user, false).await;
+        let (response, mut send) = case.ask(user, "/echo", false).await;
         send.send_data("one".into(), false).unwrap();
         let mut body = response.await.unwrap().into_body();
         assert_eq!(body.data().await.unwrap().unwrap(), "one");
@@ -237,7 +267,7 @@ async fn both_ways_of_a_stream_pass_as_they_come_with_their_trailers() {
 #[tokio::test]
 async fn large_bodies_pass_whole() {
     let mut case = Case::new().await;
-    let (response, mut send) = case.ask("a", false).await;
+    let (response, mut send) = case.ask("a", "/echo", false).await;
     let sent: Bytes = (0..3_000_000_u32)
         .map(|at| b'a' + (at % 23) as u8)
         .collect();
@@ -254,48 +284,108 @@ async fn large_bodies_pass_whole() {
 #[tokio::test]
 async fn body_that_nobody_reads_is_not_read_either() {
     let mut case = Case::new().await;
-    let (_response, mut send) = case.ask("", false).await;
-    send.send_data("stall".into(), false).unwrap();
-    let much = Bytes::from(vec![0; 64 << 20]);
-    timeout(NEVER, send_all(&mut send, much)).await.unwrap_err();
+    let (_response, mut send) = case.ask("", "/stall", false).await;
+    let mut taken = 0;
+    while timeout(NEVER, send_all(&mut send, vec![0; READ].into()))
+        .await
+        .is_ok()
+    {
+        taken += READ;
+        assert!(taken < 2 << 20, "{taken}");
+    }
     // The others go on.
     assert_eq!(case.who("").await, "app");
 }
 
 #[tokio::test]
+async fn small_frames_may_wait_for_their_reader() {
+    let mut case = Case::new().await;
+    let (response, _) = case.ask("", "/drops", true).await;
+    let body = response.await.unwrap().into_body();
+    sleep(NEVER).await;
+    assert_eq!(text(body).await, DROP.repeat(DROPS));
+}
+
+#[tokio::test]
 async fn resets_are_passed_on_with_their_reasons() {
     let mut case = Case::new().await;
-    let (response, mut send) = case.ask("", false).await;
-    send.send_data("reset".into(), false).unwrap();
+    let (response, _) = case.ask("", "/reset", true).await;
     let error = response.await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
 
-    let (response, mut send) = case.ask("a", false).await;
-    send.send_data("hang".into(), false).unwrap();
-    send.reserve_capacity(1);
-    assert_eq!(case.who("a").await, "a");
-    send.send_reset(Reason::CANCEL);
-    drop(response);
-    assert_eq!(case.resets.recv().await, Some(Reason::CANCEL));
+    for is_whole in [true, false] {
+        let (response, mut send) = case.ask("a", "/hang", is_whole).await;
+        assert_eq!(case.who("a").await, "a");
+        send.send_reset(Reason::INADEQUATE_SECURITY);
+        let seen = case.seen.recv().await.unwrap();
+        assert_eq!(seen, Reason::INADEQUATE_SECURITY.to_string());
+        drop(response);
+    }
 }
 
 #[tokio::test]
 async fn server_may_answer_before_it_has_read_everything() {
     let mut case = Case::new().await;
-    let (mut response, mut send) = case.ask("", false).await;
-    send.send_data("refuse".into(), false).unwrap();
+    let (mut response, mut send) = case.ask("", "/refuse", false).await;
     let interim = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
     assert_eq!(interim.unwrap().unwrap().status(), StatusCode::EARLY_HINTS);
     let answer = response.await.unwrap();
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let reason = std::future::poll_fn(|cx| send.poll_reset(cx)).await;
     assert_eq!(reason.unwrap(), Reason::NO_ERROR);
+
+    // And go on reading.
+    let (response, mut send) = case.ask("", "/keep", false).await;
+    response.await.unwrap();
+    send.send_data("one".into(), false).unwrap();
+    sleep(NEVER).await;
+    send.send_data("two".into(), true).unwrap();
+    assert_eq!(case.seen.recv().await.unwrap(), "onetwo");
+}
+
+#[tokio::test]
+async fn server_may_greet_a_client_that_is_silent_at_first() {
+    for first in ["a", ""] {
+        let mut case = Case::after(NEVER).await;
+        let wanted = if first.is_empty() { "app" } else { first };
+        assert_eq!(case.who(first).await, wanted);
+        assert_eq!(case.who("").await, "app");
+        assert_eq!(case.who("b").await, "b");
+        let connected = case.fake.connected.lock().unwrap().clone();
+        let apps = connected.iter().filter(|it| **it == Server::App);
+        assert_eq!(apps.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn streams_do_not_wait_in_turn_for_a_holder_who_is_gone() {
+    let mut case = Case::new().await;
+    let start = Instant::now();
+    let mut asked = Vec::new();
+    for _ in 0..20 {
+        asked.push(case.ask("gone", "/who", true).await.0);
+    }
+    for response in asked {
+        assert_eq!(text(response.await.unwrap().into_body()).await, "app");
+    }
+    assert!(start.elapsed() < 5 * NEVER, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn app_that_is_down_is_told_to_the_client() {
+    let mut case = Case::new().await;
+    case.fake.is_down.store(true, Ordering::Relaxed);
+    let (response, _) = case.ask("", "/who", true).await;
+    let error = response.await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::REFUSED_STREAM));
+    case.connection.await.unwrap().unwrap();
+    case.serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn host_stands_for_the_authority() {
     let mut case = Case::new().await;
-    for (uri, host) in [("http://b.shop/", None), ("/", Some("b.shop"))] {
+    for (uri, host) in [("http://b.shop/who", None), ("/who", Some("b.shop"))] {
         let mut request = Request::get(uri).version(http::Version::HTTP_11);
         if let Some(host) = host {
             request = request.header("host", host);

@@ -1,71 +1,109 @@
 //! One client's connections of HTTP/2 to servers: one to each.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use h2::client::{self, SendRequest};
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use h2::SendStream;
+use h2::client::{self, ResponseFuture, SendRequest};
+use http::Request;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::joined::Joined;
-use super::{CONNECTION_WINDOW, LONGEST_HEAD, SEND_BUFFER, STREAM_WINDOW};
+use super::{
+    CONNECTION_WINDOW, FRAME_BUDGET, LONGEST_HEAD, MAX_RESETS, SEND_BUFFER, STREAM_WINDOW,
+};
 use crate::http::{End, Server, Servers};
-
-/// What sends requests to one server; none before the first.
-type Way = Arc<AsyncMutex<Option<SendRequest<Bytes>>>>;
 
 /// The ways to the servers of a client's requests.
 pub(super) struct Ways<'a, S> {
     pub(super) servers: &'a S,
-    open: Mutex<HashMap<Server, Way>>,
+    ways: Mutex<HashMap<Server, Arc<AsyncMutex<Way>>>>,
     /// A connection to the app of which no use was made yet.
     app: Mutex<Option<End>>,
     drivers: Mutex<JoinSet<()>>,
     app_ended: Arc<Notify>,
 }
 
+/// The way to one server.
+#[derive(Default)]
+struct Way {
+    sender: Option<SendRequest<Bytes>>,
+    /// When it could not be had the last time.
+    failed: Option<Instant>,
+}
+
 impl<'a, S: Servers> Ways<'a, S> {
     pub(super) fn new(servers: &'a S, app: Option<End>) -> Self {
         Self {
             servers,
-            open: Mutex::default(),
+            ways: Mutex::default(),
             app: Mutex::new(app),
             drivers: Mutex::default(),
             app_ended: Arc::default(),
         }
     }
 
-    /// The way to a server that takes one more request, to the app for a holder who
-    /// cannot be had; with whom it leads to.
-    pub(super) async fn to(&self, server: Server) -> io::Result<(Server, SendRequest<Bytes>)> {
-        match self.ready(&server).await {
-            Ok(way) => Ok((server, way)),
-            Err(error) if server == Server::App => Err(error),
+    /// Sends a request to a server as soon as it takes one more; to the app for a holder
+    /// who cannot be had.
+    pub(super) async fn send(
+        &self,
+        server: Server,
+        request: Request<()>,
+        is_whole: bool,
+    ) -> io::Result<(ResponseFuture, SendStream<Bytes>)> {
+        let mut way = match self.ready(&server).await {
+            Ok(way) => way,
+            Err(error) if server == Server::App => return Err(error),
             Err(error) => {
                 debug!(%error, ?server, "The app answers instead");
-                Ok((Server::App, self.ready(&Server::App).await?))
+                self.ready(&Server::App).await?
             }
-        }
+        };
+        let sender = way.sender.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let sent = sender.send_request(request, is_whole);
+        sent.map_err(io::Error::other)
     }
 
-    async fn ready(&self, server: &Server) -> io::Result<SendRequest<Bytes>> {
-        let way = Way::clone(lock(&self.open).entry(server.clone()).or_default());
-        let mut way = way.lock().await;
-        if let Some(open) = &*way
-            && let Ok(ready) = open.clone().ready().await
-        {
-            return Ok(ready);
+    /// The way to a server that takes one more request. Others wait meanwhile.
+    async fn ready(&self, server: &Server) -> io::Result<OwnedMutexGuard<Way>> {
+        let came = Instant::now();
+        let way = Arc::clone(lock(&self.ways).entry(server.clone()).or_default());
+        let mut way = way.lock_owned().await;
+        if let Some(sender) = &mut way.sender {
+            match poll_fn(|cx| sender.poll_ready(cx)).await {
+                Ok(()) => return Ok(way),
+                Err(error) => debug!(%error, ?server, "It takes no more requests"),
+            }
+            way.sender = None;
+            self.note_end(server);
         }
-        let new = self.connect(server).await?;
-        *way = Some(new.clone());
-        new.ready().await.map_err(io::Error::other)
+        // Who came earlier has just tried.
+        if way.failed.is_some_and(|failed| failed > came) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        match self.connect(server).await {
+            Ok(sender) => way.sender = Some(sender),
+            Err(error) => {
+                way.failed = Some(Instant::now());
+                self.note_end(server);
+                return Err(error);
+            }
+        }
+        Ok(way)
     }
 
     async fn connect(&self, server: &Server) -> io::Result<SendRequest<Bytes>> {
-        let kept = lock(&self.app).take().filter(|_| *server == Server::App);
+        let kept = match server {
+            Server::App => lock(&self.app).take(),
+            Server::Holder(_) => None,
+        };
         let end = match kept {
             Some(end) => end,
             None => self.servers.connect(server).await?,
@@ -74,31 +112,44 @@ impl<'a, S: Servers> Ways<'a, S> {
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .data_frame_budget(FRAME_BUDGET)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(LONGEST_HEAD)
+            .max_concurrent_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(None)
             .handshake(Joined::new(end))
             .await;
-        let (way, connection) = connecting.map_err(io::Error::other)?;
-        let app_ended = (*server == Server::App).then(|| Arc::clone(&self.app_ended));
+        let (sender, connection) = connecting.map_err(io::Error::other)?;
+        let ended = (*server == Server::App).then(|| Arc::clone(&self.app_ended));
         lock(&self.drivers).spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "A server's connection has ended");
             }
-            if let Some(ended) = app_ended {
+            if let Some(ended) = ended {
                 ended.notify_one();
             }
         });
-        Ok(way)
+        Ok(sender)
     }
 
-    /// Resolves when a connection to the app has ended.
+    fn note_end(&self, server: &Server) {
+        if *server == Server::App {
+            self.app_ended.notify_one();
+        }
+    }
+
+    /// Resolves when the app takes no more requests.
     pub(super) async fn app_ended(&self) {
         self.app_ended.notified().await;
     }
 
     /// Ends the connections, once nothing is awaited on them.
     pub(super) async fn close(self) {
-        drop(self.open);
+        drop(self.ways);
+        let unused = lock(&self.app).take();
+        if let Some(mut end) = unused {
+            let _ = end.writer.shutdown().await;
+        }
         let mut drivers = self
             .drivers
             .into_inner()
@@ -107,6 +158,6 @@ impl<'a, S: Servers> Ways<'a, S> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

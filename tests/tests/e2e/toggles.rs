@@ -1,0 +1,107 @@
+//! Intercepts that begin and end again and again under load.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kvpn_tests::lab::services::NAMESPACE;
+
+use crate::support::{Developer, pods_in};
+
+/// How often an intercept begins and ends.
+const TOGGLES: usize = 100;
+
+/// The laptop that reaches pods without kvpn.
+const OUTSIDE: u8 = 2;
+
+/// Asks nginx from outside for a few seconds, over 16 connections; gives how many requests
+/// were answered. All must be.
+fn load(protocol: &str, url: &str) -> Result<u64> {
+    let developer = Developer::at(OUTSIDE)?;
+    let command = [
+        "h2load",
+        protocol,
+        "-c16",
+        "-m1",
+        "-D5",
+        "-H",
+        "x-user: alice",
+        url,
+    ];
+    let h2load = developer.laptop.user().cmd(command);
+    let output = h2load.deadline(Duration::from_secs(30)).run()?.success()?;
+    // Such as: requests: 9 total, 9 started, 9 done, 9 succeeded, 0 failed, 0 errored, 0 timeout
+    let counts = |key: &str| -> Result<Vec<u64>> {
+        let mut lines = output.stdout.lines();
+        let line = lines.find_map(|line| line.strip_prefix(key));
+        let words = line.context("counts")?.split_whitespace();
+        Ok(words.filter_map(|word| word.parse().ok()).collect())
+    };
+    let requests = counts("requests:")?;
+    ensure!(requests.len() == 7, "{}", output.stdout);
+    ensure!(requests[4..] == [0, 0, 0], "{}", output.stdout);
+    let codes = output
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("status codes:"));
+    let codes = codes.context("status codes")?;
+    ensure!(codes.ends_with("0 3xx, 0 4xx, 0 5xx"), "{codes}");
+    Ok(requests[3])
+}
+
+#[test]
+fn a_hundred_intercepts_under_load_fail_no_request() -> Result<()> {
+    let mut developer = Developer::at(1)?;
+    developer.lab.deploy_services()?;
+    developer.connect()?;
+    let _handlers = [developer.handler(8080)?];
+    let nginx = pods_in(&developer.lab, NAMESPACE, "nginx")?;
+    let address = nginx
+        .first()
+        .context("a pod")?
+        .addresses
+        .first()
+        .context("an address")?;
+    developer.lab.exempt(OUTSIDE)?;
+    let has_ended = AtomicBool::new(false);
+    let url = format!("http://{address}:8080/who/a");
+    let toggled = thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            let mut answered = 0;
+            while !has_ended.load(Ordering::Relaxed) {
+                answered += load("--h1", &url)?;
+            }
+            anyhow::Ok(answered)
+        });
+        let toggled = toggle(&developer);
+        has_ended.store(true, Ordering::Relaxed);
+        let answered = loading.join().expect("load");
+        toggled.and(answered)
+    });
+    developer.lab.isolate()?;
+    let answered = toggled?;
+    ensure!(answered > 10_000, "only {answered} requests");
+    Ok(())
+}
+
+fn toggle(developer: &Developer) -> Result<()> {
+    for _ in 0..TOGGLES {
+        developer
+            .kvpn([
+                "intercept",
+                "nginx",
+                "-n",
+                NAMESPACE,
+                "--port",
+                "8080:http",
+                "--http-header",
+                "x-user",
+            ])?
+            .success()?;
+        developer
+            .kvpn(["leave", "nginx", "-n", NAMESPACE])?
+            .success()?;
+    }
+    Ok(())
+}
