@@ -37,16 +37,6 @@ fn intercepted() -> Result<Intercepted> {
 }
 
 impl Intercepted {
-    fn host_is_as_before(&self) -> Result<()> {
-        wait_for("the laptop's network is as before", LIMIT, || {
-            let differences = self
-                .before
-                .differences(&self.developer.laptop.host_state()?);
-            ensure!(differences.is_empty(), "{}", differences.join("\n"));
-            Ok(Some(()))
-        })
-    }
-
     fn app_answers(&self) -> Result<()> {
         wait_for_answer(
             &self.developer.lab,
@@ -86,7 +76,7 @@ fn killed_session_leaves_laptop_and_app_as_before() -> Result<()> {
     let web = pod(&world.developer.lab, "web")?;
     let killed = Instant::now();
     kill_processes(&world.developer, &["-u", "6001", "-f", "kvpnd session"])?;
-    world.host_is_as_before()?;
+    world.developer.is_as_before(&world.before)?;
     world.app_answers()?;
     in_time("the session", killed)?;
     world.same_pod(&web)?;
@@ -103,7 +93,8 @@ fn killed_root_daemon_leaves_laptop_and_app_as_before() -> Result<()> {
     let killed = Instant::now();
     daemon.signal(Signal::SIGKILL);
     let result = world
-        .host_is_as_before()
+        .developer
+        .is_as_before(&world.before)
         .and_then(|()| world.app_answers())
         .and_then(|()| in_time("the root daemon", killed))
         .and_then(|()| world.same_pod(&web));
@@ -147,7 +138,7 @@ fn killed_manager_leaves_the_app_answering_and_comes_back() -> Result<()> {
         || world.developer.get([WEB]).map(Some),
     )?;
     world.developer.kvpn(["quit"])?.success()?;
-    world.host_is_as_before()?;
+    world.developer.is_as_before(&world.before)?;
     world.app_answers()
 }
 

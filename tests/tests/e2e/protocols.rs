@@ -34,6 +34,9 @@ print("listens", flush=True)
 server.serve_forever()
 "#;
 
+/// Flag of curl.
+const HTTP_2: &str = "--http2-prior-knowledge";
+
 /// Arguments of curl for one request.
 type Request = &'static [&'static str];
 
@@ -177,7 +180,7 @@ impl Shop {
         self.kvpn(&["leave", workload, "-n", NAMESPACE]).map(drop)
     }
 
-    /// Who answers each request, all on one connection; the laptop, or the app.
+    /// Who answers each request, the laptop or the app; those of HTTP/1 on one connection.
     fn answers(&self, version: &str, base: &str, requests: &[Request]) -> Result<Vec<bool>> {
         let mut command = vec!["curl".to_owned()];
         for (index, request) in requests.iter().enumerate() {
@@ -200,15 +203,42 @@ impl Shop {
         lines.iter().map(is_laptop).collect()
     }
 
-    /// Holds every filter against every request: all on one connection, and some on
-    /// one each, so that they come to all replicas.
+    /// Who answers requests by HTTP/2 on one connection, in any order.
+    fn answers_at_once(&self, base: &str, paths: &[&str]) -> Result<usize> {
+        let urls = paths.iter().map(|path| format!("{base}{path}"));
+        let command: Vec<String> = ["nghttp".to_owned()].into_iter().chain(urls).collect();
+        let output = self.developer.laptop.user().run(&command)?.success()?;
+        let count = |who: &str| output.stdout.matches(who).count();
+        ensure!(
+            count("laptop\n") + count("nginx ") == paths.len(),
+            "{}",
+            output.stdout
+        );
+        Ok(count("laptop\n"))
+    }
+
+    /// Holds every filter against every request: all on one connection, and all on one
+    /// each, so that they come to all replicas.
     fn compare(&self, version: &str, port: u16, wanted: &str, base: &str) -> Result<()> {
         let port = format!("{port}:{wanted}");
         for replicas in [1, 3] {
             self.scale("nginx", replicas)?;
             for (filter, expected) in FILTERS {
                 self.with_filter("nginx", &port, filter, || {
-                    assert_eq!(self.answers(version, base, &REQUESTS)?, expected);
+                    if version == HTTP_2 {
+                        // curl 7.88 cannot use such a connection again.
+                        let bare = REQUESTS
+                            .iter()
+                            .zip(expected)
+                            .filter(|(it, _)| it.len() == 1);
+                        let (paths, laptops): (Vec<&str>, Vec<bool>) = bare
+                            .map(|(request, is_laptop)| (request[0], *is_laptop))
+                            .unzip();
+                        let wanted = laptops.iter().filter(|it| **it).count();
+                        assert_eq!(self.answers_at_once(base, &paths)?, wanted);
+                    } else {
+                        assert_eq!(self.answers(version, base, &REQUESTS)?, expected);
+                    }
                     for _ in 0..replicas {
                         for (request, is_laptop) in REQUESTS.iter().zip(expected) {
                             let answers = self.answers(version, base, &[request])?;
@@ -231,7 +261,7 @@ fn filters_decide_requests_of_http_1() -> Result<()> {
 #[test]
 fn filters_decide_requests_of_http_2() -> Result<()> {
     let base = "http://nginx.services:82";
-    Shop::open()?.compare("--http2-prior-knowledge", HTTP2, "h2c", base)
+    Shop::open()?.compare(HTTP_2, HTTP2, "h2c", base)
 }
 
 #[test]

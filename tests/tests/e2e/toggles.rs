@@ -17,8 +17,7 @@ const OUTSIDE: u8 = 2;
 
 /// Asks nginx from outside for a few seconds, over 16 connections; gives how many requests
 /// were answered. All must be.
-fn load(protocol: &str, url: &str) -> Result<u64> {
-    let developer = Developer::at(OUTSIDE)?;
+fn load(outside: &Developer, protocol: &str, url: &str) -> Result<u64> {
     let command = [
         "h2load",
         protocol,
@@ -29,7 +28,7 @@ fn load(protocol: &str, url: &str) -> Result<u64> {
         "x-user: alice",
         url,
     ];
-    let h2load = developer.laptop.user().cmd(command);
+    let h2load = outside.laptop.user().cmd(command);
     let output = h2load.deadline(Duration::from_secs(30)).run()?.success()?;
     // Such as: requests: 9 total, 9 started, 9 done, 9 succeeded, 0 failed, 0 errored, 0 timeout
     let counts = |key: &str| -> Result<Vec<u64>> {
@@ -52,6 +51,7 @@ fn load(protocol: &str, url: &str) -> Result<u64> {
 
 #[test]
 fn a_hundred_intercepts_under_load_fail_no_request() -> Result<()> {
+    let outside = Developer::at(OUTSIDE)?;
     let mut developer = Developer::at(1)?;
     developer.lab.deploy_services()?;
     developer.connect()?;
@@ -70,7 +70,7 @@ fn a_hundred_intercepts_under_load_fail_no_request() -> Result<()> {
         let loading = scope.spawn(|| {
             let mut answered = 0;
             while !has_ended.load(Ordering::Relaxed) {
-                answered += load("--h1", &url)?;
+                answered += load(&outside, "--h1", &url)?;
             }
             anyhow::Ok(answered)
         });

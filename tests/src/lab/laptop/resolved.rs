@@ -100,9 +100,9 @@ impl Resolved {
     fn signal(&self, signal: Signal) -> Result<()> {
         let record = Record::load(&self.laptop)?.context("systemd-resolved does not run")?;
         let name = process(&self.laptop, NAME_SERVER);
-        for process in record.processes.iter().filter(|other| other.name == name) {
-            process.signal(signal);
-        }
+        let mut processes = record.processes.iter();
+        let server = processes.find(|other| other.name == name && other.is_alive());
+        server.context("systemd-resolved has ended")?.signal(signal);
         Ok(())
     }
 
