@@ -83,7 +83,7 @@ pub(crate) struct Meant {
     /// Why others that may be meant cannot be reached, or nothing can be meant.
     pub(crate) failures: Vec<Failure>,
     /// Why one of those left out is not meant.
-    elsewhere: Option<Failure>,
+    pub(crate) elsewhere: Option<Failure>,
 }
 
 impl Meant {
@@ -154,7 +154,7 @@ impl Session {
     ///
     /// # Errors
     /// `Usage` when there are several to choose from; why one cannot be reached that may
-    /// be meant as well.
+    /// be meant as well, unless the flags name the cluster of the one that is found.
     pub(crate) async fn find(flags: &Flags) -> Result<Option<Self>, Failure> {
         let mut meant = Self::meant(flags).await;
         if meant.sessions.len() > 1 {

@@ -31,13 +31,16 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
 
 async fn examine(flags: &Flags, progress: &Progress) -> Vec<Check> {
     let Meant {
-        sessions, failures, ..
+        sessions,
+        failures,
+        elsewhere,
     } = Session::meant(flags).await;
     let flags = named(flags, &sessions).await;
     let mut checks = check_process::run(&flags, progress).await;
     progress.step("checking the connection");
     if sessions.is_empty() && failures.is_empty() {
-        checks.push(Check::skipped(CONNECTION, "not connected"));
+        let why = elsewhere.map_or("not connected".to_owned(), |it| it.message);
+        checks.push(Check::skipped(CONNECTION, why));
     }
     for session in &sessions {
         checks.extend(connection(session).await);

@@ -11,7 +11,7 @@ use crate::session::Session;
 
 pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
     let meant = Session::meant(flags).await;
-    let failure = meant.failure();
+    let mut failure = meant.failure();
     match &meant.sessions[..] {
         [] if failure.is_some() => {}
         [] => {
@@ -22,9 +22,10 @@ pub(crate) async fn run(flags: &Flags) -> Result<ExitCode, Ended> {
         [session] => output::print(&status(session).await?, flags.output)?,
         sessions @ [_, _, ..] => {
             for session in sessions {
-                let status = status(session).await?;
-                if !output::print_next(&status, flags.output)? {
-                    break;
+                match status(session).await {
+                    Ok(status) if output::print_next(&status, flags.output)? => {}
+                    Ok(_) => break,
+                    Err(other) => failure = failure.or(Some(other)),
                 }
             }
         }

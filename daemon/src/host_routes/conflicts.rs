@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use kvpn_proto::{Failure, Reason};
+use tracing::warn;
 
 use super::join::join;
 use super::{DeviceRoute, Kind, MAIN, Route, Stage, Wanted};
@@ -30,6 +31,7 @@ pub(super) fn plan(wanted: Wanted<'_>, routes: &[Route]) -> Result<BTreeSet<Devi
             } else if is_routed {
                 // It came later, and is the host's to have.
                 if route.has_won(subnet, wanted.held) {
+                    warn!(%subnet, route = %route.subnet, "Not routed, as a later route has won");
                     subnets.remove(subnet);
                 }
             } else if is_allowed {

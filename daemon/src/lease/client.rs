@@ -17,7 +17,11 @@ use super::network::Network;
 use super::wire::Connection;
 
 /// How long the root daemon may take for an answer.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = if cfg!(test) {
+    Duration::from_millis(300)
+} else {
+    Duration::from_secs(10)
+};
 
 /// A lease that is held. Dropping it gives everything back.
 pub(crate) struct Lease {
@@ -82,8 +86,8 @@ impl Lease {
         }
     }
 
-    /// Replaces the subnets and the domains; after a failure the subnets are as
-    /// they were. The search domains stay as they were granted.
+    /// Replaces the subnets and the domains; after a failure other than `TimedOut` the
+    /// subnets are as they were. The search domains stay as they were granted.
     pub(crate) async fn set_network(&mut self, network: &Network) -> Result<(), Failure> {
         let request = Request::SetNetwork(v1::SetNetwork {
             network: Some(network.into()),
@@ -98,7 +102,9 @@ impl Lease {
 
     /// Resolves when the root daemon is gone, and the lease with it.
     pub(crate) async fn closed(&mut self) {
-        while let Ok(Some(_)) = self.connection.receive::<v1::LeaseReply>().await {}
+        while let Ok(Some(_)) = self.connection.receive::<v1::LeaseReply>().await {
+            self.unanswered = self.unanswered.saturating_sub(1);
+        }
     }
 
     /// Gives everything back, and waits until the root daemon has undone it.
@@ -318,5 +324,39 @@ mod tests {
             failure.message.ends_with("0 descriptors of 1 arrived"),
             "{failure:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn answer_that_is_late_is_not_taken_for_the_next_one() {
+        for is_waited_for in [false, true] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut lease = Lease {
+                connection: Connection::new(ours),
+                unanswered: 0,
+            };
+            let mut root = Connection::new(theirs);
+            let network = Network::default();
+            let failure = lease.set_network(&network).await.unwrap_err();
+            assert_eq!(failure.reason, Reason::TimedOut);
+
+            let late = Reply::Refused(v1::LeaseRefused::default());
+            answer(&mut root, late).await;
+            if is_waited_for {
+                // As a session does that has nothing to ask.
+                let closed = timeout(DEADLINE, lease.closed());
+                closed.await.unwrap_err();
+            }
+            let answered = async {
+                answer(&mut root, Reply::NetworkSet(v1::NetworkSet::default())).await;
+            };
+            let (set, ()) = tokio::join!(lease.set_network(&network), answered);
+            set.unwrap();
+        }
+    }
+
+    async fn answer(root: &mut Connection, reply: Reply) {
+        root.receive::<v1::LeaseRequest>().await.unwrap();
+        let reply = v1::LeaseReply { reply: Some(reply) };
+        root.send(&reply, &[]).await.unwrap();
     }
 }

@@ -174,7 +174,7 @@ impl Host {
         let mut watches = self.state.lock().await.resolver.watch();
         let mut pauses = Pauses::default();
         loop {
-            let watch = watches.borrow_and_update().clone();
+            let watch = watches.borrow().clone();
             let touched = async {
                 match watch {
                     Some(watch) => watch.changed().await,
@@ -194,7 +194,9 @@ impl Host {
                     }
                 },
                 // It may have been replaced before that began to watch.
-                _ = watches.changed() => self.follow().await,
+                _ = watches.changed() => if watches.borrow().is_some() {
+                    self.follow().await;
+                },
             }
         }
     }

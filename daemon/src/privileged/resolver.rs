@@ -166,8 +166,10 @@ impl Resolver {
             };
             if let Err(error) = member.tell(domains).await {
                 debug!(%error, "systemd-resolved still cannot be told of domains");
-                // Leases wait meanwhile.
-                break;
+                if error.kind() == io::ErrorKind::TimedOut {
+                    // Leases wait meanwhile.
+                    break;
+                }
             }
         }
     }

@@ -21,6 +21,8 @@ pub(super) struct Follower {
     plan: HostPlan,
     /// What the host has.
     network: watch::Sender<Network>,
+    /// Whether it may have something else, because no answer came.
+    is_unsure: bool,
     behind: Option<Behind>,
 }
 
@@ -37,6 +39,7 @@ impl Follower {
         Self {
             plan,
             network: watch::Sender::new(network),
+            is_unsure: false,
             behind: None,
         }
     }
@@ -94,8 +97,10 @@ impl Follower {
         // What finds no other place stays at its own addresses.
         let placed = self.plan.find_places(cluster).await;
         let wanted = self.plan.network(cluster);
-        if wanted != *self.network.borrow() {
+        if self.is_unsure || wanted != *self.network.borrow() {
+            self.is_unsure = true;
             lease.set_network(&wanted).await?;
+            self.is_unsure = false;
             info!(subnets = ?wanted.subnets, "The host's network has followed");
             self.network.send_replace(wanted);
         }
