@@ -89,12 +89,16 @@ async fn request(
     head: &RequestHead,
 ) -> Result<(), NotPassed> {
     let Range { start, end } = head.left_out;
-    let bytes = buffer.split_to(head.length);
-    for part in [&bytes[..start], &bytes[end..]] {
-        let written = server.write_all(part).await;
-        written.map_err(NotPassed::Write)?;
+    let rest = head.length - end;
+    if end > 0 {
+        let written = server.write_all(&buffer[..start]).await;
+        buffer.advance(end);
+        if let Err(error) = written {
+            buffer.advance(rest);
+            return Err(NotPassed::Write(error));
+        }
     }
-    pass(&mut Body::new(head.framing), reader, buffer, server).await
+    pass(rest, &mut Body::new(head.framing), reader, buffer, server).await
 }
 
 /// Watches a client that waits for its answer: the server may want to know that it has
@@ -142,17 +146,17 @@ async fn answer(
                 Err(error) => return Err(error.into()),
             }
         };
-        client.write_all(&buffer[..head.length]).await?;
-        buffer.advance(head.length);
-        if head.is_switch(to) {
-            return Ok(Next::Other);
-        }
-        if head.is_interim() {
-            client.flush().await?;
+        let is_switch = head.is_switch(to);
+        if is_switch || head.is_interim() {
+            client.write_all(&buffer[..head.length]).await?;
+            buffer.advance(head.length);
+            if is_switch {
+                return Ok(Next::Other);
+            }
             continue;
         }
         let mut body = Body::new(head.framing);
-        let passed = pass(&mut body, reader, buffer, client).await;
+        let passed = pass(head.length, &mut body, reader, buffer, client).await;
         passed.map_err(NotPassed::of_answer)?;
         return Ok(if head.is_last {
             Next::End
@@ -189,18 +193,22 @@ impl NotPassed {
     }
 }
 
-/// Passes a body on as it comes.
+/// Passes a body on as it comes, behind a head of that length.
 async fn pass(
+    head: usize,
     body: &mut Body,
     reader: &mut Reader,
     buffer: &mut BytesMut,
     writer: &mut Writer,
 ) -> Result<(), NotPassed> {
+    let mut head = head;
     loop {
-        let length = body.pass(buffer).map_err(NotPassed::Malformed)?;
+        let length = body.pass(&buffer[head..]).map_err(NotPassed::Malformed)?;
+        // At once, as each write is a packet.
+        let length = std::mem::take(&mut head) + length;
         let written = writer.write_all(&buffer[..length]).await;
-        written.map_err(NotPassed::Write)?;
         buffer.advance(length);
+        written.map_err(NotPassed::Write)?;
         if body.has_ended() {
             return writer.flush().await.map_err(NotPassed::Write);
         }
