@@ -34,6 +34,7 @@ const NEEDED: &[(&str, &str)] = &[
         "python3-grpcio",
     ),
     ("/usr/bin/wrk", "wrk"),
+    ("/usr/bin/ab", "apache2-utils"),
     ("/usr/bin/tinyproxy", "tinyproxy-bin"),
     ("/usr/bin/microsocks", "microsocks"),
     ("/usr/bin/gcc", "gcc"),

@@ -1,4 +1,4 @@
-//! Intercepts that begin and end again and again under load.
+//! Intercepts under load: that begin and end again and again, and that last.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -56,13 +56,7 @@ fn a_hundred_intercepts_under_load_fail_no_request() -> Result<()> {
     developer.lab.deploy_services()?;
     developer.connect()?;
     let _handlers = [developer.handler(8080)?];
-    let nginx = pods_in(&developer.lab, NAMESPACE, "nginx")?;
-    let address = nginx
-        .first()
-        .context("a pod")?
-        .addresses
-        .first()
-        .context("an address")?;
+    let address = nginx(&developer)?;
     developer.lab.exempt(OUTSIDE)?;
     let has_ended = AtomicBool::new(false);
     let url = format!("http://{address}:8080/who/a");
@@ -85,6 +79,13 @@ fn a_hundred_intercepts_under_load_fail_no_request() -> Result<()> {
     Ok(())
 }
 
+/// The IPv4 address of nginx's pod.
+fn nginx(developer: &Developer) -> Result<String> {
+    let pods = pods_in(&developer.lab, NAMESPACE, "nginx")?;
+    let pod = pods.into_iter().next().context("a pod")?;
+    pod.addresses.into_iter().next().context("an address")
+}
+
 fn toggle(developer: &Developer) -> Result<()> {
     for _ in 0..TOGGLES {
         developer
@@ -103,5 +104,38 @@ fn toggle(developer: &Developer) -> Result<()> {
             .kvpn(["leave", "nginx", "-n", NAMESPACE])?
             .success()?;
     }
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_connections_to_the_laptop_fail_no_request() -> Result<()> {
+    const CONNECTIONS: usize = 10_000;
+    let outside = Developer::at(OUTSIDE)?;
+    let mut developer = Developer::at(1)?;
+    developer.lab.deploy_services()?;
+    developer.connect()?;
+    let _handler = developer.handler(8080)?;
+    // Which nginx does not have.
+    let url = format!("http://{}:8080/bytes/100", nginx(&developer)?);
+    let intercept = ["intercept", "nginx", "-n", NAMESPACE, "--port", "8080:http"];
+    developer.kvpn(intercept)?.success()?;
+    developer.lab.exempt(OUTSIDE)?;
+    let count = CONNECTIONS.to_string();
+    let ab = ["ab", "-q", "-c16", "-n", &count, &url];
+    let ab = outside.laptop.user().cmd(ab);
+    let output = ab.deadline(Duration::from_secs(120)).run();
+    developer.lab.isolate()?;
+    let output = output?.success()?.stdout;
+    let value = |key: &str| {
+        let mut lines = output.lines();
+        lines.find_map(|line| line.strip_prefix(key)).map(str::trim)
+    };
+    assert_eq!(
+        value("Complete requests:"),
+        Some(count.as_str()),
+        "{output}"
+    );
+    assert_eq!(value("Failed requests:"), Some("0"), "{output}");
+    ensure!(!output.contains("Non-2xx"), "{output}");
     Ok(())
 }

@@ -33,20 +33,19 @@ pub(crate) fn list(inventory: &Inventory, engagements: &[Engagement]) -> Vec<Wor
     workloads
 }
 
-/// Who engages a workload, such as `alice (intercept, port 80)`.
+/// Who engages a workload, such as `alice (intercept, port 80)`, with the filter if there is
+/// one.
 fn engagers(engagements: &[Engagement], workload: &WorkloadRef) -> Vec<String> {
     engagements
         .iter()
         .filter(|engagement| engagement.spec.workload == *workload)
         .flat_map(|engagement| {
             let spec = &engagement.spec;
-            spec.ports.iter().map(|port| {
-                format!(
-                    "{} ({}, port {})",
-                    spec.user,
-                    spec.verb.as_str(),
-                    port.container_port
-                )
+            let only = spec.http.as_ref();
+            let only = only.map_or(String::new(), |filter| format!(", requests with {filter}"));
+            spec.ports.iter().map(move |port| {
+                let (user, verb) = (&spec.user, spec.verb.as_str());
+                format!("{user} ({verb}, port {}{only})", port.container_port)
             })
         })
         .collect()
@@ -54,6 +53,8 @@ fn engagers(engagements: &[Engagement], workload: &WorkloadRef) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use kvpn_proto::filter::{Condition, HttpFilter};
+
     use super::super::fixture::{engagement, shop};
     use super::*;
 
@@ -78,13 +79,25 @@ mod tests {
 
     #[test]
     fn readiness_services_and_engagers_are_shown() {
-        let listed = list(&shop(), &[engagement("web-bob-1", "bob", "web", 8080)]);
+        let bobs = engagement("web-bob-1", "bob", "web", 8080);
+        let mut alices = engagement("web-alice-1", "alice", "web", 8080);
+        alices.spec.http = Some(HttpFilter {
+            any: false,
+            conditions: vec![Condition::header("x-user=alice")],
+        });
+        let listed = list(&shop(), &[bobs, alices]);
         let web = listed
             .iter()
             .find(|workload| workload.name == "web")
             .unwrap();
         assert_eq!((web.pods_ready, web.pods_wanted), (1, 2));
         assert_eq!(web.services, ["storefront"]);
-        assert_eq!(web.engaged_by, ["bob (intercept, port 8080)"]);
+        assert_eq!(
+            web.engaged_by,
+            [
+                "bob (intercept, port 8080)",
+                "alice (intercept, port 8080, requests with header x-user=alice)"
+            ]
+        );
     }
 }
