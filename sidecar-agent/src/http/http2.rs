@@ -21,10 +21,10 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How much of a stream and of a connection may be on its way, in bytes.
 const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// How much frames of data that wait may take besides, in bytes of those that each is
-/// shorter than 256: as much as the window when they have four each.
+/// shorter than 256: a quarter of the window when they have four each.
 const FRAME_BUDGET: usize = 64 << 20;
 
 /// How much of a stream waits to be sent, in bytes.
@@ -32,6 +32,10 @@ const SEND_BUFFER: usize = 256 << 10;
 
 /// How many streams a client may have at a time.
 const MAX_STREAMS: u32 = 1_000;
+
+/// How many streams a server takes before it has said how many (RFC 9113 section 6.5.2
+/// recommends no fewer).
+const FIRST_STREAMS: usize = 100;
 
 /// How many streams that were reset are remembered for the frames that still come.
 const MAX_RESETS: usize = MAX_STREAMS as usize;
@@ -42,10 +46,17 @@ const LONGEST_HEAD: u32 = 64 << 10;
 /// How long the connections to servers may take to end in order.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Whether it begins as a server of HTTP/2 does: with a frame of settings on stream 0
-/// (RFC 9113 sections 3.4 and 6.5).
+/// How a frame of settings on stream 0 begins, but for its length (RFC 9113 sections 4.1
+/// and 6.5).
+const SETTINGS: [Option<u8>; 9] = {
+    let zero = Some(0);
+    [zero, None, None, Some(4), zero, zero, zero, zero, zero]
+};
+
+/// Whether it begins as a server of HTTP/2 does (RFC 9113 section 3.4), as far as it goes.
 pub(super) fn is_greeting(said: &[u8]) -> bool {
-    matches!(said, [_, _, _, 4, 0, 0, 0, 0, 0, ..])
+    let mut begun = said.iter().zip(SETTINGS);
+    begun.all(|(byte, wanted)| wanted.is_none_or(|wanted| wanted == *byte))
 }
 
 /// Serves a client that has sent the preface until its connection ends. `app` is a

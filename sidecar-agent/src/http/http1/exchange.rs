@@ -24,7 +24,8 @@ pub(super) enum Next {
 /// Passes a request to a server, and its response back.
 ///
 /// # Errors
-/// [`Broken::NoAnswer`] when the server ended before it answered anything.
+/// [`Broken::NoAnswer`] when the server ended before it answered anything, and the request
+/// has left the client's buffer.
 pub(super) async fn exchange(
     client: &mut End,
     server: &mut End,
@@ -41,13 +42,18 @@ pub(super) async fn exchange(
         let mut send = pin!(request(reader, buffer, &mut server.writer, head));
         loop {
             tokio::select! {
+                // In this order, so that the head has left the buffer.
+                biased;
                 sent = &mut send => break sent,
-                next = &mut receive, if answered.is_none() => match next? {
+                next = &mut receive, if answered.is_none() => match next {
                     // It wants no more of the request.
-                    Next::End => return Ok(Next::End),
-                    next @ (Next::Request | Next::Other | Next::Unknown) => {
+                    Ok(Next::End) => return Ok(Next::End),
+                    Ok(next @ (Next::Request | Next::Other | Next::Unknown)) => {
                         answered = Some(next);
                     }
+                    // Nobody can ask it again.
+                    Err(Broken::NoAnswer) => return Err(Broken::Cut),
+                    Err(error) => return Err(error),
                 },
             }
         }

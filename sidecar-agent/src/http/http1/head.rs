@@ -209,9 +209,7 @@ fn framing(fields: &[httparse::Header<'_>]) -> Result<Option<Framing>, NotHttp> 
 
 /// The line that asks for HTTP/2 without TLS (RFC 7540 section 3.2); empty without one.
 fn h2c(bytes: &[u8], fields: &[httparse::Header<'_>]) -> Range<usize> {
-    let asks = |it: &&httparse::Header<'_>| {
-        it.name.eq_ignore_ascii_case("upgrade") && it.value.eq_ignore_ascii_case(b"h2c")
-    };
+    let asks = |it: &&httparse::Header<'_>| has_token(std::slice::from_ref(it), "upgrade", "h2c");
     let Some(field) = fields.iter().find(asks) else {
         return 0..0;
     };

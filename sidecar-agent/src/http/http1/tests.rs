@@ -397,6 +397,27 @@ async fn holder_that_has_ended_its_connection_is_asked_on_another() {
 }
 
 #[tokio::test]
+async fn request_that_came_before_the_end_of_its_connection_is_asked_once_more() {
+    let (mut case, a) = answered_by_a().await;
+    case.send(&get("/2", "")).await;
+    let mut app = case.server(Server::App).await;
+    expect(&mut app, &get("/2", "")).await;
+    // Both before the next request is looked at.
+    case.send(&get("/3", "a")).await;
+    drop(a);
+    tokio::task::yield_now().await;
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
+    let mut a = case.server(holder("a")).await;
+    for path in ["/3", "/4"] {
+        expect(&mut a, &get(path, "a")).await;
+        reply(&mut a, OK).await;
+        case.expect(OK).await;
+        case.send(&get("/4", "a")).await;
+    }
+}
+
+#[tokio::test]
 async fn request_that_changes_something_is_asked_only_once() {
     let (mut case, mut a) = answered_by_a().await;
     let post = "POST / HTTP/1.1\r\nX-User: a\r\nContent-Length: 0\r\n\r\n";

@@ -35,6 +35,8 @@ struct Fake {
     seen: mpsc::UnboundedSender<String>,
     /// Whether the app takes connections.
     is_down: AtomicBool,
+    /// How many streams a server takes at a time.
+    limit: u32,
 }
 
 impl Servers for Arc<Fake> {
@@ -64,7 +66,7 @@ impl Servers for Arc<Fake> {
         };
         self.connected.lock().unwrap().push(server.clone());
         let (ours, theirs) = Pipe::new(ROOM);
-        let serving = serve_as(name.to_owned(), theirs, self.seen.clone());
+        let serving = serve_as(name.to_owned(), theirs, self.seen.clone(), self.limit);
         let serving = tokio::spawn(serving);
         if *server == Server::App {
             self.apps.lock().unwrap().push(serving);
@@ -73,8 +75,12 @@ impl Servers for Arc<Fake> {
     }
 }
 
-async fn serve_as(name: String, pipe: Pipe, seen: mpsc::UnboundedSender<String>) {
-    let mut connection = h2::server::handshake(pipe).await.unwrap();
+async fn serve_as(name: String, pipe: Pipe, seen: mpsc::UnboundedSender<String>, limit: u32) {
+    let connection = h2::server::Builder::new()
+        .max_concurrent_streams(limit)
+        .data_frame_budget(FRAME_BUDGET)
+        .handshake(pipe);
+    let mut connection = connection.await.unwrap();
     while let Some(Ok((request, respond))) = connection.accept().await {
         tokio::spawn(answer(name.clone(), request, respond, seen.clone()));
     }
@@ -154,11 +160,11 @@ struct Case {
 
 impl Case {
     async fn new() -> Self {
-        Self::after(Duration::ZERO).await
+        Self::with(Duration::ZERO, MAX_STREAMS).await
     }
 
-    /// A client that is silent at first.
-    async fn after(silence: Duration) -> Self {
+    /// A client that is silent at first, and servers that take so many streams at a time.
+    async fn with(silence: Duration, limit: u32) -> Self {
         let (client, ours) = Pipe::new(ROOM);
         let (sender, seen) = mpsc::unbounded_channel();
         let fake = Arc::new(Fake {
@@ -166,6 +172,7 @@ impl Case {
             apps: Mutex::default(),
             seen: sender,
             is_down: AtomicBool::new(false),
+            limit,
         });
         let servers = Arc::clone(&fake);
         let serving =
@@ -302,7 +309,7 @@ async fn small_frames_may_wait_for_their_reader() {
     let mut case = Case::new().await;
     let (response, _) = case.ask("", "/drops", true).await;
     let body = response.await.unwrap().into_body();
-    sleep(NEVER).await;
+    timeout(NEVER, &mut case.connection).await.unwrap_err();
     assert_eq!(text(body).await, DROP.repeat(DROPS));
 }
 
@@ -338,7 +345,8 @@ async fn server_may_answer_before_it_has_read_everything() {
     let (response, mut send) = case.ask("", "/keep", false).await;
     response.await.unwrap();
     send.send_data("one".into(), false).unwrap();
-    sleep(NEVER).await;
+    let reset = std::future::poll_fn(|cx| send.poll_reset(cx));
+    timeout(NEVER, reset).await.unwrap_err();
     send.send_data("two".into(), true).unwrap();
     assert_eq!(case.seen.recv().await.unwrap(), "onetwo");
 }
@@ -346,7 +354,7 @@ async fn server_may_answer_before_it_has_read_everything() {
 #[tokio::test]
 async fn server_may_greet_a_client_that_is_silent_at_first() {
     for first in ["a", ""] {
-        let mut case = Case::after(NEVER).await;
+        let mut case = Case::with(NEVER, MAX_STREAMS).await;
         let wanted = if first.is_empty() { "app" } else { first };
         assert_eq!(case.who(first).await, wanted);
         assert_eq!(case.who("").await, "app");
@@ -369,6 +377,24 @@ async fn streams_do_not_wait_in_turn_for_a_holder_who_is_gone() {
         assert_eq!(text(response.await.unwrap().into_body()).await, "app");
     }
     assert!(start.elapsed() < 5 * NEVER, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn streams_wait_for_a_server_that_takes_one_at_a_time() {
+    let mut case = Case::with(Duration::ZERO, 1).await;
+    assert_eq!(case.who("").await, "app");
+    let mut asked = Vec::new();
+    for _ in 0..5 {
+        let (response, mut send) = case.ask("", "/echo", false).await;
+        send.send_data("one".into(), false).unwrap();
+        asked.push((response, send));
+    }
+    for (response, mut send) in asked {
+        send.send_data("two".into(), true).unwrap();
+        let answered = async { text(response.await.unwrap().into_body()).await };
+        let answered = timeout(10 * NEVER, answered).await;
+        assert_eq!(answered.unwrap(), "onetwo");
+    }
 }
 
 #[tokio::test]

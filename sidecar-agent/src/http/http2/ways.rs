@@ -1,7 +1,6 @@
 //! One client's connections of HTTP/2 to servers: one to each.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,14 +9,15 @@ use h2::SendStream;
 use h2::client::{self, ResponseFuture, SendRequest};
 use http::Request;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::joined::Joined;
 use super::{
-    CONNECTION_WINDOW, FRAME_BUDGET, LONGEST_HEAD, MAX_RESETS, SEND_BUFFER, STREAM_WINDOW,
+    CONNECTION_WINDOW, FIRST_STREAMS, FRAME_BUDGET, LONGEST_HEAD, MAX_RESETS, SEND_BUFFER,
+    STREAM_WINDOW,
 };
 use crate::http::{End, Server, Servers};
 
@@ -50,35 +50,35 @@ impl<'a, S: Servers> Ways<'a, S> {
         }
     }
 
-    /// Sends a request to a server as soon as it takes one more; to the app for a holder
-    /// who cannot be had.
+    /// Sends a request to a server, to the app for a holder who cannot be had. It goes as
+    /// soon as the server takes one more.
     pub(super) async fn send(
         &self,
         server: Server,
         request: Request<()>,
         is_whole: bool,
     ) -> io::Result<(ResponseFuture, SendStream<Bytes>)> {
-        let mut way = match self.ready(&server).await {
-            Ok(way) => way,
+        let mut sender = match self.sender(&server).await {
+            Ok(sender) => sender,
             Err(error) if server == Server::App => return Err(error),
             Err(error) => {
                 debug!(%error, ?server, "The app answers instead");
-                self.ready(&Server::App).await?
+                self.sender(&Server::App).await?
             }
         };
-        let sender = way.sender.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let sent = sender.send_request(request, is_whole);
         sent.map_err(io::Error::other)
     }
 
-    /// The way to a server that takes one more request. Others wait meanwhile.
-    async fn ready(&self, server: &Server) -> io::Result<OwnedMutexGuard<Way>> {
+    /// What sends a request to a server, over the connection that is there or a new one.
+    async fn sender(&self, server: &Server) -> io::Result<SendRequest<Bytes>> {
         let came = Instant::now();
         let way = Arc::clone(lock(&self.ways).entry(server.clone()).or_default());
-        let mut way = way.lock_owned().await;
-        if let Some(sender) = &mut way.sender {
-            match poll_fn(|cx| sender.poll_ready(cx)).await {
-                Ok(()) => return Ok(way),
+        let mut way = way.lock().await;
+        if let Some(sender) = way.sender.clone() {
+            // A clone knows of no request that waits, so it fails or is ready at once.
+            match sender.ready().await {
+                Ok(sender) => return Ok(sender),
                 Err(error) => debug!(%error, ?server, "It takes no more requests"),
             }
             way.sender = None;
@@ -89,14 +89,16 @@ impl<'a, S: Servers> Ways<'a, S> {
             return Err(io::ErrorKind::NotConnected.into());
         }
         match self.connect(server).await {
-            Ok(sender) => way.sender = Some(sender),
+            Ok(sender) => {
+                way.sender = Some(sender.clone());
+                Ok(sender)
+            }
             Err(error) => {
                 way.failed = Some(Instant::now());
                 self.note_end(server);
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(way)
     }
 
     async fn connect(&self, server: &Server) -> io::Result<SendRequest<Bytes>> {
@@ -110,6 +112,7 @@ impl<'a, S: Servers> Ways<'a, S> {
         };
         let connecting = client::Builder::new()
             .enable_push(false)
+            .initial_max_send_streams(FIRST_STREAMS)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .data_frame_budget(FRAME_BUDGET)
@@ -121,7 +124,9 @@ impl<'a, S: Servers> Ways<'a, S> {
             .await;
         let (sender, connection) = connecting.map_err(io::Error::other)?;
         let ended = (*server == Server::App).then(|| Arc::clone(&self.app_ended));
-        lock(&self.drivers).spawn(async move {
+        let mut drivers = lock(&self.drivers);
+        while drivers.try_join_next().is_some() {}
+        drivers.spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "A server's connection has ended");
             }
