@@ -276,11 +276,20 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.0.try_wait().unwrap().is_none() {
-            kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
-            // It may be stopped.
+        if self.0.try_wait().unwrap().is_some() {
+            return;
+        }
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
+        let start = Instant::now();
+        while self.0.try_wait().unwrap().is_none() {
+            if start.elapsed() > DEADLINE {
+                self.kill();
+                assert!(std::thread::panicking(), "the daemon did not end");
+                return;
+            }
+            // It may be stopped, or stop at a step on its way out.
             kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
-            self.0.wait().unwrap();
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
