@@ -94,6 +94,12 @@ pub(crate) enum Command {
     /// List the workloads that can be intercepted
     List,
     Intercept(intercept::InterceptArgs),
+    /// Copy what a workload's port is sent to a local port
+    ///
+    /// New connections to the workload's pods, or requests that fit, are copied to this
+    /// laptop until `kvpn leave`. Whoever answers them does so as before, and as fast;
+    /// what this laptop answers is thrown away.
+    Wiretap(intercept::InterceptArgs),
     Leave(leave::LeaveArgs),
     Flows(flows::FlowsArgs),
     /// Find out what keeps kvpn from working, and what to do

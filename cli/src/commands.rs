@@ -14,6 +14,7 @@ pub(crate) mod why;
 use std::process::ExitCode;
 
 use kvpn_proto::Failure;
+use kvpn_proto::crd::Verb;
 
 use crate::args::{Cli, Command};
 use crate::ended::Ended;
@@ -34,7 +35,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Quit(args) => quit::run(flags, &args).await,
         Command::Status => status::run(flags).await,
         Command::List => list::run(flags).await,
-        Command::Intercept(args) => intercept::run(flags, &args).await,
+        Command::Intercept(args) => intercept::run(flags, &args, Verb::Intercept).await,
+        Command::Wiretap(args) => intercept::run(flags, &args, Verb::Wiretap).await,
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,
         Command::Doctor => doctor::run(flags).await,

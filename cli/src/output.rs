@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub(crate) use doctor::Findings;
 pub(crate) use flows::Flows;
+pub(crate) use text::doing;
 pub(crate) use why::Told;
 
 /// How to print a result.

@@ -94,6 +94,8 @@ pub struct EngagementSpec {
 pub enum Verb {
     /// Connections go to the laptop, and to the app when the laptop is gone.
     Intercept,
+    /// Copies go to the laptop, whose answers are thrown away.
+    Wiretap,
 }
 
 impl Verb {
@@ -101,7 +103,15 @@ impl Verb {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Intercept => "intercept",
+            Self::Wiretap => "wiretap",
         }
+    }
+
+    /// The verb of that word.
+    pub fn of(word: &str) -> Option<Self> {
+        [Self::Intercept, Self::Wiretap]
+            .into_iter()
+            .find(|verb| verb.as_str() == word)
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct PortClaims {
     filtered: Vec<(Filter, String)>,
     /// Who gets what no filter takes.
     rest: Option<String>,
+    /// Who gets copies, of the requests that fit or of everything.
+    copies: Vec<(Option<Filter>, String)>,
     /// The kubelet's HTTP probes of the port go to the app.
     pub(crate) http_probed: bool,
 }
@@ -28,7 +30,28 @@ pub(crate) struct PortClaims {
 impl PortClaims {
     /// Whether requests have to be looked at.
     pub(crate) fn is_filtered(&self) -> bool {
-        !self.filtered.is_empty()
+        !self.filtered.is_empty() || self.copies.iter().any(|(filter, _)| filter.is_some())
+    }
+
+    /// Whether somebody gets copies.
+    pub(crate) fn is_copied(&self) -> bool {
+        !self.copies.is_empty()
+    }
+
+    /// The claims on copies of a request.
+    pub(crate) fn copied(&self, head: &impl Head) -> Vec<String> {
+        let copies = self.copies.iter();
+        let fits = |filter: &Option<Filter>| filter.as_ref().is_none_or(|it| it.matches(head));
+        copies
+            .filter(|(filter, _)| fits(filter))
+            .map(|(_, id)| id.clone())
+            .collect()
+    }
+
+    /// The claims on copies of everything.
+    pub(crate) fn all_copied(&self) -> Vec<String> {
+        let all = self.copies.iter().filter(|(filter, _)| filter.is_none());
+        all.map(|(_, id)| id.clone()).collect()
     }
 
     /// The claim on what no filter takes.
@@ -83,11 +106,13 @@ impl TryFrom<Vec<v1::Claim>> for Claims {
             }
             let claims = by_port.entry(port).or_default();
             claims.http_probed |= claim.http_probed;
-            match claim.http {
-                Some(filter) => {
-                    let filter = Filter::try_from(&HttpFilter::try_from(filter)?)?;
-                    claims.filtered.push((filter, claim.id));
-                }
+            let filter = match claim.http {
+                Some(filter) => Some(Filter::try_from(&HttpFilter::try_from(filter)?)?),
+                None => None,
+            };
+            match filter {
+                filter if claim.copy => claims.copies.push((filter, claim.id)),
+                Some(filter) => claims.filtered.push((filter, claim.id)),
                 None if claims.rest.is_some() => return Err(ClaimError::Twice(port)),
                 None => claims.rest = Some(claim.id),
             }
@@ -111,6 +136,7 @@ mod tests {
             protocol: protocol.into(),
             http_probed: id.starts_with("probed"),
             http: None,
+            copy: false,
         }
     }
 

@@ -165,6 +165,12 @@ async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
     if claims.is_some_and(PortClaims::is_filtered) {
         return requests::serve(socket, source, destination, shared).await;
     }
+    if let Some(claims) = claims.filter(|it| it.is_copied()) {
+        if claims.http_probed && is_probe(&socket).await {
+            return to_app(socket, destination).await;
+        }
+        return requests::serve_whole(socket, source, destination, shared).await;
+    }
     match claim_holder(&socket, source, destination, route).await {
         Ok(frames) => match relay::splice_tcp(socket, frames).await {
             Ok(transferred) => debug!(%destination, ?transferred, "Served by the claim's holder"),

@@ -3,21 +3,23 @@
 pub(crate) mod end;
 mod http1;
 mod http2;
+pub(crate) mod tap;
 
 use std::io;
 
 use bytes::BytesMut;
 use kvpn_proto::filter::Head;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 
 use http1::NotHttp;
 pub(crate) use http1::serve;
+use tap::{Tap, Tee};
 
 /// How much is read at once, in bytes.
 const READ: usize = 16 << 10;
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
-type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+type Writer = Tee;
 
 /// One end of a connection, with what was read of it and not passed on yet.
 pub(crate) struct End {
@@ -42,6 +44,12 @@ pub(crate) trait Servers {
     fn other(&self) -> Server;
     /// A new connection.
     async fn connect(&self, server: &Server) -> io::Result<End>;
+    /// Who gets a copy of a request: the holders of claims of these ids.
+    fn copied(&self, head: &impl Head) -> Vec<String>;
+    /// Who gets a copy of what is no HTTP.
+    fn other_copied(&self) -> Vec<String>;
+    /// A new copy for the holder of a claim.
+    fn tap(&self, claim_id: &str) -> Tap;
 }
 
 /// Why a connection did not end in order.
@@ -67,7 +75,7 @@ impl End {
         let (reader, writer) = split(stream);
         Self {
             reader: Box::new(reader),
-            writer: Box::new(writer),
+            writer: Tee::new(writer),
             buffer: BytesMut::new(),
         }
     }
@@ -81,3 +89,35 @@ impl End {
 
 /// A connection to a server, with who it is.
 type Connection = (Server, End);
+
+/// Serves a client whose bytes are not looked at.
+///
+/// # Errors
+/// What did not end in order; the client's connection should be aborted.
+pub(crate) async fn serve_whole(
+    client: End,
+    server: Server,
+    servers: &impl Servers,
+) -> io::Result<()> {
+    let mut end = match servers.connect(&server).await {
+        Err(_) if server != Server::App => servers.connect(&Server::App).await?,
+        connected => connected?,
+    };
+    let copied = servers.other_copied();
+    end.writer.taps = copied.iter().map(|id| servers.tap(id)).collect();
+    splice(client, end).await
+}
+
+/// Passes everything in both directions.
+async fn splice(client: End, server: End) -> io::Result<()> {
+    let one = pass_all(client.reader, client.buffer, server.writer);
+    let other = pass_all(server.reader, server.buffer, client.writer);
+    tokio::try_join!(one, other).map(drop)
+}
+
+async fn pass_all(mut reader: Reader, buffer: BytesMut, mut writer: Writer) -> io::Result<()> {
+    writer.write_all(&buffer).await?;
+    drop(buffer);
+    copy(&mut reader, &mut writer).await?;
+    writer.shutdown().await
+}

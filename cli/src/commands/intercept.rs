@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use kvpn_proto::crd::Verb;
 use kvpn_proto::duration::parse_duration;
 use kvpn_proto::filter::{Condition, HttpFilter};
 use kvpn_proto::v1::intercept_response::Event;
@@ -82,7 +83,7 @@ impl InterceptArgs {
         })
     }
 
-    fn request(&self, flags: &Flags) -> InterceptRequest {
+    fn request(&self, flags: &Flags, verb: Verb) -> InterceptRequest {
         InterceptRequest {
             namespace: flags.request_namespace(),
             target: self.target.clone(),
@@ -96,6 +97,7 @@ impl InterceptArgs {
                 .collect(),
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
             http: self.http().map(Into::into),
+            verb: verb.as_str().to_owned(),
         }
     }
 }
@@ -164,10 +166,14 @@ fn timeout(text: &str) -> Result<Duration, String> {
     Ok(timeout)
 }
 
-pub(crate) async fn run(flags: &Flags, args: &InterceptArgs) -> Result<ExitCode, Ended> {
+pub(crate) async fn run(
+    flags: &Flags,
+    args: &InterceptArgs,
+    verb: Verb,
+) -> Result<ExitCode, Ended> {
     let mut interrupts = Interrupts::listen()?;
     let intercepted = tokio::select! {
-        outcome = intercept(flags, args) => outcome?,
+        outcome = intercept(flags, args, verb) => outcome?,
         // Dropping the call cancels the intercept.
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };
@@ -175,7 +181,11 @@ pub(crate) async fn run(flags: &Flags, args: &InterceptArgs) -> Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
-async fn intercept(flags: &Flags, args: &InterceptArgs) -> Result<Intercepted, Failure> {
+async fn intercept(
+    flags: &Flags,
+    args: &InterceptArgs,
+    verb: Verb,
+) -> Result<Intercepted, Failure> {
     if args.any && args.http().is_none() {
         return Err(Failure::new(
             Reason::Usage,
@@ -183,11 +193,13 @@ async fn intercept(flags: &Flags, args: &InterceptArgs) -> Result<Intercepted, F
             "give some, such as `--http-header x-user=alice`",
         ));
     }
-    let progress = Progress::start(format!("intercepting {}", args.target));
+    let progress = Progress::start(format!("{} {}", output::doing(verb.as_str()), args.target));
     let session = Session::require(flags).await?;
     let patience = args.timeout + GRACE;
     let deadline = Instant::now() + patience;
-    let mut events = session.intercept(args.request(flags), patience).await?;
+    let mut events = session
+        .intercept(args.request(flags, verb), patience)
+        .await?;
     let mut warnings = Vec::new();
     loop {
         let response = timeout_at(deadline, events.message())
@@ -302,13 +314,14 @@ mod tests {
             remote: remote.into(),
         };
         assert_eq!(
-            args.request(&flags),
+            args.request(&flags, Verb::Wiretap),
             InterceptRequest {
                 namespace: "shop".into(),
                 target: "deploy/web".into(),
                 ports: vec![port("[::1]:8080", "http"), port("[::1]:9090", "")],
                 timeout_seconds: 120,
                 http: None,
+                verb: "wiretap".into(),
             }
         );
     }

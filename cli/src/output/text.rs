@@ -109,10 +109,9 @@ impl ConnectionDetails {
         if self.engagements.is_empty() {
             return text + "No intercepts\n";
         }
-        text += "Intercepts:\n";
         for engagement in &self.engagements {
             for line in lines(engagement) {
-                let _ = writeln!(text, "  {line}");
+                let _ = writeln!(text, "{line}");
             }
         }
         text
@@ -122,7 +121,7 @@ impl ConnectionDetails {
 impl Output for Intercepted {
     fn text(&self) -> String {
         lines(&self.engagement)
-            .map(|line| format!("Intercepting {line}\n"))
+            .map(|line| format!("{line}\n"))
             .collect()
     }
 }
@@ -174,8 +173,16 @@ impl Output for Versions {
     }
 }
 
-/// One line for each port, such as `Deployment/web port 80 (container 8080) ->
-/// 127.0.0.1:8080, 3/3 pods`.
+/// What is done to a workload with a verb.
+pub(crate) fn doing(verb: &str) -> &'static str {
+    match verb {
+        "wiretap" => "wiretapping",
+        _ => "intercepting",
+    }
+}
+
+/// One line for each port, such as `Intercepting Deployment/web port 80 (container 8080)
+/// -> 127.0.0.1:8080, 3/3 pods`.
 fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
     let state = if engagement.active {
         String::new()
@@ -187,8 +194,10 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
         filter => format!(", requests with {filter}"),
     };
     engagement.ports.iter().map(move |port| {
+        let mut doing = doing(&engagement.verb).to_owned();
+        doing[..1].make_ascii_uppercase();
         format!(
-            "{} {}{filter} -> {}, {}/{} pods{state}",
+            "{doing} {} {}{filter} -> {}, {}/{} pods{state}",
             engagement.workload,
             port_name(port),
             port.local,
@@ -208,7 +217,7 @@ fn port_name(port: &Port) -> String {
 fn ended(engagements: &[Engagement]) -> String {
     engagements
         .iter()
-        .map(|engagement| format!("Stopped intercepting {}\n", engagement.workload))
+        .map(|it| format!("Stopped {} {}\n", doing(&it.verb), it.workload))
         .collect()
 }
 

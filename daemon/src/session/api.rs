@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::Stream;
+use kvpn_proto::crd::Verb;
 use kvpn_proto::filter::{Filter, HttpFilter};
 use kvpn_proto::v1::session_server::Session as SessionService;
 use kvpn_proto::{Failure, Reason, v1, version};
@@ -179,6 +180,7 @@ impl SessionService for Api {
         let ports = request.ports.iter().map(RequestedPort::try_from);
         let http = request.http.map(http_filter).transpose()?;
         let intercept = Intercept {
+            verb: verb(&request.verb)?,
             http,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
@@ -259,6 +261,20 @@ pub(crate) fn connections(
     UnixListenerStream::new(listener).filter(|connection| match connection {
         Ok(stream) => is_allowed(stream),
         Err(_) => true,
+    })
+}
+
+/// What a word of the command line means.
+fn verb(word: &str) -> Result<Verb, Failure> {
+    if word.is_empty() {
+        return Ok(Verb::Intercept);
+    }
+    Verb::of(word).ok_or_else(|| {
+        Failure::new(
+            Reason::VersionMismatch,
+            format!("the running session cannot {word}"),
+            "run `kvpn quit`, then `kvpn connect`",
+        )
     })
 }
 

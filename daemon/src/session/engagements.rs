@@ -16,7 +16,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::runtime::watcher::watch_object;
-use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, Verb};
+use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec};
 use kvpn_proto::flow::Protocol;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
@@ -141,7 +141,7 @@ impl Engagements {
             spec: EngagementSpec {
                 user: self.user.clone(),
                 session: self.session.clone(),
-                verb: Verb::Intercept,
+                verb: entry.verb,
                 workload: entry.workload.clone(),
                 ports: entry
                     .ports

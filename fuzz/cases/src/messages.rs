@@ -102,7 +102,9 @@ fn watch_claims(bytes: &[u8]) {
         assert!(ports.len() <= told);
         for port in ports {
             let claims = claims.get(port).expect("claims on their port");
-            assert!(port != 0 && (claims.is_filtered() || claims.rest().is_some()));
+            let is_claimed = claims.is_filtered() || claims.rest().is_some();
+            assert!(port != 0 && (is_claimed || claims.is_copied()));
+            assert!(claims.all_copied().len() <= claims.copied(&Bare).len());
             assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
         }
     }

@@ -13,6 +13,7 @@ use tracing::debug;
 use super::{APP_DEADLINE, Route, Shared, hand_over};
 use crate::claims::PortClaims;
 use crate::http::end::{Pipe, Tcp};
+use crate::http::tap::Tap;
 use crate::http::{self, End, Server, Servers};
 use crate::probes::KUBELET;
 
@@ -20,6 +21,7 @@ use crate::probes::KUBELET;
 const ROOM: usize = 64 << 10;
 
 /// Those who may get the requests of one connection, by the claims as they are.
+#[derive(Clone)]
 struct PodServers {
     shared: Arc<Shared>,
     source: SocketAddr,
@@ -43,7 +45,36 @@ pub(super) async fn serve(
     }
 }
 
+/// Serves a connection whose requests need not be looked at, of which somebody gets a
+/// copy.
+pub(super) async fn serve_whole(
+    socket: TcpStream,
+    source: SocketAddr,
+    destination: SocketAddr,
+    shared: Arc<Shared>,
+) {
+    let servers = PodServers {
+        shared,
+        source,
+        destination,
+    };
+    let server = servers.other();
+    let client = End::new(Tcp::new(socket));
+    if let Err(error) = http::serve_whole(client, server, &servers).await {
+        debug!(%destination, %error, "Cut off");
+    }
+}
+
 impl PodServers {
+    /// Of the claims on the port.
+    fn copies(&self, of: impl FnOnce(&PortClaims) -> Vec<String>) -> Vec<String> {
+        let route = self.shared.route();
+        let claims = route
+            .as_ref()
+            .and_then(|route| route.claims.get(self.destination.port()));
+        claims.map(of).unwrap_or_default()
+    }
+
     /// What the claims on the port say, or the app.
     fn by_claims(&self, claim: impl FnOnce(&PortClaims) -> Option<&str>) -> Server {
         let route = self.shared.route();
@@ -73,13 +104,15 @@ impl PodServers {
     }
 }
 
+/// Whether the kubelet asks how the app is.
+fn is_probe(claims: &PortClaims, head: &impl Head) -> bool {
+    let is_kubelet = |agent: Cow<'_, str>| agent.starts_with(KUBELET);
+    claims.http_probed && head.field("user-agent").is_some_and(is_kubelet)
+}
+
 impl Servers for PodServers {
     fn choose(&self, head: &impl Head) -> Server {
-        self.by_claims(|claims| {
-            let is_kubelet = |agent: Cow<'_, str>| agent.starts_with(KUBELET);
-            let is_probe = claims.http_probed && head.field("user-agent").is_some_and(is_kubelet);
-            claims.of(head).filter(|_| !is_probe)
-        })
+        self.by_claims(|claims| claims.of(head).filter(|_| !is_probe(claims, head)))
     }
 
     fn other(&self) -> Server {
@@ -94,5 +127,24 @@ impl Servers for PodServers {
                 Ok(End::new(Tcp::new(app.map_err(io::Error::other)?)))
             }
         }
+    }
+
+    fn copied(&self, head: &impl Head) -> Vec<String> {
+        self.copies(|claims| match is_probe(claims, head) {
+            true => Vec::new(),
+            false => claims.copied(head),
+        })
+    }
+
+    fn other_copied(&self) -> Vec<String> {
+        self.copies(PortClaims::all_copied)
+    }
+
+    fn tap(&self, claim_id: &str) -> Tap {
+        let (servers, claim_id) = (self.clone(), claim_id.to_owned());
+        let connecting = async move { servers.holder(&claim_id).await };
+        Tap::new(connecting, |carrying| {
+            self.shared.flows.spawn(carrying.run())
+        })
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::http2::{self, PREFACE};
-use super::{Broken, Connection, End, Reader, Server, Servers, Writer};
+use super::{Broken, Connection, End, Server, Servers};
 use exchange::{Next, exchange};
 pub(super) use head::NotHttp;
 use head::RequestHead;
@@ -104,7 +104,8 @@ async fn serve_requests(
                 return finish(client, kept).await;
             }
             Came::NotHttp | Came::Http2 => {
-                let (_, end) = kept.take(servers, servers.other()).await?;
+                let (_, mut end) = kept.take(servers, servers.other()).await?;
+                end.writer.taps = kept.taps(servers, servers.other_copied());
                 return splice(client, end, kept).await;
             }
             Came::End => return finish(client, kept).await,
@@ -180,11 +181,15 @@ async fn pass_request(
     let is_repeatable = server != Server::App && kept.has(&server) && head.is_safe();
     let request = is_repeatable.then(|| BytesMut::from(&client.buffer[..head.length]));
     let mut connection = kept.take(servers, server).await?;
+    connection.1.writer.taps = kept.taps(servers, servers.copied(head));
     match (exchange(client, &mut connection.1, head).await, request) {
         (Err(Broken::NoAnswer), Some(mut request)) => {
             request.unsplit(std::mem::take(&mut client.buffer));
             client.buffer = request;
-            let mut connection = kept.take(servers, connection.0).await?;
+            let (server, end) = connection;
+            let mut connection = kept.take(servers, server).await?;
+            // They have the request already.
+            drop(end);
             let next = exchange(client, &mut connection.1, head).await?;
             Ok((next, connection))
         }
@@ -205,17 +210,7 @@ async fn finish(mut client: End, kept: &mut Kept) -> Result<(), Broken> {
 /// Passes everything in both directions, with one server from now on.
 async fn splice(client: End, server: End, kept: &mut Kept) -> Result<(), Broken> {
     std::mem::take(kept).close().await;
-    let one = pass_all(client.reader, client.buffer, server.writer);
-    let other = pass_all(server.reader, server.buffer, client.writer);
-    tokio::try_join!(one, other)?;
-    Ok(())
-}
-
-async fn pass_all(mut reader: Reader, buffer: BytesMut, mut writer: Writer) -> io::Result<()> {
-    writer.write_all(&buffer).await?;
-    drop(buffer);
-    copy(&mut reader, &mut writer).await?;
-    writer.shutdown().await
+    Ok(super::splice(client, server).await?)
 }
 
 #[cfg(test)]

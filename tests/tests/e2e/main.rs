@@ -23,3 +23,4 @@ mod toggles;
 mod transport;
 mod truth;
 mod why;
+mod wiretap;

@@ -13,6 +13,8 @@ pub(crate) struct Claim {
     pub(crate) container_port: u16,
     pub(crate) protocol: Protocol,
     pub(crate) reach: Reach,
+    /// Copies go to the laptop, and somebody else answers.
+    pub(crate) copy: bool,
     pub(crate) id: String,
     pub(crate) http_probed: bool,
 }
@@ -54,6 +56,7 @@ impl From<Claim> for v1::Claim {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,
             },
+            copy: claim.copy,
         }
     }
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
-use kvpn_proto::crd::{Engagement, EngagementSpec, EngagementStatus, WorkloadKind, condition};
+use kvpn_proto::crd::{
+    Engagement, EngagementSpec, EngagementStatus, Verb, WorkloadKind, condition,
+};
 use kvpn_proto::filter::{self, Filter, FilterError};
 use kvpn_proto::flow::Protocol;
 
@@ -123,8 +125,15 @@ impl EngagementRecord {
         self.view = view;
     }
 
-    /// Whether a request may fit both, or both want all that no filter takes.
+    /// Whether a request may fit both, or both want all that no filter takes. Copies take
+    /// nothing away.
     fn overlaps(&self, other: &Self) -> bool {
+        if [self, other]
+            .map(|it| it.view.spec.verb)
+            .contains(&Verb::Wiretap)
+        {
+            return false;
+        }
         match (&self.filter, &other.filter) {
             (Ok(ours), Ok(theirs)) => filter::overlap(ours.as_ref(), theirs.as_ref()),
             // What cannot be used takes nothing.

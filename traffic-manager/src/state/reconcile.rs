@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvpn_proto::crd::Verb;
+
 use super::engagements::{EngagementRecord, Standing, decide};
 use super::status::engagement_status;
 use super::{Claim, Effect, Key, Now, PodView, World};
@@ -153,6 +155,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             protocol: port.protocol,
             http_probed: pod.http_probed.contains(&port.container_port),
             reach: record.view.spec.http.clone().into(),
+            copy: record.view.spec.verb == Verb::Wiretap,
         })
         .collect()
 }

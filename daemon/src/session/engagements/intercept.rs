@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kvpn_proto::crd::WorkloadRef;
+use kvpn_proto::crd::{Verb, WorkloadRef};
 use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::{Failure, Reason, v1};
@@ -28,6 +28,7 @@ const LISTENING_DEADLINE: Duration = Duration::from_millis(300);
 
 /// What is to be intercepted.
 pub(crate) struct Intercept {
+    pub(crate) verb: Verb,
     pub(crate) namespace: String,
     pub(crate) target: String,
     pub(crate) ports: Vec<RequestedPort>,
@@ -63,7 +64,12 @@ impl Engagements {
             Err(failure) => return fail(&events, failure).await,
         };
         let locals: Vec<SocketAddr> = plan.ports.iter().map(|port| port.local).collect();
-        let entry = Entry::new(plan.workload, plan.ports, request.http.clone());
+        let entry = Entry::new(
+            request.verb,
+            plan.workload,
+            plan.ports,
+            request.http.clone(),
+        );
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) =
             tokio::join!(self.create(&key, entry), warn_of_silence(&locals, &events));

@@ -38,6 +38,7 @@ impl fmt::Display for Key {
 
 /// One engagement.
 pub(super) struct Entry {
+    pub(super) verb: Verb,
     pub(super) workload: WorkloadRef,
     pub(super) ports: Vec<ResolvedPort>,
     pub(super) http: Option<HttpFilter>,
@@ -47,11 +48,13 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(
+        verb: Verb,
         workload: WorkloadRef,
         ports: Vec<ResolvedPort>,
         http: Option<HttpFilter>,
     ) -> Self {
         Self {
+            verb,
             workload,
             ports,
             http,
@@ -72,7 +75,7 @@ impl Entry {
             name: key.name.clone(),
             namespace: key.namespace.clone(),
             workload: self.workload.to_string(),
-            verb: Verb::Intercept.as_str().to_owned(),
+            verb: self.verb.as_str().to_owned(),
             ports: self.ports.iter().map(mapping).collect(),
             active: observed.progress == Progress::Active,
             message,
@@ -256,7 +259,7 @@ mod tests {
         };
         table.insert(
             Key::new("shop", "web-alice-1"),
-            Entry::new(workload, vec![port], None),
+            Entry::new(Verb::Intercept, workload, vec![port], None),
         );
         table
     }

@@ -1,5 +1,6 @@
 //! A client's connections to servers, kept for its next requests: one to each.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -9,11 +10,15 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::io::poll_read_buf;
 use tracing::debug;
 
+use crate::http::tap::Tap;
 use crate::http::{Connection, End, READ, Server, Servers, http2};
 
-/// Connections on which nothing is awaited.
+/// Connections on which nothing is awaited, and copies that go on with the next request.
 #[derive(Default)]
-pub(super) struct Kept(Vec<Connection>);
+pub(super) struct Kept {
+    connections: Vec<Connection>,
+    taps: HashMap<String, Tap>,
+}
 
 /// What a server does unasked.
 pub(super) enum Said {
@@ -24,17 +29,31 @@ pub(super) enum Said {
 
 impl Kept {
     pub(super) fn put(&mut self, connection: Connection) {
-        self.0.push(connection);
+        let (server, mut end) = connection;
+        end.writer.taps.clear();
+        self.connections.push((server, end));
+    }
+
+    /// The copies for the holders of these claims, new ones where there are none or they
+    /// were given up.
+    pub(super) fn taps(&mut self, servers: &impl Servers, claim_ids: Vec<String>) -> Vec<Tap> {
+        self.taps.retain(|_, tap| tap.is_open());
+        let tap = |id: String| {
+            let tap = self.taps.entry(id);
+            let tap = tap.or_insert_with_key(|id| servers.tap(id));
+            tap.clone()
+        };
+        claim_ids.into_iter().map(tap).collect()
     }
 
     /// The connection to that server, not kept any more.
     pub(super) fn of(&mut self, server: &Server) -> Option<End> {
-        let index = self.0.iter().position(|(it, _)| it == server)?;
-        Some(self.0.swap_remove(index).1)
+        let index = self.connections.iter().position(|(it, _)| it == server)?;
+        Some(self.connections.swap_remove(index).1)
     }
 
     pub(super) fn has(&self, server: &Server) -> bool {
-        self.0.iter().any(|(it, _)| it == server)
+        self.connections.iter().any(|(it, _)| it == server)
     }
 
     /// The connection to that server, a new one if none is kept; one to the app when
@@ -61,13 +80,15 @@ impl Kept {
     /// Whether a server has said something that nobody asked for. That it speaks HTTP/2,
     /// it may say before the client does.
     pub(super) fn has_spoken(&self) -> bool {
-        self.0.iter().any(|(_, end)| has_words(&end.buffer))
+        self.connections
+            .iter()
+            .any(|(_, end)| has_words(&end.buffer))
     }
 
     /// Waits until a server does something; for ever when none is kept.
     pub(super) async fn unasked(&mut self) -> Said {
         let (index, has_words) = poll_fn(|cx| {
-            for (index, (_, end)) in self.0.iter_mut().enumerate() {
+            for (index, (_, end)) in self.connections.iter_mut().enumerate() {
                 loop {
                     if has_words(&end.buffer) {
                         return Poll::Ready((index, true));
@@ -86,7 +107,7 @@ impl Kept {
             Poll::Pending
         })
         .await;
-        let (server, mut end) = self.0.swap_remove(index);
+        let (server, mut end) = self.connections.swap_remove(index);
         if has_words {
             return Said::Words(end);
         }
@@ -96,7 +117,7 @@ impl Kept {
 
     /// Ends them in order.
     pub(super) async fn close(self) {
-        for (_, mut end) in self.0 {
+        for (_, mut end) in self.connections {
             let _ = end.writer.shutdown().await;
         }
     }

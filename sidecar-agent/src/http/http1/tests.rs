@@ -6,10 +6,15 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::http::end::Pipe;
+use crate::http::tap::Tap;
 
 const ROOM: usize = 1 << 20;
 
-/// Servers that hand over their other ends. Requests with a user go to that holder.
+/// How long a connection may take to come.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Servers that hand over their other ends. Requests with a user go to that holder, and
+/// copies of those with a copy to that one.
 #[derive(Default)]
 struct Fake {
     connected: Mutex<Vec<(Server, Pipe)>>,
@@ -33,6 +38,30 @@ impl Servers for std::sync::Arc<Fake> {
         let connected = (server.clone(), theirs);
         self.connected.lock().unwrap().push(connected);
         Ok(End::new(ours))
+    }
+
+    fn copied(&self, head: &impl Head) -> Vec<String> {
+        let copy = head.field("x-copy").map(|id| id.into_owned());
+        copy.into_iter().collect()
+    }
+
+    fn other_copied(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn tap(&self, claim_id: &str) -> Tap {
+        let (fake, server) = (std::sync::Arc::clone(self), holder(claim_id));
+        let connecting = async move { fake.connect(&server).await };
+        Tap::new(connecting, |carrying| tokio::spawn(carrying.run()))
+    }
+}
+
+impl Fake {
+    /// The other end of the connection to a server that was opened last.
+    fn connection_of(&self, wanted: &Server) -> Option<Pipe> {
+        let mut connected = self.connected.lock().unwrap();
+        let index = connected.iter().rposition(|(it, _)| it == wanted)?;
+        Some(connected.swap_remove(index).1)
     }
 }
 
@@ -65,12 +94,12 @@ impl Case {
 
     /// The other end of the connection to a server that was opened last.
     async fn server(&self, wanted: Server) -> Pipe {
+        let start = Instant::now();
         loop {
-            let last = self.fake.connected.lock().unwrap().pop();
-            if let Some((server, end)) = last {
-                assert_eq!(server, wanted);
+            if let Some(end) = self.fake.connection_of(&wanted) {
                 return end;
             }
+            assert!(start.elapsed() < SOON, "{wanted:?}");
             tokio::task::yield_now().await;
         }
     }
@@ -427,4 +456,53 @@ async fn request_that_changes_something_is_asked_only_once() {
     let broken = case.serving.await.unwrap().unwrap_err();
     assert!(matches!(broken, Broken::NoAnswer), "{broken}");
     case.client.read_to_end(&mut Vec::new()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn copies_are_of_the_requests_that_fit_and_their_answers_are_thrown_away() {
+    let mut case = Case::new();
+    let copied = "POST /1 HTTP/1.1\r\nX-Copy: a\r\nContent-Length: 5\r\n\r\n";
+    case.send(copied).await;
+    let mut app = case.server(Server::App).await;
+    let mut a = case.server(holder("a")).await;
+    case.send("hello").await;
+    for end in [&mut app, &mut a] {
+        expect(end, &format!("{copied}hello")).await;
+    }
+    reply(&mut a, "HTTP/1.1 500 Oops\r\n\r\n").await;
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
+    for (request, is_copied) in [(get("/2", ""), false), (copied.replace('5', "0"), true)] {
+        case.send(&request).await;
+        expect(&mut app, &request).await;
+        if is_copied {
+            expect(&mut a, &request).await;
+        }
+        reply(&mut app, OK).await;
+        case.expect(OK).await;
+    }
+    case.client.shutdown().await.unwrap();
+    expect_end(&mut a, "").await;
+    close(a).await;
+    case.serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn copy_that_nobody_takes_slows_nobody() {
+    let mut case = Case::new();
+    let length = 4 * ROOM;
+    let head = format!("POST / HTTP/1.1\r\nX-Copy: a\r\nContent-Length: {length}\r\n\r\n");
+    case.send(&head).await;
+    let mut app = case.server(Server::App).await;
+    let mut a = case.server(holder("a")).await;
+    expect(&mut app, &head).await;
+    for _ in 0..4 {
+        let part = "b".repeat(ROOM);
+        case.send(&part).await;
+        expect(&mut app, &part).await;
+    }
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
+    // What is left of it must not look whole.
+    a.read_to_end(&mut Vec::new()).await.unwrap_err();
 }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::http::end::Pipe;
+use crate::http::tap::Tap;
 use crate::http::{READ, Server};
 
 const ROOM: usize = 64 << 10;
@@ -72,6 +73,18 @@ impl Servers for Arc<Fake> {
             self.apps.lock().unwrap().push(serving);
         }
         Ok(End::new(ours))
+    }
+
+    fn copied(&self, _: &impl Head) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn other_copied(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn tap(&self, claim_id: &str) -> Tap {
+        unreachable!("no copy for {claim_id}")
     }
 }
 

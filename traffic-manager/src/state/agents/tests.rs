@@ -51,6 +51,7 @@ fn claim(id: &str, port: u16) -> Claim {
         protocol: Protocol::Tcp,
         http_probed: false,
         reach: Reach::Rest,
+        copy: false,
     }
 }
 
