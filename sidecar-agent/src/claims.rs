@@ -93,32 +93,51 @@ impl Claims {
     }
 }
 
-impl TryFrom<Vec<v1::Claim>> for Claims {
+impl TryFrom<v1::WatchClaimsResponse> for Claims {
     type Error = ClaimError;
 
-    fn try_from(claims: Vec<v1::Claim>) -> Result<Self, ClaimError> {
-        let mut by_port: BTreeMap<u16, PortClaims> = BTreeMap::new();
-        for claim in claims {
-            let port = flow::port(claim.container_port)?;
-            match Protocol::try_from(claim.protocol())? {
-                Protocol::Tcp => {}
-                Protocol::Udp => return Err(ClaimError::Udp(port)),
-            }
-            let claims = by_port.entry(port).or_default();
-            claims.http_probed |= claim.http_probed;
-            let filter = match claim.http {
-                Some(filter) => Some(Filter::try_from(&HttpFilter::try_from(filter)?)?),
-                None => None,
-            };
+    fn try_from(told: v1::WatchClaimsResponse) -> Result<Self, ClaimError> {
+        let mut claims = Self::default();
+        for claim in told.claims {
+            let (port, filter, claim) = claims.read(claim)?;
             match filter {
-                filter if claim.copy => claims.copies.push((filter, claim.id)),
-                Some(filter) => claims.filtered.push((filter, claim.id)),
-                None if claims.rest.is_some() => return Err(ClaimError::Twice(port)),
-                None => claims.rest = Some(claim.id),
+                Some(filter) => port.filtered.push((filter, claim.id)),
+                None if port.rest.is_some() => return Err(twice(&claim)),
+                None => port.rest = Some(claim.id),
             }
         }
-        Ok(Self { by_port })
+        for copy in told.copies {
+            let (port, filter, copy) = claims.read(copy)?;
+            port.copies.push((filter, copy.id));
+        }
+        Ok(claims)
     }
+}
+
+impl Claims {
+    /// The port of a claim, and its filter.
+    fn read(
+        &mut self,
+        claim: v1::Claim,
+    ) -> Result<(&mut PortClaims, Option<Filter>, v1::Claim), ClaimError> {
+        let mut claim = claim;
+        let port = flow::port(claim.container_port)?;
+        match Protocol::try_from(claim.protocol())? {
+            Protocol::Tcp => {}
+            Protocol::Udp => return Err(ClaimError::Udp(port)),
+        }
+        let filter = match claim.http.take() {
+            Some(filter) => Some(Filter::try_from(&HttpFilter::try_from(filter)?)?),
+            None => None,
+        };
+        let claims = self.by_port.entry(port).or_default();
+        claims.http_probed |= claim.http_probed;
+        Ok((claims, filter, claim))
+    }
+}
+
+fn twice(claim: &v1::Claim) -> ClaimError {
+    ClaimError::Twice(flow::port(claim.container_port).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -129,6 +148,13 @@ mod tests {
 
     use super::*;
 
+    fn read(claims: Vec<v1::Claim>) -> Result<Claims, ClaimError> {
+        Claims::try_from(v1::WatchClaimsResponse {
+            claims,
+            ..v1::WatchClaimsResponse::default()
+        })
+    }
+
     fn claim(id: &str, port: u32, protocol: v1::Protocol) -> v1::Claim {
         v1::Claim {
             id: id.into(),
@@ -136,13 +162,23 @@ mod tests {
             protocol: protocol.into(),
             http_probed: id.starts_with("probed"),
             http: None,
-            copy: false,
+        }
+    }
+
+    fn filtered(id: &str, port: u32, header: &str) -> v1::Claim {
+        let filter = HttpFilter {
+            any: false,
+            conditions: vec![Condition::header(header)],
+        };
+        v1::Claim {
+            http: Some(filter.into()),
+            ..claim(id, port, v1::Protocol::Tcp)
         }
     }
 
     #[test]
     fn claims_are_found_by_their_port() {
-        let claims = Claims::try_from(vec![
+        let claims = read(vec![
             claim("plain", 8080, v1::Protocol::Tcp),
             claim("probed", 80, v1::Protocol::Tcp),
         ])
@@ -177,25 +213,18 @@ mod tests {
 
     #[test]
     fn filters_come_before_the_rest() {
-        let filtered = |id: &str, header: &str| v1::Claim {
-            http: Some(
-                HttpFilter {
-                    any: false,
-                    conditions: vec![Condition::header(header)],
-                }
-                .into(),
-            ),
-            ..claim(id, 80, v1::Protocol::Tcp)
-        };
-        let mut all = vec![filtered("probed-a", "x-user=a"), filtered("b", "x-user=b")];
-        let claims = Claims::try_from(all.clone()).unwrap();
+        let mut all = vec![
+            filtered("probed-a", 80, "x-user=a"),
+            filtered("b", 80, "x-user=b"),
+        ];
+        let claims = read(all.clone()).unwrap();
         let port = claims.get(80).unwrap();
         assert!(port.is_filtered());
         assert_eq!(port.of(&By("b")), Some("b"));
         assert_eq!(port.of(&By("c")), None);
 
         all.push(claim("rest", 80, v1::Protocol::Tcp));
-        let claims = Claims::try_from(all).unwrap();
+        let claims = read(all).unwrap();
         let port = claims.get(80).unwrap();
         assert_eq!(port.of(&By("a")), Some("probed-a"));
         assert_eq!(port.of(&By("c")), Some("rest"));
@@ -203,7 +232,7 @@ mod tests {
 
     #[test]
     fn claims_that_cannot_be_served_are_refused() {
-        let refused = |claims: Vec<v1::Claim>| Claims::try_from(claims).unwrap_err();
+        let refused = |claims: Vec<v1::Claim>| read(claims).unwrap_err();
         assert_eq!(
             refused(vec![claim("a", 53, v1::Protocol::Udp)]),
             ClaimError::Udp(53)
@@ -223,7 +252,30 @@ mod tests {
 
     #[test]
     fn no_claims_redirect_no_port() {
-        let claims = Claims::try_from(vec![]).unwrap();
+        let claims = read(vec![]).unwrap();
         assert!(claims.ports().is_empty());
+    }
+
+    #[test]
+    fn copies_take_nothing_away() {
+        let told = v1::WatchClaimsResponse {
+            generation: 1,
+            claims: vec![claim("rest", 8080, v1::Protocol::Tcp)],
+            copies: vec![
+                claim("all", 8080, v1::Protocol::Tcp),
+                filtered("some", 8080, "x-user=alice"),
+                claim("alone", 9090, v1::Protocol::Tcp),
+            ],
+        };
+        let claims = Claims::try_from(told).unwrap();
+        assert_eq!(claims.ports(), [8080, 9090].into());
+        let port = claims.get(8080).unwrap();
+        assert!(port.is_filtered());
+        assert_eq!(port.rest(), Some("rest"));
+        assert_eq!(port.all_copied(), ["all"]);
+        assert_eq!(port.copied(&By("eve")), ["all"]);
+        assert_eq!(port.copied(&By("alice")), ["all", "some"]);
+        let alone = claims.get(9090).unwrap();
+        assert!(alone.is_copied() && !alone.is_filtered() && alone.rest().is_none());
     }
 }

@@ -9,6 +9,7 @@ mod original;
 mod requests;
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -19,7 +20,7 @@ use kvpn_tunnel::grpc::TunnelClient;
 use kvpn_tunnel::relay::{self, FrameStream};
 use tokio::{
     net::TcpStream,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, warn};
@@ -40,6 +41,9 @@ const APP_DEADLINE: Duration = Duration::from_secs(10);
 /// before it was closed.
 const DELIVERY: Duration = Duration::from_secs(5);
 
+/// How long copies are not offered to who could not be had.
+const MISSED: Duration = Duration::from_secs(2);
+
 /// How long a client of a probed port may keep silent. The kubelet sends its
 /// request at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(50);
@@ -54,6 +58,8 @@ struct Shared {
     port: u16,
     route: Mutex<Option<Arc<Route>>>,
     flows: TaskTracker,
+    /// When the holders of claims on copies could not be had the last time.
+    missed_copies: Mutex<HashMap<String, Instant>>,
 }
 
 /// The claims in force, and the way to those who hold them.
@@ -88,6 +94,7 @@ impl Forwarder {
             port: listeners.port(),
             route: Mutex::new(None),
             flows,
+            missed_copies: Mutex::default(),
         });
         for listener in listeners.into_inner() {
             tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -123,6 +130,20 @@ impl Forwarder {
 }
 
 impl Shared {
+    /// Whether it is too soon to offer copies again.
+    fn has_missed_copies(&self, claim_id: &str) -> bool {
+        let missed = self.missed_copies.lock();
+        let missed = missed.unwrap_or_else(PoisonError::into_inner);
+        missed.get(claim_id).is_some_and(|at| at.elapsed() < MISSED)
+    }
+
+    fn note_missed_copies(&self, claim_id: String) {
+        let missed = self.missed_copies.lock();
+        let mut missed = missed.unwrap_or_else(PoisonError::into_inner);
+        missed.retain(|_, at| at.elapsed() < MISSED);
+        missed.insert(claim_id, Instant::now());
+    }
+
     fn route(&self) -> Option<Arc<Route>> {
         self.lock().clone()
     }

@@ -48,8 +48,9 @@ pub(crate) trait Servers {
     fn copied(&self, head: &impl Head) -> Vec<String>;
     /// Who gets a copy of what is no HTTP.
     fn other_copied(&self) -> Vec<String>;
-    /// A new copy for the holder of a claim.
-    fn tap(&self, claim_id: &str) -> Tap;
+    /// A new copy for the holder of a claim, unless that cannot be had. One whose answers
+    /// are awaited ends with them.
+    fn tap(&self, claim_id: &str, is_answered: bool) -> Option<Tap>;
 }
 
 /// Why a connection did not end in order.
@@ -103,9 +104,14 @@ pub(crate) async fn serve_whole(
         Err(_) if server != Server::App => servers.connect(&Server::App).await?,
         connected => connected?,
     };
-    let copied = servers.other_copied();
-    end.writer.taps = copied.iter().map(|id| servers.tap(id)).collect();
+    end.writer.taps = taps_of_all(servers);
     splice(client, end).await
+}
+
+/// New copies for those who get one of everything.
+fn taps_of_all(servers: &impl Servers) -> Vec<Tap> {
+    let copied = servers.other_copied().into_iter();
+    copied.filter_map(|id| servers.tap(&id, false)).collect()
 }
 
 /// Passes everything in both directions.

@@ -175,7 +175,8 @@ impl Agent {
         response: WatchClaimsResponse,
         tunnel: &TunnelClient,
     ) -> anyhow::Result<()> {
-        let claims = Claims::try_from(response.claims)?;
+        let generation = response.generation;
+        let claims = Claims::try_from(response)?;
         let ports = claims.ports();
         // The route first, so that it is there for the first connection.
         self.forwarder.set_route(Some(Route {
@@ -183,7 +184,7 @@ impl Agent {
             tunnel: tunnel.clone(),
         }));
         self.redirect.apply(&ports, self.forwarder.port())?;
-        info!(generation = response.generation, ?ports, "Claims in force");
+        info!(generation, ?ports, "Claims in force");
         self.note_idle(ports.is_empty());
         Ok(())
     }

@@ -238,7 +238,7 @@ fn late(args: &InterceptArgs) -> Failure {
     Failure::new(
         Reason::TimedOut,
         format!(
-            "{} is not intercepted after {} s",
+            "{} is not engaged after {} s",
             args.target,
             args.timeout.as_secs()
         ),

@@ -96,8 +96,8 @@ fn watch_claims(bytes: &[u8]) {
     let Ok(message) = v1::WatchClaimsResponse::decode(bytes) else {
         return;
     };
-    let told = message.claims.len();
-    if let Ok(claims) = Claims::try_from(message.claims) {
+    let told = message.claims.len() + message.copies.len();
+    if let Ok(claims) = Claims::try_from(message) {
         let ports = claims.ports();
         assert!(ports.len() <= told);
         for port in ports {

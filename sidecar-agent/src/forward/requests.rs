@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use kvpn_proto::filter::Head;
 use kvpn_tunnel::relay;
 use tokio::net::TcpStream;
@@ -13,7 +14,7 @@ use tracing::debug;
 use super::{APP_DEADLINE, Route, Shared, hand_over};
 use crate::claims::PortClaims;
 use crate::http::end::{Pipe, Tcp};
-use crate::http::tap::Tap;
+use crate::http::tap::{Connected, Tap};
 use crate::http::{self, End, Server, Servers};
 use crate::probes::KUBELET;
 
@@ -87,7 +88,8 @@ impl PodServers {
         }
     }
 
-    async fn holder(&self, claim_id: &str) -> io::Result<End> {
+    /// A connection to the holder of a claim, and what carries its bytes.
+    async fn open(&self, claim_id: &str) -> io::Result<Connected> {
         let Some(route) = self.shared.route() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
@@ -95,12 +97,12 @@ impl PodServers {
         let frames = hand_over(tunnel, claim_id, self.source).await;
         let frames = frames.map_err(io::Error::other)?;
         let (ours, theirs) = Pipe::new(ROOM);
-        self.shared.flows.spawn(async move {
+        let relay = async move {
             if let Err(error) = relay::splice(theirs, frames).await {
                 debug!(%error, "Cut off from the claim's holder");
             }
-        });
-        Ok(End::new(ours))
+        };
+        Ok((End::new(ours), relay.boxed()))
     }
 }
 
@@ -121,7 +123,11 @@ impl Servers for PodServers {
 
     async fn connect(&self, server: &Server) -> io::Result<End> {
         match server {
-            Server::Holder(claim_id) => self.holder(claim_id).await,
+            Server::Holder(claim_id) => {
+                let (end, relay) = self.open(claim_id).await?;
+                self.shared.flows.spawn(relay);
+                Ok(end)
+            }
             Server::App => {
                 let app = relay::dial_tcp(self.destination, APP_DEADLINE).await;
                 Ok(End::new(Tcp::new(app.map_err(io::Error::other)?)))
@@ -140,11 +146,20 @@ impl Servers for PodServers {
         self.copies(PortClaims::all_copied)
     }
 
-    fn tap(&self, claim_id: &str) -> Tap {
+    fn tap(&self, claim_id: &str, is_answered: bool) -> Option<Tap> {
+        if self.shared.has_missed_copies(claim_id) {
+            return None;
+        }
         let (servers, claim_id) = (self.clone(), claim_id.to_owned());
-        let connecting = async move { servers.holder(&claim_id).await };
-        Tap::new(connecting, |carrying| {
-            self.shared.flows.spawn(carrying.run())
-        })
+        let connecting = async move {
+            let opened = servers.open(&claim_id).await;
+            if opened.is_err() {
+                servers.shared.note_missed_copies(claim_id);
+            }
+            opened
+        };
+        let (tap, carrying) = Tap::new(connecting, is_answered);
+        self.shared.flows.spawn(carrying);
+        Some(tap)
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::http2::{self, PREFACE};
-use super::{Broken, Connection, End, Server, Servers};
+use super::{Broken, Connection, End, Server, Servers, taps_of_all};
 use exchange::{Next, exchange};
 pub(super) use head::NotHttp;
 use head::RequestHead;
@@ -92,7 +92,10 @@ async fn serve_requests(
                 std::mem::take(kept).close().await;
                 return http2::serve(client, app, servers).await;
             }
-            Came::Unasked(end) if is_first => return splice(client, end, kept).await,
+            Came::Unasked(mut end) if is_first => {
+                end.writer.taps = taps_of_all(servers);
+                return splice(client, end, kept).await;
+            }
             // Such as that it has waited for too long.
             Came::Unasked(mut end) => {
                 client.writer.write_all(&end.buffer).await?;
@@ -105,7 +108,7 @@ async fn serve_requests(
             }
             Came::NotHttp | Came::Http2 => {
                 let (_, mut end) = kept.take(servers, servers.other()).await?;
-                end.writer.taps = kept.taps(servers, servers.other_copied());
+                end.writer.taps = taps_of_all(servers);
                 return splice(client, end, kept).await;
             }
             Came::End => return finish(client, kept).await,
@@ -199,6 +202,7 @@ async fn pass_request(
 
 /// Ends a client's connection, after everything was said.
 async fn finish(mut client: End, kept: &mut Kept) -> Result<(), Broken> {
+    kept.finish_taps();
     std::mem::take(kept).close().await;
     client.writer.shutdown().await?;
     let mut nowhere = sink();
@@ -209,6 +213,8 @@ async fn finish(mut client: End, kept: &mut Kept) -> Result<(), Broken> {
 
 /// Passes everything in both directions, with one server from now on.
 async fn splice(client: End, server: End, kept: &mut Kept) -> Result<(), Broken> {
+    kept.keep_taps(&server.writer.taps);
+    kept.finish_taps();
     std::mem::take(kept).close().await;
     Ok(super::splice(client, server).await?)
 }

@@ -3,109 +3,177 @@
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use tokio::io::{AsyncWrite, AsyncWriteExt, copy, sink};
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::timeout;
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 use super::End;
 
-/// How many pieces of a copy may wait, of some 16 KiB at the most each.
-const PIECES: usize = 32;
+/// How much of a copy may wait, in bytes.
+const ROOM: usize = 1 << 20;
 
-/// How long who looks on may go on answering after the last piece.
-const ANSWERS: Duration = Duration::from_secs(10);
+/// How long a copy may go on after the last piece, and its answers.
+const AFTERWARDS: Duration = Duration::from_secs(10);
 
-/// Takes a copy; so do its clones, which are one. Nobody waits for it: a copy for which there is no room is given up, and
-/// cut off, as it must not look whole.
+/// Takes a copy; so do its clones, which are one. Nobody waits for it: a copy for which
+/// there is no room is given up, and cut off, as it must not look whole.
 #[derive(Clone)]
-pub(crate) struct Tap {
-    /// None once it has been given up.
-    pieces: Option<mpsc::Sender<Bytes>>,
-    task: AbortHandle,
+pub(crate) struct Tap(Arc<Shared>);
+
+struct Shared {
+    /// Pieces, and at the end of a whole copy nothing.
+    pieces: mpsc::UnboundedSender<Option<Bytes>>,
+    state: Arc<State>,
+    /// The last who feeds it is gone.
+    _gone: DropGuard,
 }
 
+#[derive(Default)]
+struct State {
+    /// Bytes.
+    waiting: AtomicUsize,
+    is_given_up: AtomicBool,
+}
+
+/// A connection for a copy, and what carries its bytes meanwhile.
+pub(crate) type Connected = (End, BoxFuture<'static, ()>);
+
 impl Tap {
-    /// Copies to where the connection leads. `spawn` has it run.
-    pub(crate) fn new<C>(connecting: C, spawn: impl FnOnce(Carrying<C>) -> JoinHandle<()>) -> Self
-    where
-        C: Future<Output = io::Result<End>>,
-    {
-        let (pieces, waiting) = mpsc::channel(PIECES);
-        let task = spawn(Carrying {
+    /// Copies to where `connecting` leads, once there is something. Such a copy ends with
+    /// its answers if `is_answered`. What is to be run with it comes besides.
+    pub(crate) fn new(
+        connecting: impl Future<Output = io::Result<Connected>>,
+        is_answered: bool,
+    ) -> (Self, impl Future<Output = ()>) {
+        let (sender, pieces) = mpsc::unbounded_channel();
+        let state = Arc::<State>::default();
+        let gone = CancellationToken::new();
+        let carrying = Carrying {
             connecting,
-            pieces: waiting,
-        });
-        Self {
-            pieces: Some(pieces),
-            task: task.abort_handle(),
-        }
+            pieces,
+            state: Arc::clone(&state),
+            is_answered,
+        };
+        let is_over = gone.clone();
+        let run = async move {
+            let given_up = Arc::clone(&carrying.state);
+            let too_late = async {
+                is_over.cancelled().await;
+                sleep(AFTERWARDS).await;
+            };
+            tokio::select! {
+                carried = carrying.run() => if let Err(error) = carried {
+                    debug!(%error, "A copy was not taken");
+                },
+                () = too_late => debug!("A copy was not taken in time"),
+            }
+            given_up.is_given_up.store(true, Ordering::Relaxed);
+        };
+        let tap = Self(Arc::new(Shared {
+            pieces: sender,
+            state,
+            _gone: gone.drop_guard(),
+        }));
+        (tap, run)
     }
 
     /// Whether it still takes something.
     pub(super) fn is_open(&self) -> bool {
-        self.pieces.as_ref().is_some_and(|it| !it.is_closed())
+        !self.0.state.is_given_up.load(Ordering::Relaxed) && !self.0.pieces.is_closed()
     }
 
-    fn feed(&mut self, bytes: &[u8]) {
-        let Some(pieces) = &self.pieces else {
+    /// Whether both are the same copy.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Nothing follows, and the copy is whole.
+    pub(super) fn finish(&self) {
+        // Who has ended needs not be told.
+        let _ = self.0.pieces.send(None);
+    }
+
+    fn feed(&self, bytes: &[u8]) {
+        let state = &self.0.state;
+        if state.is_given_up.load(Ordering::Relaxed) {
             return;
-        };
-        if pieces.try_send(Bytes::copy_from_slice(bytes)).is_err() {
-            debug!("A copy is given up");
-            self.pieces = None;
-            self.task.abort();
         }
+        let waiting = state.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
+        if waiting + bytes.len() > ROOM {
+            debug!("A copy is given up");
+            state.is_given_up.store(true, Ordering::Relaxed);
+            return;
+        }
+        let _ = self.0.pieces.send(Some(Bytes::copy_from_slice(bytes)));
     }
 }
 
 /// What carries a copy.
-pub(crate) struct Carrying<C> {
+struct Carrying<C> {
     connecting: C,
-    pieces: mpsc::Receiver<Bytes>,
+    pieces: mpsc::UnboundedReceiver<Option<Bytes>>,
+    state: Arc<State>,
+    is_answered: bool,
 }
 
-impl<C: Future<Output = io::Result<End>>> Carrying<C> {
+impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
     /// Carries it to its end, and throws the answers away.
-    pub(crate) async fn run(self) {
-        let Self {
-            connecting,
-            mut pieces,
-        } = self;
-        let carry = async {
-            let mut end = connecting.await?;
-            let mut nowhere = sink();
-            let mut answers = pin!(copy(&mut end.reader, &mut nowhere));
-            let writer = &mut end.writer;
-            let mut copied = pin!(async {
-                while let Some(piece) = pieces.recv().await {
-                    writer.write_all(&piece).await?;
-                }
-                writer.shutdown().await
-            });
-            let mut has_answered = false;
-            loop {
-                tokio::select! {
-                    copied = &mut copied => break copied?,
-                    answered = &mut answers, if !has_answered => {
-                        answered?;
-                        has_answered = true;
-                    }
-                }
-            }
-            if !has_answered {
-                let _ = timeout(ANSWERS, answers).await;
-            }
-            Ok::<_, io::Error>(())
+    async fn run(mut self) -> io::Result<()> {
+        let Some(first) = self.next().await else {
+            return Ok(());
         };
-        if let Err(error) = carry.await {
-            debug!(%error, "A copy was not taken");
+        let (mut end, relay) = self.connecting.await?;
+        let mut nowhere = sink();
+        let mut answers = pin!(copy(&mut end.reader, &mut nowhere));
+        let writer = &mut end.writer;
+        let (pieces, state) = (&mut self.pieces, &self.state);
+        let mut copied = pin!(async {
+            let mut piece = first;
+            loop {
+                writer.write_all(&piece).await?;
+                state.waiting.fetch_sub(piece.len(), Ordering::Relaxed);
+                if state.is_given_up.load(Ordering::Relaxed) {
+                    return Err(io::Error::other("there is no room for it"));
+                }
+                piece = match pieces.recv().await {
+                    Some(Some(piece)) => piece,
+                    Some(None) => return writer.shutdown().await,
+                    None => return Err(io::ErrorKind::ConnectionReset.into()),
+                };
+            }
+        });
+        let mut relay = relay;
+        let (mut has_copied, mut has_answered) = (false, false);
+        while !(has_copied && has_answered) {
+            tokio::select! {
+                () = &mut relay => break,
+                outcome = &mut copied, if !has_copied => {
+                    outcome?;
+                    has_copied = true;
+                }
+                outcome = &mut answers, if !has_answered => {
+                    outcome?;
+                    if self.is_answered {
+                        break;
+                    }
+                    has_answered = true;
+                }
+            }
         }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        self.pieces.recv().await.flatten()
     }
 }
 
@@ -132,7 +200,7 @@ impl AsyncWrite for Tee {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.writer).poll_write(cx, bytes))?;
-        for tap in &mut self.taps {
+        for tap in &self.taps {
             tap.feed(&bytes[..written]);
         }
         Poll::Ready(Ok(written))
@@ -143,6 +211,10 @@ impl AsyncWrite for Tee {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.writer).poll_shutdown(cx))?;
+        for tap in self.taps.drain(..) {
+            tap.finish();
+        }
+        Poll::Ready(Ok(()))
     }
 }

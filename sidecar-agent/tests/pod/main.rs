@@ -90,7 +90,6 @@ fn claim(id: &str, port: u16) -> v1::Claim {
         protocol: v1::Protocol::Tcp.into(),
         http_probed: false,
         http: None,
-        copy: false,
     }
 }
 

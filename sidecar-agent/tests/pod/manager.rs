@@ -131,9 +131,11 @@ impl Manager {
 
     /// Tells the claims and waits for the answer to them.
     pub(crate) fn claim(&self, generation: u64, claims: Vec<v1::Claim>) -> Event {
-        self.hub
-            .claims
-            .send_replace(WatchClaimsResponse { generation, claims });
+        self.hub.claims.send_replace(WatchClaimsResponse {
+            generation,
+            claims,
+            copies: Vec::new(),
+        });
         loop {
             match self.next_event() {
                 Event::Hello(_) => {}

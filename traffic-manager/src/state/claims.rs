@@ -56,7 +56,6 @@ impl From<Claim> for v1::Claim {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,
             },
-            copy: claim.copy,
         }
     }
 }
@@ -70,9 +69,12 @@ pub(crate) struct ClaimSet {
 
 impl From<ClaimSet> for v1::WatchClaimsResponse {
     fn from(set: ClaimSet) -> Self {
+        let (copies, claims): (Vec<_>, Vec<_>) = set.claims.into_iter().partition(|it| it.copy);
+        let told = |claims: Vec<Claim>| claims.into_iter().map(Into::into).collect();
         Self {
             generation: set.generation,
-            claims: set.claims.into_iter().map(Into::into).collect(),
+            claims: told(claims),
+            copies: told(copies),
         }
     }
 }

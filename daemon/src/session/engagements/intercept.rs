@@ -112,7 +112,11 @@ impl Engagements {
         let ports = workloads::resolve_ports(&inventory, &found, &request.ports)?;
         let workload = found.workload.reference.clone();
         let http = request.http.as_ref();
-        if let Some(key) = self.table.of(namespace, &workload, &ports, http) {
+        let in_the_way = match request.verb {
+            Verb::Intercept => self.table.of(namespace, &workload, &ports, http),
+            Verb::Wiretap => None,
+        };
+        if let Some(key) = in_the_way {
             return Err(Failure::new(
                 Reason::AlreadyEngaged,
                 format!(

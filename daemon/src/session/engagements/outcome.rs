@@ -1,7 +1,7 @@
 //! What an Engagement's status means: still on its way, in force, or failed
 //! and why.
 
-use kvpn_proto::crd::{Engagement, condition};
+use kvpn_proto::crd::{Engagement, Verb, condition};
 use kvpn_proto::filter::{self, Filter, HttpFilter};
 use kvpn_proto::{Failure, Reason};
 
@@ -165,6 +165,8 @@ pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option
         .iter()
         .filter(|other| other.metadata.name != own.metadata.name)
         .filter(|other| other.spec.workload == own.spec.workload)
+        // Copies take nothing away.
+        .filter(|other| other.spec.verb != Verb::Wiretap)
         .filter(|other| overlap(other.spec.http.as_ref(), own.spec.http.as_ref()))
         .filter(|other| {
             other.spec.ports.iter().any(|taken| {

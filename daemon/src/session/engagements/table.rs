@@ -185,6 +185,7 @@ impl Table {
         let found = entries.iter().find(|(key, entry)| {
             key.namespace == namespace
                 && entry.workload == *workload
+                && entry.verb == Verb::Intercept
                 && overlap(entry.http.as_ref(), http)
                 && entry.ports.iter().any(|taken| {
                     ports

@@ -39,11 +39,27 @@ impl Kept {
     pub(super) fn taps(&mut self, servers: &impl Servers, claim_ids: Vec<String>) -> Vec<Tap> {
         self.taps.retain(|_, tap| tap.is_open());
         let tap = |id: String| {
-            let tap = self.taps.entry(id);
-            let tap = tap.or_insert_with_key(|id| servers.tap(id));
-            tap.clone()
+            if let Some(tap) = self.taps.get(&id) {
+                return Some(tap.clone());
+            }
+            let tap = servers.tap(&id, true)?;
+            self.taps.insert(id, tap.clone());
+            Some(tap)
         };
-        claim_ids.into_iter().map(tap).collect()
+        claim_ids.into_iter().filter_map(tap).collect()
+    }
+
+    /// Those copies go on elsewhere.
+    pub(super) fn keep_taps(&mut self, elsewhere: &[Tap]) {
+        self.taps
+            .retain(|_, tap| !elsewhere.iter().any(|it| it.is(tap)));
+    }
+
+    /// The copies are whole.
+    pub(super) fn finish_taps(&mut self) {
+        for (_, tap) in self.taps.drain() {
+            tap.finish();
+        }
     }
 
     /// The connection to that server, not kept any more.

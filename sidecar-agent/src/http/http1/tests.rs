@@ -1,11 +1,13 @@
 use std::sync::Mutex;
 
+use futures::FutureExt;
 use kvpn_proto::filter::Head;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::http::end::Pipe;
+use crate::http::serve_whole;
 use crate::http::tap::Tap;
 
 const ROOM: usize = 1 << 20;
@@ -46,13 +48,18 @@ impl Servers for std::sync::Arc<Fake> {
     }
 
     fn other_copied(&self) -> Vec<String> {
-        Vec::new()
+        vec!["all".into()]
     }
 
-    fn tap(&self, claim_id: &str) -> Tap {
+    fn tap(&self, claim_id: &str, is_answered: bool) -> Option<Tap> {
         let (fake, server) = (std::sync::Arc::clone(self), holder(claim_id));
-        let connecting = async move { fake.connect(&server).await };
-        Tap::new(connecting, |carrying| tokio::spawn(carrying.run()))
+        let connecting = async move {
+            let end = fake.connect(&server).await?;
+            Ok((end, std::future::pending().boxed()))
+        };
+        let (tap, carrying) = Tap::new(connecting, is_answered);
+        tokio::spawn(carrying);
+        Some(tap)
     }
 }
 
@@ -481,10 +488,34 @@ async fn copies_are_of_the_requests_that_fit_and_their_answers_are_thrown_away()
         reply(&mut app, OK).await;
         case.expect(OK).await;
     }
-    case.client.shutdown().await.unwrap();
-    expect_end(&mut a, "").await;
+    // Who looks on may end a connection; the next copy has another.
     close(a).await;
+    tokio::task::yield_now().await;
+    case.send(copied).await;
+    case.send("again").await;
+    let mut a = case.server(holder("a")).await;
+    for end in [&mut app, &mut a] {
+        expect(end, &format!("{copied}again")).await;
+    }
+    reply(&mut app, OK).await;
+    case.expect(OK).await;
+    case.client.shutdown().await.unwrap();
     case.serving.await.unwrap().unwrap();
+    expect_end(&mut a, "").await;
+}
+
+#[tokio::test]
+async fn copy_of_what_is_cut_off_is_cut_off() {
+    let mut case = Case::new();
+    let head = "POST / HTTP/1.1\r\nX-Copy: a\r\nContent-Length: 9\r\n\r\n";
+    case.send(&format!("{head}abc")).await;
+    let mut app = case.server(Server::App).await;
+    let mut a = case.server(holder("a")).await;
+    for end in [&mut app, &mut a] {
+        expect(end, &format!("{head}abc")).await;
+    }
+    drop(case.client);
+    a.read_to_end(&mut Vec::new()).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -505,4 +536,41 @@ async fn copy_that_nobody_takes_slows_nobody() {
     case.expect(OK).await;
     // What is left of it must not look whole.
     a.read_to_end(&mut Vec::new()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn copies_of_everything_are_of_what_is_no_http_too() {
+    for is_whole in [true, false] {
+        let (mut client, ours) = Pipe::new(ROOM);
+        let fake = std::sync::Arc::new(Fake::default());
+        let servers = std::sync::Arc::clone(&fake);
+        let serving = tokio::spawn(async move {
+            if is_whole {
+                serve_whole(End::new(ours), Server::App, &servers)
+                    .await
+                    .unwrap();
+            } else {
+                serve(End::new(ours), &servers).await.unwrap();
+            }
+        });
+        client.write_all(b"SSH-2.0-x\r\n").await.unwrap();
+        let case = Case {
+            client,
+            fake,
+            serving: tokio::spawn(async { Ok(()) }),
+        };
+        let mut app = case.server(Server::App).await;
+        let mut all = case.server(holder("all")).await;
+        for end in [&mut app, &mut all] {
+            expect(end, "SSH-2.0-x\r\n").await;
+        }
+        let mut client = case.client;
+        client.shutdown().await.unwrap();
+        for end in [&mut app, &mut all] {
+            expect_end(end, "").await;
+        }
+        close(app).await;
+        close(all).await;
+        serving.await.unwrap();
+    }
 }
