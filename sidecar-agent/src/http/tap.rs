@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::io::{AsyncWrite, AsyncWriteExt, copy, sink};
-use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
@@ -20,6 +20,16 @@ use super::End;
 
 /// How much of a copy may wait, in bytes.
 const ROOM: usize = 1 << 20;
+
+/// How long nothing is answered before the end of a copy is passed on.
+const QUIET: Duration = if cfg!(test) {
+    Duration::from_millis(50)
+} else {
+    Duration::from_secs(1)
+};
+
+/// How much of an answer is thrown away at once, in bytes.
+const ANSWER: usize = 4 << 10;
 
 /// How long a copy may go on after the last piece, and its answers.
 const AFTERWARDS: Duration = Duration::from_secs(10);
@@ -132,8 +142,15 @@ impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
             return Ok(());
         };
         let (mut end, relay) = self.connecting.await?;
-        let mut nowhere = sink();
-        let mut answers = pin!(copy(&mut end.reader, &mut nowhere));
+        let answered = Notify::new();
+        let reader = &mut end.reader;
+        let mut answers = pin!(async {
+            let mut thrown_away = vec![0; ANSWER];
+            while reader.read(&mut thrown_away).await? > 0 {
+                answered.notify_one();
+            }
+            Ok::<_, io::Error>(())
+        });
         let writer = &mut end.writer;
         let (pieces, state) = (&mut self.pieces, &self.state);
         let mut copied = pin!(async {
@@ -146,7 +163,12 @@ impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
                 }
                 piece = match pieces.recv().await {
                     Some(Some(piece)) => piece,
-                    Some(None) => return writer.shutdown().await,
+                    Some(None) => {
+                        // A client ends when it has its answers, and servers drop what
+                        // they have not answered by then.
+                        while timeout(QUIET, answered.notified()).await.is_ok() {}
+                        return writer.shutdown().await;
+                    }
                     None => return Err(io::ErrorKind::ConnectionReset.into()),
                 };
             }
