@@ -48,6 +48,11 @@ impl PortClaims {
             .collect()
     }
 
+    /// All claims on copies.
+    pub(crate) fn every_copy(&self) -> Vec<String> {
+        self.copies.iter().map(|(_, id)| id.clone()).collect()
+    }
+
     /// The claims on copies of everything.
     pub(crate) fn all_copied(&self) -> Vec<String> {
         let all = self.copies.iter().filter(|(filter, _)| filter.is_none());

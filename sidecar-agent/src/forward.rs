@@ -20,6 +20,7 @@ use kvpn_tunnel::grpc::TunnelClient;
 use kvpn_tunnel::relay::{self, FrameStream};
 use tokio::{
     net::TcpStream,
+    sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -41,6 +42,9 @@ const APP_DEADLINE: Duration = Duration::from_secs(10);
 /// before it was closed.
 const DELIVERY: Duration = Duration::from_secs(5);
 
+/// How many copies are made at a time.
+const MAX_COPIES: usize = 64;
+
 /// How long copies are not offered to who could not be had.
 const MISSED: Duration = Duration::from_secs(2);
 
@@ -60,6 +64,8 @@ struct Shared {
     flows: TaskTracker,
     /// When the holders of claims on copies could not be had the last time.
     missed_copies: Mutex<HashMap<String, Instant>>,
+    /// Room for copies.
+    copies: Arc<Semaphore>,
 }
 
 /// The claims in force, and the way to those who hold them.
@@ -95,6 +101,7 @@ impl Forwarder {
             route: Mutex::new(None),
             flows,
             missed_copies: Mutex::default(),
+            copies: Arc::new(Semaphore::new(MAX_COPIES)),
         });
         for listener in listeners.into_inner() {
             tokio::spawn(accept(listener, Arc::clone(&shared)));

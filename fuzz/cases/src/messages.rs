@@ -105,6 +105,7 @@ fn watch_claims(bytes: &[u8]) {
             let is_claimed = claims.is_filtered() || claims.rest().is_some();
             assert!(port != 0 && (is_claimed || claims.is_copied()));
             assert!(claims.all_copied().len() <= claims.copied(&Bare).len());
+            assert!(claims.copied(&Bare).len() <= claims.every_copy().len());
             assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
         }
     }

@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use kvpn_proto::filter::Head;
 use kvpn_tunnel::relay;
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::{APP_DEADLINE, Route, Shared, hand_over};
@@ -17,6 +19,9 @@ use crate::http::end::{Pipe, Tcp};
 use crate::http::tap::{Connected, Tap};
 use crate::http::{self, End, Server, Servers};
 use crate::probes::KUBELET;
+
+/// How soon copies end whose claim is gone.
+const LEFT: Duration = Duration::from_secs(1);
 
 /// How much waits between a connection and the tunnel, in bytes.
 const ROOM: usize = 64 << 10;
@@ -88,6 +93,19 @@ impl PodServers {
         }
     }
 
+    /// Resolves once the claim on copies is gone.
+    fn until_left(&self, claim_id: String) -> impl Future<Output = ()> + use<> {
+        let servers = self.clone();
+        async move {
+            while servers
+                .copies(|claims| claims.every_copy())
+                .contains(&claim_id)
+            {
+                sleep(LEFT).await;
+            }
+        }
+    }
+
     /// A connection to the holder of a claim, and what carries its bytes.
     async fn open(&self, claim_id: &str) -> io::Result<Connected> {
         let Some(route) = self.shared.route() else {
@@ -150,6 +168,9 @@ impl Servers for PodServers {
         if self.shared.has_missed_copies(claim_id) {
             return None;
         }
+        // Each may hold some megabytes for one that does not take it.
+        let permit = Arc::clone(&self.shared.copies).try_acquire_owned().ok()?;
+        let copied = claim_id.to_owned();
         let (servers, claim_id) = (self.clone(), claim_id.to_owned());
         let connecting = async move {
             let opened = servers.open(&claim_id).await;
@@ -159,7 +180,11 @@ impl Servers for PodServers {
             opened
         };
         let (tap, carrying) = Tap::new(connecting, is_answered);
-        self.shared.flows.spawn(carrying);
+        let left = self.until_left(copied);
+        self.shared.flows.spawn(async move {
+            tokio::select! { () = carrying => {}, () = left => {} }
+            drop(permit);
+        });
         Some(tap)
     }
 }

@@ -81,7 +81,7 @@ async fn serve_requests(
                     }
                     Next::Other => return splice(client, end, kept).await,
                     // The client may know better where its answer ends.
-                    Next::Unknown if server == Server::App => {
+                    Next::Unknown if server == Server::App || server == servers.other() => {
                         return splice(client, end, kept).await;
                     }
                     Next::Unknown => return Err(Broken::Answer(NotHttp)),

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ use super::End;
 
 /// How much of a copy may wait, in bytes.
 const ROOM: usize = 1 << 20;
+
+/// What a piece takes besides its bytes.
+const OF_PIECE: usize = 64;
 
 /// How long nothing is answered before the end of a copy is passed on.
 const QUIET: Duration = if cfg!(test) {
@@ -51,7 +54,7 @@ struct Shared {
 struct State {
     /// Bytes.
     waiting: AtomicUsize,
-    is_given_up: AtomicBool,
+    given_up: CancellationToken,
 }
 
 /// A connection for a copy, and what carries its bytes meanwhile.
@@ -75,7 +78,7 @@ impl Tap {
         };
         let is_over = gone.clone();
         let run = async move {
-            let given_up = Arc::clone(&carrying.state);
+            let state = Arc::clone(&carrying.state);
             let too_late = async {
                 is_over.cancelled().await;
                 sleep(AFTERWARDS).await;
@@ -85,8 +88,9 @@ impl Tap {
                     debug!(%error, "A copy was not taken");
                 },
                 () = too_late => debug!("A copy was not taken in time"),
+                () = state.given_up.cancelled() => debug!("A copy is given up"),
             }
-            given_up.is_given_up.store(true, Ordering::Relaxed);
+            state.given_up.cancel();
         };
         let tap = Self(Arc::new(Shared {
             pieces: sender,
@@ -98,7 +102,7 @@ impl Tap {
 
     /// Whether it still takes something.
     pub(super) fn is_open(&self) -> bool {
-        !self.0.state.is_given_up.load(Ordering::Relaxed) && !self.0.pieces.is_closed()
+        !self.0.state.given_up.is_cancelled()
     }
 
     /// Whether both are the same copy.
@@ -114,13 +118,12 @@ impl Tap {
 
     fn feed(&self, bytes: &[u8]) {
         let state = &self.0.state;
-        if state.is_given_up.load(Ordering::Relaxed) {
+        if state.given_up.is_cancelled() {
             return;
         }
-        let waiting = state.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        if waiting + bytes.len() > ROOM {
-            debug!("A copy is given up");
-            state.is_given_up.store(true, Ordering::Relaxed);
+        let length = bytes.len() + OF_PIECE;
+        if state.waiting.fetch_add(length, Ordering::Relaxed) + length > ROOM {
+            state.given_up.cancel();
             return;
         }
         let _ = self.0.pieces.send(Some(Bytes::copy_from_slice(bytes)));
@@ -157,10 +160,8 @@ impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
             let mut piece = first;
             loop {
                 writer.write_all(&piece).await?;
-                state.waiting.fetch_sub(piece.len(), Ordering::Relaxed);
-                if state.is_given_up.load(Ordering::Relaxed) {
-                    return Err(io::Error::other("there is no room for it"));
-                }
+                let length = piece.len() + OF_PIECE;
+                state.waiting.fetch_sub(length, Ordering::Relaxed);
                 piece = match pieces.recv().await {
                     Some(Some(piece)) => piece,
                     Some(None) => {
