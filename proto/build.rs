@@ -1,10 +1,11 @@
 //! Compiles the .proto files in Rust, so that no `protoc` need be installed.
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "kvpn/v1/agent.proto",
     "kvpn/v1/filter.proto",
     "kvpn/v1/lease.proto",
     "kvpn/v1/manager.proto",
+    "kvpn/v1/requests.proto",
     "kvpn/v1/session.proto",
     "kvpn/v1/tunnel.proto",
 ];

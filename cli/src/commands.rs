@@ -6,6 +6,7 @@ pub(crate) mod flows;
 pub(crate) mod intercept;
 pub(crate) mod leave;
 mod list;
+pub(crate) mod log;
 pub(crate) mod quit;
 mod status;
 mod version;
@@ -38,6 +39,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Intercept(args) => intercept::run(flags, &args, Verb::Intercept).await,
         Command::Wiretap(args) => intercept::run(flags, &args, Verb::Wiretap).await,
         Command::Leave(args) => leave::run(flags, &args).await,
+        Command::Log(args) => log::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,
         Command::Doctor => doctor::run(flags).await,
         Command::Why(args) => why::run(flags, &args).await,

@@ -3,6 +3,8 @@
 
 mod doctor;
 mod flows;
+mod judged;
+mod log;
 mod table;
 mod text;
 mod why;
@@ -20,6 +22,8 @@ use serde::Serialize;
 
 pub(crate) use doctor::Findings;
 pub(crate) use flows::Flows;
+pub(crate) use judged::Judged;
+pub(crate) use log::Line;
 pub(crate) use text::doing;
 pub(crate) use why::Told;
 
@@ -55,6 +59,15 @@ pub(crate) fn print_next(output: &impl Output, format: Format) -> Result<bool, F
         Format::Yaml => format!("---\n{}", render(output, format)?),
     };
     write(&rendered)
+}
+
+/// Prints one of many results that for people are a line each. Returns whether somebody
+/// still reads.
+pub(crate) fn print_line(output: &impl Output, format: Format) -> Result<bool, Failure> {
+    match format {
+        Format::Text => write(&output.text()),
+        Format::Json | Format::Yaml => print_next(output, format),
+    }
 }
 
 /// Returns whether somebody still reads.
@@ -193,6 +206,22 @@ pub(crate) struct Engagement {
     /// Which requests; absent for all.
     #[serde(skip_serializing_if = "String::is_empty")]
     filter: String,
+    /// Who answers when the laptop does not: `app`, or nobody by `503`.
+    on_failure: &'static str,
+    /// Absent where nobody has told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requests: Option<Requests>,
+}
+
+/// What became of an engagement's requests, and of connections whose requests are not
+/// looked at.
+#[derive(Debug, Serialize)]
+struct Requests {
+    /// Those that failed included.
+    matched: u64,
+    passed: u64,
+    /// The laptop did not take them.
+    failed: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -339,6 +368,12 @@ impl From<EngagementStatus> for Engagement {
             pods_selected: status.pods_selected,
             pods_covered: status.pods_covered,
             filter: status.filter,
+            on_failure: if status.fails_closed { "503" } else { "app" },
+            requests: status.counts.map(|counts| Requests {
+                matched: counts.matched,
+                passed: counts.passed,
+                failed: counts.failed,
+            }),
         }
     }
 }

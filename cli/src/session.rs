@@ -9,8 +9,9 @@ use hyper_util::rt::TokioIo;
 use kvpn_proto::v1::session_client::SessionClient;
 use kvpn_proto::v1::{
     DiagnoseRequest, DiagnoseResponse, FlowsRequest, FlowsResponse, InterceptRequest,
-    InterceptResponse, LeaveRequest, LeaveResponse, ListRequest, ListResponse, QuitRequest,
-    QuitResponse, StatusRequest, StatusResponse,
+    InterceptResponse, JudgeRequest, JudgeResponse, LeaveRequest, LeaveResponse, ListRequest,
+    ListResponse, LogRequest, LogResponse, QuitRequest, QuitResponse, StatusRequest,
+    StatusResponse,
 };
 use kvpn_proto::{Failure, Reason, names};
 use tokio::net::UnixStream;
@@ -210,6 +211,17 @@ impl Session {
     pub(crate) async fn flows(&self, request: FlowsRequest) -> Result<FlowsResponse, Failure> {
         let mut client = self.client.clone();
         self.call(STATUS_DEADLINE, client.flows(request)).await
+    }
+
+    /// What becomes of requests. The stream ends when all was told that was asked for.
+    pub(crate) async fn log(&self, request: LogRequest) -> Result<Streaming<LogResponse>, Failure> {
+        let mut client = self.client.clone();
+        self.call(STATUS_DEADLINE, client.log(request)).await
+    }
+
+    pub(crate) async fn judge(&self, request: JudgeRequest) -> Result<JudgeResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(CLUSTER_DEADLINE, client.judge(request)).await
     }
 
     pub(crate) async fn diagnose(&self) -> Result<DiagnoseResponse, Failure> {

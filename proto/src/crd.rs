@@ -87,6 +87,18 @@ pub struct EngagementSpec {
     /// Only requests that fit go to the laptop; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpFilter>,
+    /// What becomes of intercepted requests that the laptop does not take; absent: the app
+    /// answers them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+}
+
+/// Who answers instead of a laptop that does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OnFailure {
+    App,
+    /// Nobody: requests of HTTP get status 503, other connections are reset.
+    Unavailable,
 }
 
 /// What an engagement does with the traffic.

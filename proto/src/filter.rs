@@ -89,6 +89,12 @@ impl Filter {
         }
     }
 
+    /// Which of its conditions hold of a request, in their order.
+    pub fn judge(&self, head: &impl Head) -> Vec<bool> {
+        let conditions = self.conditions.iter();
+        conditions.map(|condition| condition.holds(head)).collect()
+    }
+
     /// Tells whether it is certain that no request fits both.
     pub fn is_apart(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.alternatives(), other.alternatives());

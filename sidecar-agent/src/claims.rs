@@ -21,6 +21,8 @@ pub(crate) struct PortClaims {
     filtered: Vec<(Filter, String)>,
     /// Who gets what no filter takes.
     rest: Option<String>,
+    /// Those of which nobody answers when the laptop does not.
+    closed: BTreeSet<String>,
     /// Who gets copies, of the requests that fit or of everything.
     copies: Vec<(Option<Filter>, String)>,
     /// The kubelet's HTTP probes of the port go to the app.
@@ -28,9 +30,25 @@ pub(crate) struct PortClaims {
 }
 
 impl PortClaims {
-    /// Whether requests have to be looked at.
+    /// Whether requests have to be looked at: to choose among them, or to say of one that
+    /// it is not answered.
     pub(crate) fn is_filtered(&self) -> bool {
-        !self.filtered.is_empty() || self.copies.iter().any(|(filter, _)| filter.is_some())
+        !self.filtered.is_empty()
+            || !self.closed.is_empty()
+            || self.copies.iter().any(|(filter, _)| filter.is_some())
+    }
+
+    /// Whether nobody answers when the holder of the claim does not.
+    pub(crate) fn fails_closed(&self, claim_id: &str) -> bool {
+        self.closed.contains(claim_id)
+    }
+
+    /// The ids of all claims.
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        let filtered = self.filtered.iter().map(|(_, id)| id);
+        let copies = self.copies.iter().map(|(_, id)| id);
+        let all = filtered.chain(&self.rest).chain(copies);
+        all.map(String::as_str)
     }
 
     /// Whether somebody gets copies.
@@ -96,6 +114,12 @@ impl Claims {
     pub(crate) fn get(&self, port: u16) -> Option<&PortClaims> {
         self.by_port.get(&port)
     }
+
+    /// The ids of all claims, each with its port.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = (&str, u16)> {
+        let ports = self.by_port.iter();
+        ports.flat_map(|(port, claims)| claims.ids().map(|id| (id, *port)))
+    }
 }
 
 impl TryFrom<v1::WatchClaimsResponse> for Claims {
@@ -105,6 +129,9 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
         let mut claims = Self::default();
         for claim in told.claims {
             let (port, filter, claim) = claims.read(claim)?;
+            if claim.fails_closed {
+                port.closed.insert(claim.id.clone());
+            }
             match filter {
                 Some(filter) => port.filtered.push((filter, claim.id)),
                 None if port.rest.is_some() => return Err(twice(&claim)),
@@ -167,6 +194,7 @@ mod tests {
             protocol: protocol.into(),
             http_probed: id.starts_with("probed"),
             http: None,
+            fails_closed: false,
         }
     }
 

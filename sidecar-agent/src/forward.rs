@@ -30,6 +30,7 @@ pub(crate) use self::listeners::Listeners;
 use crate::{
     claims::{Claims, PortClaims},
     probes::{self, Recognition},
+    reports::{Entry, Reports},
 };
 
 /// How long the holder of a claim may take to answer.
@@ -62,6 +63,7 @@ struct Shared {
     port: u16,
     route: Mutex<Option<Arc<Route>>>,
     flows: TaskTracker,
+    reports: Arc<Reports>,
     /// When the holders of claims on copies could not be had the last time.
     missed_copies: Mutex<HashMap<String, Instant>>,
     /// Room for copies.
@@ -100,6 +102,7 @@ impl Forwarder {
             port: listeners.port(),
             route: Mutex::new(None),
             flows,
+            reports: Arc::default(),
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(MAX_COPIES)),
         });
@@ -114,8 +117,16 @@ impl Forwarder {
         self.shared.port
     }
 
+    /// What becomes of requests.
+    pub(crate) fn reports(&self) -> Arc<Reports> {
+        Arc::clone(&self.shared.reports)
+    }
+
     /// Says who gets new connections: the holders of claims, or the app alone.
     pub(crate) fn set_route(&self, route: Option<Route>) {
+        if let Some(route) = &route {
+            self.shared.reports.keep(&route.claims);
+        }
         *self.shared.lock() = route.map(Arc::new);
     }
 
@@ -199,7 +210,8 @@ async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
         }
         return requests::serve_whole(socket, source, destination, shared).await;
     }
-    match claim_holder(&socket, source, destination, route).await {
+    let holder = claim_holder(&socket, source, destination, route, &shared.reports);
+    match holder.await {
         Ok(frames) => match relay::splice_tcp(socket, frames).await {
             Ok(transferred) => debug!(%destination, ?transferred, "Served by the claim's holder"),
             Err(error) => debug!(%destination, %error, "Cut off from the claim's holder"),
@@ -218,6 +230,7 @@ async fn claim_holder(
     source: SocketAddr,
     destination: SocketAddr,
     route: Option<Arc<Route>>,
+    reports: &Arc<Reports>,
 ) -> Result<FrameStream, NotServed> {
     let route = route.ok_or(NotServed::Unclaimed)?;
     let claims = route.claims.get(destination.port());
@@ -226,7 +239,12 @@ async fn claim_holder(
     if claims.http_probed && is_probe(socket).await {
         return Err(NotServed::Probe);
     }
-    hand_over(&route.tunnel, claim, source).await
+    let mut entry = Entry::new(reports, source, destination.port(), Some(claim));
+    let handed_over = hand_over(&route.tunnel, claim, source).await;
+    if handed_over.is_err() {
+        entry.has_failed();
+    }
+    handed_over
 }
 
 /// Opens a stream to the holder of a claim.

@@ -15,6 +15,8 @@ use http1::NotHttp;
 pub(crate) use http1::serve;
 use tap::{Tap, Tee};
 
+use crate::reports::Entry;
+
 /// How much is read at once, in bytes.
 const READ: usize = 16 << 10;
 
@@ -42,6 +44,12 @@ pub(crate) trait Servers {
     fn choose(&self, head: &impl Head) -> Server;
     /// Who gets what is no HTTP.
     fn other(&self) -> Server;
+    /// Counts a request that goes there.
+    fn note(&self, server: &Server, head: &impl Head) -> Entry;
+    /// Counts what is no HTTP and goes there.
+    fn note_other(&self, server: &Server) -> Entry;
+    /// Whether nobody answers when that server does not.
+    fn fails_closed(&self, server: &Server) -> bool;
     /// A new connection.
     async fn connect(&self, server: &Server) -> io::Result<End>;
     /// Who gets a copy of a request: the holders of claims of these ids.
@@ -100,10 +108,15 @@ pub(crate) async fn serve_whole(
     server: Server,
     servers: &impl Servers,
 ) -> io::Result<()> {
+    let mut entry = servers.note_other(&server);
     let mut end = match servers.connect(&server).await {
-        Err(_) if server != Server::App => servers.connect(&Server::App).await?,
+        Err(_) if server != Server::App => {
+            entry.has_failed();
+            servers.connect(&Server::App).await?
+        }
         connected => connected?,
     };
+    entry.tell();
     end.writer.taps = taps_of_all(servers);
     splice(client, end).await
 }

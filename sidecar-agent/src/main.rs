@@ -8,6 +8,7 @@ mod forward;
 mod http;
 mod probes;
 mod redirect;
+mod reports;
 mod session;
 
 use std::process::ExitCode;

@@ -21,6 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
@@ -29,6 +30,7 @@ use crate::{
     config::Config,
     forward::{Forwarder, Route},
     redirect::Redirect,
+    reports,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -110,7 +112,7 @@ impl Agent {
     /// otherwise it is time to leave.
     async fn follow(&mut self, channel: Channel, pause: &mut Duration) -> anyhow::Result<()> {
         let tunnel = TunnelClient::new(channel.clone());
-        let mut hub = AgentHubClient::new(channel);
+        let mut hub = AgentHubClient::new(channel.clone());
         let (events, outgoing) = mpsc::channel(4);
         let hello = Event::Hello(Hello {
             version: VERSION.into(),
@@ -124,6 +126,12 @@ impl Agent {
             .map_err(lost)?
             .into_inner();
         info!("Connected to the traffic manager");
+        let reports = self.forwarder.reports();
+        let _reporting = AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Err(error) = reports::send(channel, reports).await {
+                debug!("Nobody is told what becomes of requests: {error:#}");
+            }
+        }));
         while let Some(response) = self.attend(responses.message()).await {
             let response = response
                 .map_err(lost)?

@@ -3,6 +3,7 @@
 
 mod connection;
 mod lines;
+mod requests;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,8 @@ use tracing::{debug, info};
 
 pub(crate) use connection::{Connection, Identity, unauthenticated};
 use lines::Lines;
+pub(crate) use requests::Reporting;
+use requests::Requests;
 
 use crate::state::{
     AgentRejected, Census, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Now, SessionView,
@@ -37,6 +40,7 @@ pub(crate) struct Hub {
 struct Inner {
     world: World,
     lines: Lines,
+    requests: Requests,
 }
 
 /// A dial that a session is asked to answer. Dropping it forgets the dial.
@@ -55,6 +59,7 @@ impl Hub {
             inner: Mutex::new(Inner {
                 world,
                 lines: Lines::default(),
+                requests: Requests::default(),
             }),
             effects,
             deadline_changed: Notify::new(),

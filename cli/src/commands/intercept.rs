@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use kvpn_proto::crd::Verb;
 use kvpn_proto::duration::parse_duration;
 use kvpn_proto::filter::{Condition, HttpFilter};
@@ -60,6 +60,10 @@ pub(crate) struct InterceptArgs {
     /// Requests that fit one of these, not all of them
     #[arg(long, help_heading = FILTER)]
     pub(crate) any: bool,
+    /// Who answers when this laptop does not: the app, or nobody (status 503; what is no
+    /// HTTP is reset)
+    #[arg(long, value_enum, default_value_t, value_name = "WHO")]
+    pub(crate) on_failure: OnFailure,
     /// How long to wait until it is active, such as 90s or 2m
     #[arg(long, default_value = "60s", value_parser = timeout, value_name = "DURATION")]
     pub(crate) timeout: Duration,
@@ -98,8 +102,18 @@ impl InterceptArgs {
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
             http: self.http().map(Into::into),
             verb: verb.as_str().to_owned(),
+            fails_closed: self.on_failure == OnFailure::Unavailable,
         }
     }
+}
+
+/// Who answers instead of a laptop that does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFailure {
+    #[default]
+    App,
+    #[value(name = "503")]
+    Unavailable,
 }
 
 /// A port of the laptop, and the one of the workload that it stands in for.
@@ -186,6 +200,13 @@ async fn intercept(
     args: &InterceptArgs,
     verb: Verb,
 ) -> Result<Intercepted, Failure> {
+    if verb == Verb::Wiretap && args.on_failure == OnFailure::Unavailable {
+        return Err(Failure::new(
+            Reason::Usage,
+            "a wiretap takes no requests, so none of them can fail",
+            "leave --on-failure out, or use `kvpn intercept`",
+        ));
+    }
     if args.any && args.http().is_none() {
         return Err(Failure::new(
             Reason::Usage,
@@ -322,6 +343,7 @@ mod tests {
                 timeout_seconds: 120,
                 http: None,
                 verb: "wiretap".into(),
+                fails_closed: false,
             }
         );
     }

@@ -1,11 +1,13 @@
 //! `kvpn why`: tells how a name or an address is reached, and where it stops.
 
+mod request;
+
 use std::net::{IpAddr, SocketAddr};
 use std::process::{ExitCode, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use kvpn_proto::story::Story;
 use kvpn_proto::{Failure, Reason};
 use tokio::process::Command;
@@ -29,10 +31,18 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// accepts connections. Works without a connection too. Exits with 0 whatever the
 /// answer is; `-o json` has it as `reached`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct WhyArgs {
     /// Such as web, web.shop:80, 10.96.0.1, 10.96.0.1:443 or [fd00:96::1]:443
-    #[arg(value_name = "NAME[:PORT]")]
-    target: Target,
+    #[arg(value_name = "NAME[:PORT]", required = true)]
+    target: Option<Target>,
+    #[command(subcommand)]
+    about: Option<About>,
+}
+
+#[derive(Debug, Subcommand)]
+enum About {
+    Request(request::RequestArgs),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,11 +98,16 @@ impl Target {
 }
 
 pub(crate) async fn run(flags: &Flags, args: &WhyArgs) -> Result<ExitCode, Ended> {
+    let target = match (&args.about, &args.target) {
+        (Some(About::Request(args)), _) => return request::run(flags, args).await,
+        (None, Some(target)) => target,
+        (None, None) => return Err(Failure::internal("nothing was asked for").into()),
+    };
     let mut interrupts = Interrupts::listen()?;
     let story = {
         let _progress = Progress::start("following the way");
         tokio::select! {
-            story = find_out(&args.target) => story?,
+            story = find_out(target) => story?,
             signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
         }
     };

@@ -29,6 +29,12 @@ fn engagement() -> EngagementStatus {
         pods_selected: 3,
         pods_covered: 3,
         filter: "header x-user=alice".into(),
+        counts: Some(v1::RequestCounts {
+            matched: 12,
+            passed: 40,
+            failed: 2,
+        }),
+        fails_closed: true,
     }
 }
 

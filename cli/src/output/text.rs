@@ -8,7 +8,7 @@ use kvpn_proto::names;
 use super::table::table;
 use super::{
     Connection, ConnectionDetails, ConnectionStatus, Disconnection, Engagement, Intercepted, Left,
-    Output, Port, Versions, Workloads,
+    Output, Port, Requests, Versions, Workloads,
 };
 
 impl Output for Connection {
@@ -112,6 +112,17 @@ impl ConnectionDetails {
         for engagement in &self.engagements {
             for line in lines(engagement) {
                 let _ = writeln!(text, "{line}");
+            }
+            if let Some(Requests {
+                matched,
+                passed,
+                failed,
+            }) = &engagement.requests
+            {
+                let _ = writeln!(
+                    text,
+                    "  Requests: {matched} matched, {passed} passed, {failed} failed"
+                );
             }
         }
         text

@@ -400,3 +400,32 @@ echo '{"name":"Routes","outcome":"warning","message":"they overlap","nextStep":"
         "check --context dev --namespace shop --manager-namespace kvpn\n"
     );
 }
+
+#[tokio::test]
+async fn log_tells_whom_requests_went_to() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let log = user.run("log web --watch").await;
+    assert_eq!(log.code, 0, "{log:?}");
+    insta::assert_snapshot!("log", log.stdout);
+    insta::assert_snapshot!("log_notes", log.stderr);
+    let log = user.run("log web -o json").await;
+    insta::assert_snapshot!("log_json", log.stdout);
+    assert_eq!(session.calls(), ["log web true", "log web false"]);
+}
+
+#[tokio::test]
+async fn why_request_tells_rule_by_rule() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let line = "why request web /cart --http-header x-user=alice --http-method put";
+    let told = user.run(line).await;
+    assert_eq!(told.code, 0, "{told:?}");
+    insta::assert_snapshot!("why_request", told.stdout);
+    let told = user.run("why request web -o yaml").await;
+    insta::assert_snapshot!("why_request_yaml", told.stdout);
+    assert_eq!(
+        session.calls(),
+        ["judge web put /cart x-user=alice", "judge web GET / "]
+    );
+}

@@ -9,10 +9,11 @@ use kvpn_proto::check::Check;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::session_server::{self, SessionServer};
 use kvpn_proto::v1::{
-    DiagnoseRequest, DiagnoseResponse, EngagementStatus, ExplainRequest, ExplainResponse, Flow,
-    FlowDirection, FlowState, FlowsRequest, FlowsResponse, InterceptRequest, InterceptResponse,
-    LeaveRequest, LeaveResponse, Link, ListRequest, ListResponse, PortMapping, QuitRequest,
-    QuitResponse, StatusRequest, StatusResponse, WorkloadStatus,
+    Decision, DiagnoseRequest, DiagnoseResponse, EngagementStatus, ExplainRequest, ExplainResponse,
+    Flow, FlowDirection, FlowState, FlowsRequest, FlowsResponse, InterceptRequest,
+    InterceptResponse, JudgeRequest, JudgeResponse, JudgedCondition, LeaveRequest, LeaveResponse,
+    Link, ListRequest, ListResponse, LogRequest, LogResponse, PortMapping, QuitRequest,
+    QuitResponse, Rule, StatusRequest, StatusResponse, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixListener;
@@ -104,7 +105,7 @@ fn engagement() -> EngagementStatus {
         message: String::new(),
         pods_selected: 3,
         pods_covered: 3,
-        filter: String::new(),
+        ..EngagementStatus::default()
     }
 }
 
@@ -247,6 +248,97 @@ impl session_server::Session for Service {
     ) -> Result<Response<ExplainResponse>, Status> {
         self.called(format!("explain {}", request.into_inner().name));
         Ok(Response::new(ExplainResponse::default()))
+    }
+
+    type LogStream = Pin<Box<dyn Stream<Item = Result<LogResponse, Status>> + Send + 'static>>;
+
+    /// A request to the laptop, one that the app answered instead, and a connection.
+    async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        let request = request.into_inner();
+        self.called(format!("log {} {}", request.target, request.watch));
+        let line = |decision: Decision| LogResponse {
+            decision: Some(Decision {
+                came_at: 1_764_000_000_123_456,
+                container_port: 8080,
+                microseconds: 1_250,
+                ..decision
+            }),
+            pod: "web-1".into(),
+            engagement: "web-x".into(),
+            user: "alice".into(),
+            left_out: 0,
+        };
+        let asked = Decision {
+            method: "GET".into(),
+            path: "/cart\u{1b}[2J".into(),
+            status: 200,
+            claim_id: "x".into(),
+            ..Decision::default()
+        };
+        let failed = Decision {
+            failed: true,
+            ..asked.clone()
+        };
+        let refused = Decision {
+            refused: true,
+            status: 503,
+            ..failed.clone()
+        };
+        let connection = LogResponse {
+            engagement: String::new(),
+            user: String::new(),
+            left_out: 7,
+            ..line(Decision::default())
+        };
+        let lines = [line(asked), line(failed), line(refused), connection];
+        Ok(Response::new(Box::pin(tokio_stream::iter(lines.map(Ok)))))
+    }
+
+    /// Alice's intercept takes it, and bob's does not.
+    async fn judge(
+        &self,
+        request: Request<JudgeRequest>,
+    ) -> Result<Response<JudgeResponse>, Status> {
+        let JudgeRequest {
+            target,
+            method,
+            path,
+            headers,
+            ..
+        } = request.into_inner();
+        self.called(format!(
+            "judge {target} {method} {path} {}",
+            headers.join(" ")
+        ));
+        let rule = |user: &str, fits| Rule {
+            engagement: format!("web-{user}"),
+            user: user.into(),
+            verb: "intercept".into(),
+            since: 1_764_000_000,
+            conditions: vec![JudgedCondition {
+                condition: format!("header x-user={user}"),
+                holds: fits,
+            }],
+            fits,
+            decides: fits,
+            ..Rule::default()
+        };
+        let tap = Rule {
+            verb: "wiretap".into(),
+            conditions: Vec::new(),
+            decides: false,
+            ..rule("carol", true)
+        };
+        let absent = Rule {
+            inactive: "dave's laptop is not connected".into(),
+            decides: false,
+            ..rule("dave", false)
+        };
+        Ok(Response::new(JudgeResponse {
+            workload: "Deployment/web".into(),
+            container_port: 8080,
+            rules: vec![tap, rule("bob", false), rule("alice", true), absent],
+        }))
     }
 
     async fn quit(&self, _: Request<QuitRequest>) -> Result<Response<QuitResponse>, Status> {

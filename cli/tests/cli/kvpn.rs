@@ -78,6 +78,7 @@ impl User {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.dir.path())
+            .env("TZ", "UTC")
             .env("XDG_RUNTIME_DIR", self.dir.path())
             .env("KVPN_DAEMON_BINARY", self.path("kvpnd"))
             .stdin(Stdio::null())

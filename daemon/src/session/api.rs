@@ -21,7 +21,9 @@ use super::diagnose::diagnose;
 use super::engagements::{Engagements, Intercept};
 use super::explain;
 use super::flows::Flows;
+use super::judge::judge;
 use super::manager::Manager;
+use super::requests;
 use super::vnat::Vnat;
 use super::workloads::{self, RequestedPort};
 use crate::datapath::Meter;
@@ -106,6 +108,8 @@ impl SessionService for Api {
             .map_or(v1::Transport::Unspecified, v1::Transport::from);
         let versions = self.manager.versions();
         let info = self.manager.cluster().borrow().clone();
+        let mut engagements = self.engagements.statuses();
+        requests::add_counts(&self.manager, &mut engagements).await;
         let counters = self.meter.counters();
         let totals = self.flows.totals();
         let connected_at = connected_at
@@ -140,7 +144,7 @@ impl SessionService for Api {
             open_flows: counters.open_flows,
             bytes_sent: counters.bytes_to_cluster,
             bytes_received: counters.bytes_from_cluster,
-            engagements: self.engagements.statuses(),
+            engagements,
             connected_at: i64::try_from(connected_at).unwrap_or(i64::MAX),
             flows_total: totals.begun,
             dials_failed: totals.dials_failed,
@@ -182,6 +186,7 @@ impl SessionService for Api {
         let intercept = Intercept {
             verb: verb(&request.verb)?,
             http,
+            fails_closed: request.fails_closed,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)
@@ -240,6 +245,36 @@ impl SessionService for Api {
         };
         explained.addresses = explain::addresses(&self.flows, &self.vnat, &request.addresses).await;
         Ok(Response::new(explained))
+    }
+
+    type LogStream = ReceiverStream<Result<v1::LogResponse, Status>>;
+
+    async fn log(
+        &self,
+        request: Request<v1::LogRequest>,
+    ) -> Result<Response<Self::LogStream>, Status> {
+        let request = request.into_inner();
+        let namespace = self.namespace(&request.namespace).to_owned();
+        let name = self.engagements.only(&namespace, &request.target)?;
+        let (lines_tx, lines_rx) = mpsc::channel(EVENTS);
+        let manager = self.manager.clone();
+        tokio::spawn(async move {
+            requests::follow(&manager, namespace, name, request.watch, lines_tx).await;
+        });
+        Ok(Response::new(ReceiverStream::new(lines_rx)))
+    }
+
+    async fn judge(
+        &self,
+        request: Request<v1::JudgeRequest>,
+    ) -> Result<Response<v1::JudgeResponse>, Status> {
+        let request = request.into_inner();
+        let namespace = self.namespace(&request.namespace);
+        let (inventory, engagements) = tokio::try_join!(
+            workloads::fetch(&self.cluster, namespace),
+            self.engagements.of_everyone(namespace)
+        )?;
+        Ok(Response::new(judge(&inventory, &engagements, &request)?))
     }
 
     async fn quit(

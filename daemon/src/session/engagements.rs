@@ -16,7 +16,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::runtime::watcher::watch_object;
-use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec};
+use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, OnFailure};
 use kvpn_proto::flow::Protocol;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
@@ -78,6 +78,23 @@ impl Engagements {
             .call(api.list(&ListParams::default()))
             .await?
             .items)
+    }
+
+    /// The name of the one engagement that `target` means.
+    pub(crate) fn only(&self, namespace: &str, target: &str) -> Result<String, Failure> {
+        let mut meant = self.table.meant(namespace, target)?;
+        meant.sort();
+        match meant.as_slice() {
+            [only] => Ok(only.name.clone()),
+            several => {
+                let names: Vec<&str> = several.iter().map(|key| key.name.as_str()).collect();
+                Err(Failure::new(
+                    Reason::Usage,
+                    format!("{target} is engaged several times: {}", names.join(", ")),
+                    "name one of these instead",
+                ))
+            }
+        }
     }
 
     /// Ends the engagements that `target` means, or all of them.
@@ -154,6 +171,7 @@ impl Engagements {
                     })
                     .collect(),
                 http: entry.http.clone(),
+                on_failure: entry.fails_closed.then_some(OnFailure::Unavailable),
             },
             status: None,
         };
@@ -176,13 +194,13 @@ impl Engagements {
                 return Err(failure);
             }
         };
-        if created.spec.http != engagement.spec.http {
-            // The API server leaves out what it does not know, and all requests would go
-            // to the laptop.
+        if created.spec != engagement.spec {
+            // The API server leaves out what it does not know; without its filter, all
+            // requests would go to the laptop.
             self.give_up(key).await;
             return Err(Failure::new(
                 Reason::VersionMismatch,
-                "the cluster's custom resource Engagement knows nothing of filters",
+                "the cluster's custom resource Engagement does not know all of what was asked for",
                 "have an administrator run `helm upgrade` with the chart of this version",
             ));
         }

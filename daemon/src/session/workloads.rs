@@ -218,4 +218,4 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
 }
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;

@@ -99,7 +99,9 @@ fn watch_claims(bytes: &[u8]) {
     let told = message.claims.len() + message.copies.len();
     if let Ok(claims) = Claims::try_from(message) {
         let ports = claims.ports();
-        assert!(ports.len() <= told);
+        assert!(ports.len() <= told && claims.ids().count() == told);
+        let is_closed = |(id, port)| claims.get(port).is_some_and(|it| it.fails_closed(id));
+        assert!(claims.ids().filter(|it| is_closed(*it)).count() <= told);
         for port in ports {
             let claims = claims.get(port).expect("claims on their port");
             let is_claimed = claims.is_filtered() || claims.rest().is_some();

@@ -19,6 +19,7 @@ use crate::http::end::{Pipe, Tcp};
 use crate::http::tap::{Connected, Tap};
 use crate::http::{self, End, Server, Servers};
 use crate::probes::KUBELET;
+use crate::reports::Entry;
 
 /// How soon copies end whose claim is gone.
 const LEFT: Duration = Duration::from_secs(1);
@@ -72,8 +73,8 @@ pub(super) async fn serve_whole(
 }
 
 impl PodServers {
-    /// Of the claims on the port.
-    fn copies(&self, of: impl FnOnce(&PortClaims) -> Vec<String>) -> Vec<String> {
+    /// Something of the claims on the port; nothing if there are none.
+    fn claims<T: Default>(&self, of: impl FnOnce(&PortClaims) -> T) -> T {
         let route = self.shared.route();
         let claims = route
             .as_ref()
@@ -93,12 +94,19 @@ impl PodServers {
         }
     }
 
+    fn count_copies(&self, claim_ids: Vec<String>) -> Vec<String> {
+        for id in &claim_ids {
+            self.shared.reports.count_copy(id);
+        }
+        claim_ids
+    }
+
     /// Resolves once the claim on copies is gone.
     fn until_left(&self, claim_id: String) -> impl Future<Output = ()> + use<> {
         let servers = self.clone();
         async move {
             while servers
-                .copies(|claims| claims.every_copy())
+                .claims(|claims| claims.every_copy())
                 .contains(&claim_id)
             {
                 sleep(LEFT).await;
@@ -139,6 +147,31 @@ impl Servers for PodServers {
         self.by_claims(PortClaims::rest)
     }
 
+    fn note(&self, server: &Server, head: &impl Head) -> Entry {
+        if self.claims(|claims| is_probe(claims, head)) {
+            return Entry::untold();
+        }
+        let mut entry = self.note_other(server);
+        entry.asks(head.method(), head.path());
+        entry
+    }
+
+    fn note_other(&self, server: &Server) -> Entry {
+        let claim_id = match server {
+            Server::App => None,
+            Server::Holder(id) => Some(id.as_str()),
+        };
+        let port = self.destination.port();
+        Entry::new(&self.shared.reports, self.source, port, claim_id)
+    }
+
+    fn fails_closed(&self, server: &Server) -> bool {
+        match server {
+            Server::App => false,
+            Server::Holder(id) => self.claims(|claims| claims.fails_closed(id)),
+        }
+    }
+
     async fn connect(&self, server: &Server) -> io::Result<End> {
         match server {
             Server::Holder(claim_id) => {
@@ -154,22 +187,26 @@ impl Servers for PodServers {
     }
 
     fn copied(&self, head: &impl Head) -> Vec<String> {
-        self.copies(|claims| match is_probe(claims, head) {
+        self.count_copies(self.claims(|claims| match is_probe(claims, head) {
             true => Vec::new(),
             false => claims.copied(head),
-        })
+        }))
     }
 
     fn other_copied(&self) -> Vec<String> {
-        self.copies(PortClaims::all_copied)
+        self.count_copies(self.claims(PortClaims::all_copied))
     }
 
     fn tap(&self, claim_id: &str, is_answered: bool) -> Option<Tap> {
-        if self.shared.has_missed_copies(claim_id) {
+        let permit = match self.shared.has_missed_copies(claim_id) {
+            true => None,
+            // Each may hold some megabytes for one that does not take it.
+            false => Arc::clone(&self.shared.copies).try_acquire_owned().ok(),
+        };
+        let Some(permit) = permit else {
+            self.shared.reports.count_failure(claim_id);
             return None;
-        }
-        // Each may hold some megabytes for one that does not take it.
-        let permit = Arc::clone(&self.shared.copies).try_acquire_owned().ok()?;
+        };
         let copied = claim_id.to_owned();
         let (servers, claim_id) = (self.clone(), claim_id.to_owned());
         let connecting = async move {
@@ -180,9 +217,15 @@ impl Servers for PodServers {
             opened
         };
         let (tap, carrying) = Tap::new(connecting, is_answered);
-        let left = self.until_left(copied);
+        let left = self.until_left(copied.clone());
+        let reports = Arc::clone(&self.shared.reports);
         self.shared.flows.spawn(async move {
-            tokio::select! { () = carrying => {}, () = left => {} }
+            tokio::select! {
+                is_taken = carrying => if !is_taken {
+                    reports.count_failure(&copied);
+                },
+                () = left => {}
+            }
             drop(permit);
         });
         Some(tap)

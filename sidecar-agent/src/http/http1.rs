@@ -16,6 +16,7 @@ use tracing::debug;
 
 use super::http2::{self, PREFACE};
 use super::{Broken, Connection, End, Server, Servers, taps_of_all};
+use crate::reports::Entry;
 use exchange::{Next, exchange};
 pub(super) use head::NotHttp;
 use head::RequestHead;
@@ -40,6 +41,10 @@ const UNASKED_DEADLINE: Duration = Duration::from_secs(5);
 /// answer that it has not read yet.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// What a client is answered when nobody may answer for the holder of a claim.
+const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
+    content-length: 0\r\n\r\n";
+
 /// Serves a client until its connection ends.
 ///
 /// # Errors
@@ -60,7 +65,10 @@ async fn serve_requests(
         Ok(read) => drop(read?),
         // A server may be the first to speak. If it cannot be had, a request may still
         // be for somebody who can.
-        Err(_) => match kept.take(servers, servers.other()).await {
+        Err(_) => match kept
+            .take(servers, servers.other(), &mut Entry::untold())
+            .await
+        {
             Ok(connection) => kept.put(connection),
             Err(error) => debug!(%error, "Nobody there to speak first"),
         },
@@ -71,8 +79,11 @@ async fn serve_requests(
             Came::Request(head) => {
                 is_first = false;
                 let server = servers.choose(&head);
-                let (next, (server, end)) =
-                    pass_request(&mut client, kept, servers, server, &head).await?;
+                let passed = pass_request(&mut client, kept, servers, server, &head).await?;
+                let Passed::On(next, (server, end)) = passed else {
+                    client.writer.write_all(UNAVAILABLE).await?;
+                    return finish(client, kept).await;
+                };
                 match next {
                     Next::Request => kept.put((server, end)),
                     Next::End => {
@@ -93,6 +104,7 @@ async fn serve_requests(
                 return http2::serve(client, app, servers).await;
             }
             Came::Unasked(mut end) if is_first => {
+                servers.note_other(&servers.other()).tell();
                 end.writer.taps = taps_of_all(servers);
                 return splice(client, end, kept).await;
             }
@@ -107,7 +119,10 @@ async fn serve_requests(
                 return finish(client, kept).await;
             }
             Came::NotHttp | Came::Http2 => {
-                let (_, mut end) = kept.take(servers, servers.other()).await?;
+                let server = servers.other();
+                let mut entry = servers.note_other(&server);
+                let (_, mut end) = kept.take(servers, server, &mut entry).await?;
+                entry.tell();
                 end.writer.taps = taps_of_all(servers);
                 return splice(client, end, kept).await;
             }
@@ -170,6 +185,13 @@ async fn next(client: &mut End, kept: &mut Kept) -> io::Result<Came> {
     }
 }
 
+/// Where a request went.
+enum Passed {
+    On(Next, Connection),
+    /// Nobody may answer for the holder of its claim, who cannot be had.
+    Nowhere,
+}
+
 /// Passes a request to who was chosen, or to the app for a holder who cannot be had,
 /// and the response back.
 async fn pass_request(
@@ -178,25 +200,44 @@ async fn pass_request(
     servers: &impl Servers,
     server: Server,
     head: &RequestHead,
-) -> Result<(Next, Connection), Broken> {
+) -> Result<Passed, Broken> {
+    let is_closed = servers.fails_closed(&server);
+    let mut entry = servers.note(&server, head);
     // A holder may have ended a connection that it was not asked on for long, and the
     // news be still on its way. The app's is the client's own.
     let is_repeatable = server != Server::App && kept.has(&server) && head.is_safe();
     let request = is_repeatable.then(|| BytesMut::from(&client.buffer[..head.length]));
-    let mut connection = kept.take(servers, server).await?;
+    let mut connection = match kept.take(servers, server, &mut entry).await {
+        Err(_) if is_closed => {
+            entry.refused();
+            return Ok(Passed::Nowhere);
+        }
+        taken => taken?,
+    };
     connection.1.writer.taps = kept.taps(servers, servers.copied(head));
-    match (exchange(client, &mut connection.1, head).await, request) {
+    let exchanged = exchange(client, &mut connection.1, head, &mut entry).await;
+    match (exchanged, request) {
         (Err(Broken::NoAnswer), Some(mut request)) => {
             request.unsplit(std::mem::take(&mut client.buffer));
             client.buffer = request;
             let (server, end) = connection;
-            let mut connection = kept.take(servers, server).await?;
+            let mut connection = match kept.take(servers, server, &mut entry).await {
+                Err(_) if is_closed => {
+                    entry.refused();
+                    return Ok(Passed::Nowhere);
+                }
+                taken => taken?,
+            };
             // They have the request already.
             drop(end);
-            let next = exchange(client, &mut connection.1, head).await?;
-            Ok((next, connection))
+            let next = exchange(client, &mut connection.1, head, &mut entry).await?;
+            Ok(Passed::On(next, connection))
         }
-        (next, _) => Ok((next?, connection)),
+        (Err(Broken::NoAnswer), None) => {
+            entry.has_failed();
+            Err(Broken::NoAnswer)
+        }
+        (next, _) => Ok(Passed::On(next?, connection)),
     }
 }
 

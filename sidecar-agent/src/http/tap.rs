@@ -62,11 +62,12 @@ pub(crate) type Connected = (End, BoxFuture<'static, ()>);
 
 impl Tap {
     /// Copies to where `connecting` leads, once there is something. Such a copy ends with
-    /// its answers if `is_answered`. What is to be run with it comes besides.
+    /// its answers if `is_answered`. What is to be run with it comes besides, and tells
+    /// whether the copy was taken.
     pub(crate) fn new(
         connecting: impl Future<Output = io::Result<Connected>>,
         is_answered: bool,
-    ) -> (Self, impl Future<Output = ()>) {
+    ) -> (Self, impl Future<Output = bool>) {
         let (sender, pieces) = mpsc::unbounded_channel();
         let state = Arc::<State>::default();
         let gone = CancellationToken::new();
@@ -83,14 +84,24 @@ impl Tap {
                 is_over.cancelled().await;
                 sleep(AFTERWARDS).await;
             };
-            tokio::select! {
-                carried = carrying.run() => if let Err(error) = carried {
-                    debug!(%error, "A copy was not taken");
-                },
-                () = too_late => debug!("A copy was not taken in time"),
-                () = state.given_up.cancelled() => debug!("A copy is given up"),
-            }
+            let is_taken = tokio::select! {
+                carried = carrying.run() => {
+                    if let Err(error) = &carried {
+                        debug!(%error, "A copy was not taken");
+                    }
+                    carried.is_ok()
+                }
+                () = too_late => {
+                    debug!("A copy was not taken in time");
+                    false
+                }
+                () = state.given_up.cancelled() => {
+                    debug!("A copy is given up");
+                    false
+                }
+            };
             state.given_up.cancel();
+            is_taken
         };
         let tap = Self(Arc::new(Shared {
             pieces: sender,

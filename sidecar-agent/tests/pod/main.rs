@@ -90,6 +90,7 @@ fn claim(id: &str, port: u16) -> v1::Claim {
         protocol: v1::Protocol::Tcp.into(),
         http_probed: false,
         http: None,
+        fails_closed: false,
     }
 }
 
@@ -112,6 +113,62 @@ fn claimed_connections_go_to_the_laptop_in_both_families() {
     for address in addresses(WEB) {
         assert_eq!(pod.ask(address), "app");
     }
+}
+
+#[test]
+fn connections_are_counted_and_told_to_who_reads_the_log() {
+    let pod = Pod::start();
+    let [v4, _] = addresses(WEB);
+    pod.claim(1, vec![claim("uid/80/tcp", WEB)]);
+    pod.ask(v4);
+    pod.manager.set_holder(Holder::Refuse);
+    assert_eq!(pod.ask(v4), "app");
+    let counts = v1::RequestCounts {
+        matched: 2,
+        passed: 0,
+        failed: 1,
+    };
+    let is_counted = |report: &v1::ReportRequestsRequest| {
+        let mut counted = report.counts.iter();
+        counted.any(|it| it.claim_id == "uid/80/tcp" && it.counts == Some(counts))
+    };
+    pod.manager.report_with(is_counted);
+
+    // Who comes late is told of those before.
+    pod.manager.read(&[(1, "uid"), (2, "other")]);
+    let report = pod.manager.report_with(|report| !report.earlier.is_empty());
+    let failed = |decisions: &[v1::Decision]| {
+        let failed = decisions.iter().map(|it| it.failed);
+        failed.collect::<Vec<_>>()
+    };
+    let earlier = report.earlier.iter();
+    let earlier = earlier.map(|it| (it.reader, failed(&it.decisions)));
+    assert_eq!(
+        earlier.collect::<Vec<_>>(),
+        [(1, vec![false, true]), (2, vec![])]
+    );
+    pod.manager.set_holder(Holder::Serve);
+    pod.ask(v4);
+    let report = pod
+        .manager
+        .report_with(|report| !report.decisions.is_empty());
+    assert_eq!(failed(&report.decisions), [false]);
+    assert!(report.earlier.is_empty());
+    assert_eq!(report.decisions[0].container_port, u32::from(WEB));
+}
+
+#[test]
+fn claim_that_fails_closed_leaves_nothing_to_the_app() {
+    let pod = Pod::start();
+    let [v4, _] = addresses(WEB);
+    let closed = v1::Claim {
+        fails_closed: true,
+        ..claim("c1", WEB)
+    };
+    pod.claim(1, vec![closed]);
+    assert_eq!(pod.ask(v4), format!("laptop c1 {PEER_V4}"));
+    pod.manager.set_holder(Holder::Refuse);
+    assert!(ask(&pod.network, v4).is_err());
 }
 
 #[test]

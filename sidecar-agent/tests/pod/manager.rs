@@ -14,7 +14,8 @@ use kvpn_proto::{
     flow::{DialError, DialFailure, Frame, OpenTarget},
     names::{MANAGER_AGENT_PORT, MANAGER_TLS_NAME},
     v1::{
-        self, WatchClaimsRequest, WatchClaimsResponse,
+        self, LogReader, ReportRequestsRequest, ReportRequestsResponse, WatchClaimsRequest,
+        WatchClaimsResponse,
         agent_hub_server::{AgentHub, AgentHubServer},
         watch_claims_request::Event,
     },
@@ -83,6 +84,7 @@ pub(crate) enum Holder {
 pub(crate) struct Manager {
     hub: Hub,
     events: mpsc::Receiver<Event>,
+    reports: mpsc::Receiver<ReportRequestsRequest>,
     refusals: mpsc::Receiver<()>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -91,6 +93,7 @@ pub(crate) struct Manager {
 impl Manager {
     pub(crate) fn start(network: &Network, identity: &Identity) -> Self {
         let (event_tx, events) = mpsc::channel();
+        let (report_tx, reports) = mpsc::channel();
         let (refusal_tx, refusals) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready_tx, ready) = mpsc::channel();
@@ -98,6 +101,8 @@ impl Manager {
             claims: Arc::new(watch::channel(WatchClaimsResponse::default()).0),
             holder: Arc::new(Mutex::new(Holder::Serve)),
             events: event_tx,
+            readers: Arc::default(),
+            reports: report_tx,
         };
         let tls = TlsAcceptor::from(Arc::clone(&identity.server));
         let serve = serve(hub.clone(), tls, ready_tx, refusal_tx);
@@ -115,6 +120,7 @@ impl Manager {
         Self {
             hub,
             events,
+            reports,
             refusals,
             stop: Some(stop),
             thread: Some(thread),
@@ -141,6 +147,30 @@ impl Manager {
                 Event::Hello(_) => {}
                 Event::Applied(applied) if applied.generation < generation => {}
                 event @ (Event::Applied(_) | Event::Failed(_)) => return event,
+            }
+        }
+    }
+
+    /// Tells who reads the log of which engagement.
+    pub(crate) fn read(&self, readers: &[(u64, &str)]) {
+        let readers = readers.iter().map(|(id, uid)| LogReader {
+            id: *id,
+            engagement_uid: (*uid).to_owned(),
+        });
+        self.hub.readers.send_replace(ReportRequestsResponse {
+            readers: readers.collect(),
+        });
+    }
+
+    /// Waits for a report that is as wanted; others are passed over.
+    pub(crate) fn report_with(
+        &self,
+        is_wanted: impl Fn(&ReportRequestsRequest) -> bool,
+    ) -> ReportRequestsRequest {
+        loop {
+            let report = self.reports.recv_timeout(DEADLINE).unwrap();
+            if is_wanted(&report) {
+                return report;
             }
         }
     }
@@ -196,7 +226,11 @@ struct Hub {
     claims: Arc<watch::Sender<WatchClaimsResponse>>,
     holder: Arc<Mutex<Holder>>,
     events: mpsc::Sender<Event>,
+    readers: Arc<watch::Sender<ReportRequestsResponse>>,
+    reports: mpsc::Sender<ReportRequestsRequest>,
 }
+
+type Reported = fn(ReportRequestsResponse) -> Result<ReportRequestsResponse, Status>;
 
 type Claimed = fn(WatchClaimsResponse) -> Result<WatchClaimsResponse, Status>;
 
@@ -220,6 +254,25 @@ impl AgentHub for Hub {
         });
         let claims = WatchStream::new(self.claims.subscribe());
         Ok(Response::new(claims.map(Ok as Claimed)))
+    }
+
+    type ReportRequestsStream = Map<WatchStream<ReportRequestsResponse>, Reported>;
+
+    async fn report_requests(
+        &self,
+        request: Request<Streaming<ReportRequestsRequest>>,
+    ) -> Result<Response<Self::ReportRequestsStream>, Status> {
+        let reports = self.reports.clone();
+        let mut told = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(report)) = told.message().await {
+                if reports.send(report).is_err() {
+                    return;
+                }
+            }
+        });
+        let readers = WatchStream::new(self.readers.subscribe());
+        Ok(Response::new(readers.map(Ok as Reported)))
     }
 }
 

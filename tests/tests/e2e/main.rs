@@ -13,6 +13,7 @@ mod names;
 mod observe;
 mod protocols;
 mod replicas;
+mod requests;
 mod resolved;
 mod services;
 mod several;

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::{FIRST_MESSAGE, opening, refuse};
-use crate::hub::{Hub, OpenLink};
+use crate::hub::{Hub, OpenLink, Reporting};
 use crate::metrics::{FlowStats, Origin};
 use crate::state::{AgentRejected, ClaimSet};
 
@@ -66,6 +66,49 @@ impl AgentHub for AgentApi {
             }
         });
         Ok(Response::new(ReceiverStream::new(response)))
+    }
+
+    type ReportRequestsStream = ReceiverStream<Result<v1::ReportRequestsResponse, Status>>;
+
+    async fn report_requests(
+        &self,
+        request: Request<Streaming<v1::ReportRequestsRequest>>,
+    ) -> Result<Response<Self::ReportRequestsStream>, Status> {
+        let Peer(ip) = peer(request.extensions())?;
+        let reporting = self.hub.open_report(ip).ok_or_else(|| {
+            Status::failed_precondition("only an agent that watches its claims reports")
+        })?;
+        let reports = request.into_inner();
+        let (responses, response) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let pod = reporting.pod().clone();
+            if let Err(status) = take_reports(reports, reporting, &responses).await {
+                debug!(%pod, %status, "an agent reports no more");
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(response)))
+    }
+}
+
+/// Takes an agent's reports, and tells it who reads them, until either ends.
+async fn take_reports(
+    mut reports: Streaming<v1::ReportRequestsRequest>,
+    mut reporting: Reporting,
+    responses: &mpsc::Sender<Result<v1::ReportRequestsResponse, Status>>,
+) -> Result<(), Status> {
+    loop {
+        tokio::select! {
+            () = responses.closed() => return Ok(()),
+            readers = reporting.readers() => {
+                if responses.send(Ok(readers)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            report = reports.message() => match report? {
+                Some(report) => reporting.report(report),
+                None => return Ok(()),
+            },
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::cluster::{ClusterView, Names};
 use crate::dial::Dialer;
 use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
 use crate::metrics::{FlowStats, Origin};
-use crate::state::{Change, Event, SessionView};
+use crate::state::{Change, Event, Key, SessionView};
 
 /// How long the API server may take to show a Session.
 const GET_SESSION: Duration = Duration::from_secs(5);
@@ -176,6 +176,41 @@ impl TrafficManager for SessionApi {
         Ok(Response::new(v1::DescribeResponse {
             pods: pods.collect(),
         }))
+    }
+
+    async fn count_requests(
+        &self,
+        request: Request<v1::CountRequestsRequest>,
+    ) -> Result<Response<v1::CountRequestsResponse>, Status> {
+        let (_, identity) = identified(request.extensions())?;
+        Ok(Response::new(v1::CountRequestsResponse {
+            engagements: self.hub.count_requests(&identity.session),
+        }))
+    }
+
+    type WatchRequestsStream = BoxStream<'static, Result<v1::WatchRequestsResponse, Status>>;
+
+    async fn watch_requests(
+        &self,
+        request: Request<v1::WatchRequestsRequest>,
+    ) -> Result<Response<Self::WatchRequestsStream>, Status> {
+        let (connection, identity) = identified(request.extensions())?;
+        let v1::WatchRequestsRequest { namespace, name } = request.into_inner();
+        let key = Key::new(namespace, name);
+        let read = self.hub.read_requests(&identity.session, &key);
+        let (decisions, reading) = read.ok_or_else(|| {
+            Failure::new(
+                Reason::NoSuchEngagement,
+                format!("this session has no engagement {key}"),
+                "see those that there are with `kvpn status`",
+            )
+        })?;
+        let decisions = ReceiverStream::new(decisions).map(move |decision| {
+            // It lives as long as the stream.
+            let _ = &reading;
+            Ok(decision)
+        });
+        Ok(Response::new(until_closed(decisions, connection)))
     }
 }
 

@@ -140,6 +140,11 @@ impl AgentSlot {
         self.link.as_ref().map(|link| link.id)
     }
 
+    /// The container of the agent that is connected.
+    pub(crate) fn container(&self) -> Option<&str> {
+        self.link.as_ref().map(|link| &*link.container)
+    }
+
     /// Whether the agent of another container is connected.
     pub(crate) fn is_linked_elsewhere(&self, container: &str) -> bool {
         self.link

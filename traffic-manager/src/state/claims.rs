@@ -17,6 +17,8 @@ pub(crate) struct Claim {
     pub(crate) copy: bool,
     pub(crate) id: String,
     pub(crate) http_probed: bool,
+    /// When the laptop does not answer, nobody does.
+    pub(crate) fails_closed: bool,
 }
 
 /// What of a port's traffic a claim is on.
@@ -52,6 +54,7 @@ impl From<Claim> for v1::Claim {
             container_port: claim.container_port.into(),
             protocol: v1::Protocol::from(claim.protocol).into(),
             http_probed: claim.http_probed,
+            fails_closed: claim.fails_closed,
             http: match claim.reach {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvpn_proto::crd::Verb;
+use kvpn_proto::crd::{OnFailure, Verb};
 
 use super::engagements::{EngagementRecord, Standing, decide};
 use super::status::engagement_status;
@@ -156,6 +156,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             http_probed: pod.http_probed.contains(&port.container_port),
             reach: record.view.spec.http.clone().into(),
             copy: record.view.spec.verb == Verb::Wiretap,
+            fails_closed: record.view.spec.on_failure == Some(OnFailure::Unavailable),
         })
         .collect()
 }

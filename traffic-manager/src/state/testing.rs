@@ -94,6 +94,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
                 service: None,
             }],
             http: None,
+            on_failure: None,
         },
         status: None,
     }

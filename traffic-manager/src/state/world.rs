@@ -233,6 +233,42 @@ impl World {
         })
     }
 
+    /// The agent that is connected from an address: its pod, and the pod's UID with the
+    /// container.
+    pub(crate) fn linked_agent(&self, ip: IpAddr) -> Option<(Key, (String, String))> {
+        let pod = self.pods.by_ip(ip)?;
+        let container = self.slots.get(&pod.uid)?.container()?;
+        Some((pod.key.clone(), (pod.uid.clone(), container.to_owned())))
+    }
+
+    /// The ports of a pod on which an engagement has claims.
+    pub(crate) fn claimed_ports<'a>(
+        &'a self,
+        pod_uid: &str,
+        engagement_uid: &'a str,
+    ) -> impl Iterator<Item = u16> + 'a {
+        let claims = self.slots.get(pod_uid).map(|slot| &slot.claims().claims);
+        let its = claims.into_iter().flatten().filter(move |claim| {
+            let uid = claim.id.split_once('/').map(|(uid, _)| uid);
+            uid == Some(engagement_uid)
+        });
+        its.map(|claim| claim.container_port)
+    }
+
+    pub(crate) fn engagement(&self, uid: &str) -> Option<&EngagementView> {
+        let mut views = self.engagements.values().map(|record| &record.view);
+        views.find(|view| view.uid == uid)
+    }
+
+    /// The engagements of a session.
+    pub(crate) fn engagements_of<'a>(
+        &'a self,
+        session: &'a str,
+    ) -> impl Iterator<Item = &'a EngagementView> + 'a {
+        let views = self.engagements.values().map(|record| &record.view);
+        views.filter(move |view| view.spec.session == session)
+    }
+
     /// The pod that has an address for itself.
     pub(crate) fn pod_at(&self, ip: IpAddr) -> Option<&Key> {
         self.pods.by_ip(ip).map(|pod| &pod.key)

@@ -34,6 +34,8 @@ pub(crate) struct Intercept {
     pub(crate) ports: Vec<RequestedPort>,
     /// Only requests that fit.
     pub(crate) http: Option<HttpFilter>,
+    /// Nobody answers when the laptop does not.
+    pub(crate) fails_closed: bool,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -69,6 +71,7 @@ impl Engagements {
             plan.workload,
             plan.ports,
             request.http.clone(),
+            request.fails_closed,
         );
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) =

@@ -42,6 +42,7 @@ pub(super) struct Entry {
     pub(super) workload: WorkloadRef,
     pub(super) ports: Vec<ResolvedPort>,
     pub(super) http: Option<HttpFilter>,
+    pub(super) fails_closed: bool,
     pub(super) observed: watch::Sender<Observed>,
     watcher: Option<AbortOnDropHandle<()>>,
 }
@@ -52,12 +53,14 @@ impl Entry {
         workload: WorkloadRef,
         ports: Vec<ResolvedPort>,
         http: Option<HttpFilter>,
+        fails_closed: bool,
     ) -> Self {
         Self {
             verb,
             workload,
             ports,
             http,
+            fails_closed,
             observed: watch::channel(Observed::default()).0,
             watcher: None,
         }
@@ -86,6 +89,8 @@ impl Entry {
                 .as_ref()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
+            counts: None,
+            fails_closed: self.fails_closed,
         }
     }
 
@@ -260,7 +265,7 @@ mod tests {
         };
         table.insert(
             Key::new("shop", "web-alice-1"),
-            Entry::new(Verb::Intercept, workload, vec![port], None),
+            Entry::new(Verb::Intercept, workload, vec![port], None, false),
         );
         table
     }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::body::Body;
 use super::head::{self, NotHttp, RequestHead, ResponseHead};
 use crate::http::{Broken, End, READ, Reader, Writer};
+use crate::reports::Entry;
 
 /// What follows a request and its response.
 pub(super) enum Next {
@@ -30,13 +31,15 @@ pub(super) async fn exchange(
     client: &mut End,
     server: &mut End,
     head: &RequestHead,
+    entry: &mut Entry,
 ) -> Result<Next, Broken> {
     let End {
         reader,
         writer,
         buffer,
     } = client;
-    let mut receive = pin!(answer(&mut server.reader, &mut server.buffer, writer, head));
+    let (from, said) = (&mut server.reader, &mut server.buffer);
+    let mut receive = pin!(answer(from, said, writer, head, entry));
     let mut answered = None;
     let sent = {
         let mut send = pin!(request(reader, buffer, &mut server.writer, head));
@@ -135,6 +138,7 @@ async fn answer(
     buffer: &mut BytesMut,
     client: &mut Writer,
     to: &RequestHead,
+    entry: &mut Entry,
 ) -> Result<Next, Broken> {
     let mut has_begun = false;
     loop {
@@ -153,6 +157,9 @@ async fn answer(
             }
         };
         let is_switch = head.is_switch(to);
+        if is_switch || !head.is_interim() {
+            entry.answered(head.status);
+        }
         if is_switch || head.is_interim() {
             client.write_all(&buffer[..head.length]).await?;
             buffer.advance(head.length);

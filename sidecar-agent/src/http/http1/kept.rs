@@ -12,6 +12,7 @@ use tracing::debug;
 
 use crate::http::tap::Tap;
 use crate::http::{Connection, End, READ, Server, Servers, http2};
+use crate::reports::Entry;
 
 /// Connections on which nothing is awaited, and copies that go on with the next request.
 #[derive(Default)]
@@ -74,10 +75,14 @@ impl Kept {
 
     /// The connection to that server, a new one if none is kept; one to the app when
     /// the holder of a claim cannot be had.
+    ///
+    /// # Errors
+    /// When the app cannot be had, nor may answer instead.
     pub(super) async fn take(
         &mut self,
         servers: &impl Servers,
         server: Server,
+        entry: &mut Entry,
     ) -> io::Result<Connection> {
         let mut server = server;
         loop {
@@ -87,7 +92,13 @@ impl Kept {
             match servers.connect(&server).await {
                 Ok(end) => return Ok((server, end)),
                 Err(error) if server == Server::App => return Err(error),
-                Err(error) => debug!(%error, ?server, "The app answers instead"),
+                Err(error) => {
+                    entry.has_failed();
+                    if servers.fails_closed(&server) {
+                        return Err(error);
+                    }
+                    debug!(%error, ?server, "The app answers instead");
+                }
             }
             server = Server::App;
         }

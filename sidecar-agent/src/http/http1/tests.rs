@@ -32,8 +32,20 @@ impl Servers for std::sync::Arc<Fake> {
         Server::App
     }
 
+    fn note(&self, _: &Server, _: &impl Head) -> Entry {
+        Entry::untold()
+    }
+
+    fn note_other(&self, _: &Server) -> Entry {
+        Entry::untold()
+    }
+
+    fn fails_closed(&self, server: &Server) -> bool {
+        *server == holder("closed")
+    }
+
     async fn connect(&self, server: &Server) -> io::Result<End> {
-        if *server == holder("gone") {
+        if [holder("gone"), holder("closed")].contains(server) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs) = Pipe::new(ROOM);
@@ -573,4 +585,17 @@ async fn copies_of_everything_are_of_what_is_no_http_too() {
         close(all).await;
         serving.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn request_whose_holder_fails_closed_is_answered_by_nobody() {
+    let mut case = Case::new();
+    case.send("POST / HTTP/1.1\r\nx-user: closed\r\ncontent-length: 4\r\n\r\nbo")
+        .await;
+    case.expect("HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n")
+        .await;
+    expect_end(&mut case.client, "content-length: 0\r\n\r\n").await;
+    drop(case.client);
+    case.serving.await.unwrap().unwrap();
+    assert!(case.fake.connection_of(&Server::App).is_none());
 }

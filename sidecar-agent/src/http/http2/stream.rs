@@ -8,12 +8,13 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{Request, Response, Version, request};
+use http::{Request, Response, StatusCode, Version, request};
 use kvpn_proto::filter;
 use tracing::debug;
 
 use super::ways::Ways;
 use crate::http::Servers;
+use crate::reports::Entry;
 
 /// Why a stream did not end in order: what the other side is told.
 struct Stopped(Reason);
@@ -52,22 +53,28 @@ async fn try_pass(
         head.version = Version::HTTP_11;
     }
     let server = ways.servers.choose(&Head(&head));
+    let mut entry = ways.servers.note(&server, &Head(&head));
     let is_whole = body.is_end_stream();
+    let request = Request::from_parts(head, ());
     let sent = tokio::select! {
-        sent = ways.send(server, Request::from_parts(head, ()), is_whole) => sent,
+        sent = ways.send(&server, request, is_whole, &mut entry) => sent,
         reason = poll_fn(|cx| respond.poll_reset(cx)) => return Err(Stopped(reason?)),
     };
-    let (response, send) = sent.map_err(|error| {
-        debug!(%error, "No server can be had");
-        Stopped(Reason::REFUSED_STREAM)
-    })?;
+    let (response, send) = match sent {
+        Ok(sent) => sent,
+        Err(_) if ways.servers.fails_closed(&server) => return refuse(respond, &mut entry),
+        Err(error) => {
+            debug!(%error, "No server can be had");
+            return Err(Stopped(Reason::REFUSED_STREAM));
+        }
+    };
     let mut upload = pin!(async {
         match is_whole {
             true => Ok(send),
             false => pass_body(body, send).await,
         }
     });
-    let mut download = pin!(pass_response(response, respond));
+    let mut download = pin!(pass_response(response, respond, &mut entry));
     let mut is_answered = false;
     // In this order, as it knows why a client stops.
     let mut sent = loop {
@@ -120,6 +127,15 @@ async fn try_pass(
     }
 }
 
+/// Answers a request whose holder cannot be had, and for whom nobody may answer.
+fn refuse(respond: &mut SendResponse<Bytes>, entry: &mut Entry) -> Result<(), Stopped> {
+    entry.refused();
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    respond.send_response(response, true)?;
+    Ok(())
+}
+
 /// Why a response did not pass: who has stopped.
 enum Unanswered {
     Client(Stopped),
@@ -129,6 +145,7 @@ enum Unanswered {
 async fn pass_response(
     mut response: ResponseFuture,
     respond: &mut SendResponse<Bytes>,
+    entry: &mut Entry,
 ) -> Result<(), Unanswered> {
     let server = |error: h2::Error| Unanswered::Server(error.into());
     let client = |error: h2::Error| Unanswered::Client(error.into());
@@ -147,6 +164,7 @@ async fn pass_response(
         }
     };
     let (head, body) = response.into_parts();
+    entry.answered(head.status.as_u16());
     let is_whole = body.is_end_stream();
     let send = respond.send_response(Response::from_parts(head, ()), is_whole);
     let send = send.map_err(client)?;

@@ -16,6 +16,7 @@ use super::*;
 use crate::http::end::Pipe;
 use crate::http::tap::Tap;
 use crate::http::{READ, Server};
+use crate::reports::Entry;
 
 const ROOM: usize = 64 << 10;
 
@@ -53,12 +54,27 @@ impl Servers for Arc<Fake> {
         Server::App
     }
 
+    fn note(&self, _: &Server, _: &impl Head) -> Entry {
+        Entry::untold()
+    }
+
+    fn note_other(&self, _: &Server) -> Entry {
+        Entry::untold()
+    }
+
+    fn fails_closed(&self, server: &Server) -> bool {
+        *server == Server::Holder("closed".into())
+    }
+
     async fn connect(&self, server: &Server) -> io::Result<End> {
         let name = match server {
             Server::App if self.is_down.load(Ordering::Relaxed) => {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             Server::App => "app",
+            Server::Holder(name) if name == "closed" => {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
             Server::Holder(name) if name == "gone" => {
                 sleep(NEVER).await;
                 return Err(io::ErrorKind::TimedOut.into());

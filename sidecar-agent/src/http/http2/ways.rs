@@ -20,6 +20,7 @@ use super::{
     STREAM_WINDOW,
 };
 use crate::http::{End, Server, Servers};
+use crate::reports::Entry;
 
 /// The ways to the servers of a client's requests.
 pub(super) struct Ways<'a, S> {
@@ -52,16 +53,24 @@ impl<'a, S: Servers> Ways<'a, S> {
 
     /// Sends a request to a server, to the app for a holder who cannot be had. It goes as
     /// soon as the server takes one more.
+    ///
+    /// # Errors
+    /// When the app cannot be had, nor may answer instead.
     pub(super) async fn send(
         &self,
-        server: Server,
+        server: &Server,
         request: Request<()>,
         is_whole: bool,
+        entry: &mut Entry,
     ) -> io::Result<(ResponseFuture, SendStream<Bytes>)> {
-        let mut sender = match self.sender(&server).await {
+        let mut sender = match self.sender(server).await {
             Ok(sender) => sender,
-            Err(error) if server == Server::App => return Err(error),
+            Err(error) if *server == Server::App => return Err(error),
             Err(error) => {
+                entry.has_failed();
+                if self.servers.fails_closed(server) {
+                    return Err(error);
+                }
                 debug!(%error, ?server, "The app answers instead");
                 self.sender(&Server::App).await?
             }

@@ -50,6 +50,7 @@ fn claim(id: &str, port: u16) -> Claim {
         container_port: port,
         protocol: Protocol::Tcp,
         http_probed: false,
+        fails_closed: false,
         reach: Reach::Rest,
         copy: false,
     }

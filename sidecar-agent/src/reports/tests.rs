@@ -1,0 +1,131 @@
+use kvpn_proto::v1;
+
+use super::*;
+
+const PORT: u16 = 8080;
+
+/// Reports of a pod with these claims.
+fn reports(claim_ids: &[&str]) -> Arc<Reports> {
+    let reports = Arc::<Reports>::default();
+    claim(&reports, claim_ids);
+    reports
+}
+
+fn claim(reports: &Reports, claim_ids: &[&str]) {
+    let copies = claim_ids.iter().map(|id| v1::Claim {
+        id: (*id).to_owned(),
+        container_port: PORT.into(),
+        protocol: v1::Protocol::Tcp.into(),
+        ..v1::Claim::default()
+    });
+    let claims = Claims::try_from(v1::WatchClaimsResponse {
+        copies: copies.collect(),
+        ..v1::WatchClaimsResponse::default()
+    });
+    reports.keep(&claims.unwrap());
+}
+
+fn entry(reports: &Arc<Reports>, claim_id: Option<&str>) -> Entry {
+    Entry::new(reports, ([10, 0, 0, 1], 1).into(), PORT, claim_id)
+}
+
+fn counts(report: &ReportRequestsRequest, id: &str) -> Option<[u64; 3]> {
+    let counted = report.counts.iter().find(|it| it.claim_id == id)?;
+    let RequestCounts {
+        matched,
+        passed,
+        failed,
+    } = counted.counts?;
+    Some([matched, passed, failed])
+}
+
+fn read(reports: &Reports, readers: &[(u64, &str)]) {
+    let readers = readers.iter().map(|(id, uid)| LogReader {
+        id: *id,
+        engagement_uid: (*uid).to_owned(),
+    });
+    reports.set_readers(readers.collect());
+}
+
+fn paths(decisions: &[Decision]) -> Vec<&str> {
+    decisions.iter().map(|it| it.path.as_str()).collect()
+}
+
+#[test]
+fn each_claim_counts_from_its_beginning_and_what_goes_elsewhere_has_passed_it() {
+    let reports = reports(&["a/1"]);
+    drop(entry(&reports, Some("a/1")));
+    drop(entry(&reports, None));
+    claim(&reports, &["a/1", "b/1"]);
+    entry(&reports, Some("b/1")).has_failed();
+    let report = reports.report().unwrap();
+    assert_eq!(counts(&report, "a/1"), Some([1, 2, 0]));
+    assert_eq!(counts(&report, "b/1"), Some([1, 0, 1]));
+    assert_eq!(reports.report(), None, "nothing has changed");
+    drop(entry(&reports, Some("b/1")));
+    let report = reports.report().unwrap();
+    assert_eq!(counts(&report, "a/1"), Some([1, 3, 0]));
+    reports.forget_what_was_told();
+    let report = reports.report().unwrap();
+    assert_eq!(counts(&report, "b/1"), Some([2, 0, 1]));
+}
+
+#[test]
+fn request_is_told_once_with_its_first_final_answer() {
+    let reports = reports(&["a/1"]);
+    read(&reports, &[(1, "a")]);
+    let mut entry = entry(&reports, None);
+    entry.asks("GET", "/cart");
+    entry.answered(200);
+    entry.answered(500);
+    drop(entry);
+    let told = reports.report().unwrap().decisions;
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].method.as_str(), told[0].status), ("GET", 200));
+}
+
+#[test]
+fn reader_is_told_of_what_came_before_it_once() {
+    let reports = reports(&["a/1"]);
+    let ask = |path: &str| entry(&reports, None).asks("GET", path);
+    ask("/1");
+    read(&reports, &[(1, "a"), (2, "b")]);
+    ask("/2");
+    let report = reports.report().unwrap();
+    assert_eq!(paths(&report.decisions), ["/2"]);
+    let earlier = |index: usize| {
+        let earlier: &EarlierDecisions = &report.earlier[index];
+        (earlier.reader, paths(&earlier.decisions))
+    };
+    assert_eq!(earlier(0), (1, vec!["/1"]));
+    assert_eq!(earlier(1), (2, vec![]), "its engagement has no claim here");
+    ask("/3");
+    // The first reader's is on its way.
+    read(&reports, &[(1, "a"), (3, "a")]);
+    let report = reports.report().unwrap();
+    assert_eq!(paths(&report.decisions), ["/3"]);
+    assert_eq!(paths(&report.earlier[0].decisions), ["/1", "/2"]);
+}
+
+#[test]
+fn what_nobody_takes_in_time_is_left_out_and_counted() {
+    let reports = reports(&["a/1"]);
+    read(&reports, &[(1, "a")]);
+    for _ in 0..MAX_WAITING + 7 {
+        drop(entry(&reports, None));
+    }
+    let report = reports.report().unwrap();
+    assert_eq!(report.decisions.len(), MAX_WAITING);
+    assert_eq!(report.decisions_left_out, 7);
+    assert!(reports.lock().earlier.len() <= REMEMBERED);
+}
+
+#[test]
+fn long_paths_are_cut_between_characters() {
+    let reports = reports(&["a/1"]);
+    read(&reports, &[(1, "a")]);
+    let path = format!("/{}", "\u{e4}".repeat(LONGEST_PATH));
+    entry(&reports, None).asks("GET", &path);
+    let told = reports.report().unwrap().decisions;
+    assert_eq!(told[0].path.len(), LONGEST_PATH - 1);
+}

@@ -1,0 +1,242 @@
+//! What becomes of requests, as agents tell it: summed up for sessions, and passed on to
+//! who reads a log.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use kvpn_proto::v1::{
+    self, Decision, LogReader, ReportRequestsRequest, RequestCounts, WatchRequestsResponse,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::Hub;
+use crate::state::{EngagementView, Key, World};
+
+/// How many decisions may wait for a reader. Those for whom there is no room are left out.
+const QUEUED: usize = 1_024;
+
+/// One life of an agent: the UID of its pod, and its container.
+type AgentId = (String, String);
+
+/// What agents have told, and the readers of it.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    /// By the ids of claims. Agents tell totals.
+    counts: HashMap<String, HashMap<AgentId, RequestCounts>>,
+    readers: BTreeMap<u64, Reader>,
+    next: u64,
+    /// The number of the latest change of the readers.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    namespace: String,
+    engagement_uid: String,
+    decisions: mpsc::Sender<WatchRequestsResponse>,
+    left_out: u64,
+}
+
+impl Reader {
+    fn tell(&mut self, mut told: WatchRequestsResponse) {
+        told.left_out = self.left_out;
+        self.left_out = match self.decisions.try_send(told) {
+            Ok(()) => 0,
+            Err(_) => self.left_out + 1,
+        };
+    }
+}
+
+/// An agent's open `ReportRequests`.
+#[derive(Debug)]
+pub(crate) struct Reporting {
+    hub: Arc<Hub>,
+    pod: Key,
+    agent: AgentId,
+    changes: watch::Receiver<u64>,
+}
+
+/// A session's open `WatchRequests`. Dropping it ends the reading.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    hub: Arc<Hub>,
+    id: u64,
+}
+
+impl Hub {
+    /// Takes an agent's reports, when its claims are watched.
+    pub(crate) fn open_report(self: &Arc<Self>, ip: std::net::IpAddr) -> Option<Reporting> {
+        let inner = self.lock();
+        let (pod, agent) = inner.world.linked_agent(ip)?;
+        let mut changes = inner.requests.changes.subscribe();
+        // There may be readers already.
+        changes.mark_changed();
+        Some(Reporting {
+            hub: Arc::clone(self),
+            pod,
+            agent,
+            changes,
+        })
+    }
+
+    /// What became of the requests of a session's engagements.
+    pub(crate) fn count_requests(&self, session: &str) -> Vec<v1::EngagementCounts> {
+        let mut inner = self.lock();
+        let super::Inner {
+            world, requests, ..
+        } = &mut *inner;
+        requests.forget_the_gone(world);
+        let own = world.engagements_of(session);
+        own.map(|engagement| v1::EngagementCounts {
+            namespace: engagement.key.namespace.clone(),
+            name: engagement.key.name.clone(),
+            counts: Some(requests.sum(&engagement.uid)),
+        })
+        .collect()
+    }
+
+    /// Lets a session read what becomes of requests at the ports of one of its
+    /// engagements; `None` if it has no such engagement.
+    pub(crate) fn read_requests(
+        self: &Arc<Self>,
+        session: &str,
+        engagement: &Key,
+    ) -> Option<(mpsc::Receiver<WatchRequestsResponse>, Reading)> {
+        let mut inner = self.lock();
+        let mut own = inner.world.engagements_of(session);
+        let uid = own.find(|it| it.key == *engagement)?.uid.clone();
+        drop(own);
+        let (decisions, receiver) = mpsc::channel(QUEUED);
+        let requests = &mut inner.requests;
+        requests.next += 1;
+        let id = requests.next;
+        let reader = Reader {
+            namespace: engagement.namespace.clone(),
+            engagement_uid: uid,
+            decisions,
+            left_out: 0,
+        };
+        requests.readers.insert(id, reader);
+        requests.note_change();
+        let hub = Arc::clone(self);
+        Some((receiver, Reading { hub, id }))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        inner.requests.readers.remove(&self.id);
+        inner.requests.note_change();
+    }
+}
+
+impl Reporting {
+    pub(crate) fn pod(&self) -> &Key {
+        &self.pod
+    }
+
+    /// Waits until others read than before, and says who reads what is in the pod's
+    /// namespace.
+    pub(crate) async fn readers(&mut self) -> v1::ReportRequestsResponse {
+        // The hub has the sender.
+        let _ = self.changes.changed().await;
+        let inner = self.hub.lock();
+        let readers = inner.requests.readers.iter();
+        let near = readers.filter(|(_, reader)| reader.namespace == self.pod.namespace);
+        let told = near.map(|(id, reader)| LogReader {
+            id: *id,
+            engagement_uid: reader.engagement_uid.clone(),
+        });
+        v1::ReportRequestsResponse {
+            readers: told.collect(),
+        }
+    }
+
+    /// Takes a report in. What is about other pods' claims is left out.
+    pub(crate) fn report(&self, report: ReportRequestsRequest) {
+        let mut inner = self.hub.lock();
+        let super::Inner {
+            world, requests, ..
+        } = &mut *inner;
+        let namespace = &self.pod.namespace;
+        for counted in report.counts {
+            let known = engagement(world, namespace, &counted.claim_id).is_some();
+            if let Some(counts) = counted.counts.filter(|_| known) {
+                let agents = requests.counts.entry(counted.claim_id).or_default();
+                agents.insert(self.agent.clone(), counts);
+            }
+        }
+        let claimed = |uid: &str, decision: &Decision| {
+            let mut claimed = world.claimed_ports(&self.agent.0, uid);
+            claimed.any(|port| u32::from(port) == decision.container_port)
+        };
+        for earlier in report.earlier {
+            let reader = requests.readers.get_mut(&earlier.reader);
+            let Some(reader) = reader.filter(|it| it.namespace == *namespace) else {
+                continue;
+            };
+            for decision in earlier.decisions {
+                if claimed(&reader.engagement_uid, &decision) {
+                    reader.tell(self.line(world, decision));
+                }
+            }
+        }
+        for reader in requests.readers.values_mut() {
+            let uid = reader.engagement_uid.clone();
+            let its = report.decisions.iter().filter(|it| claimed(&uid, it));
+            for decision in its {
+                reader.tell(self.line(world, decision.clone()));
+            }
+            if world.claimed_ports(&self.agent.0, &uid).next().is_some() {
+                reader.left_out += report.decisions_left_out;
+            }
+        }
+    }
+
+    fn line(&self, world: &World, decision: Decision) -> WatchRequestsResponse {
+        let engagement = engagement(world, &self.pod.namespace, &decision.claim_id);
+        let (engagement, user) = engagement
+            .map(|it| (it.key.name.clone(), it.spec.user.clone()))
+            .unwrap_or_default();
+        WatchRequestsResponse {
+            decision: Some(decision),
+            pod: self.pod.name.clone(),
+            engagement,
+            user,
+            left_out: 0,
+        }
+    }
+}
+
+impl Requests {
+    fn note_change(&self) {
+        self.changes.send_modify(|number| *number += 1);
+    }
+
+    fn sum(&self, engagement_uid: &str) -> RequestCounts {
+        let claims = self.counts.iter();
+        let its = claims.filter(|(id, _)| uid_of(id) == Some(engagement_uid));
+        let all = its.flat_map(|(_, agents)| agents.values());
+        all.fold(RequestCounts::default(), |sum, one| RequestCounts {
+            matched: sum.matched.saturating_add(one.matched),
+            passed: sum.passed.saturating_add(one.passed),
+            failed: sum.failed.saturating_add(one.failed),
+        })
+    }
+
+    fn forget_the_gone(&mut self, world: &World) {
+        self.counts
+            .retain(|id, _| uid_of(id).is_some_and(|uid| world.engagement(uid).is_some()));
+    }
+}
+
+fn uid_of(claim_id: &str) -> Option<&str> {
+    claim_id.split_once('/').map(|(uid, _)| uid)
+}
+
+/// The engagement of a claim, if it is in that namespace.
+fn engagement<'a>(world: &'a World, namespace: &str, claim_id: &str) -> Option<&'a EngagementView> {
+    let found = world.engagement(uid_of(claim_id)?)?;
+    (found.key.namespace == namespace).then_some(found)
+}
