@@ -2,6 +2,7 @@
 //! what tests need to use it.
 
 pub mod bench;
+pub mod cargo;
 pub mod cmd;
 pub mod dual_stack;
 pub mod lab;

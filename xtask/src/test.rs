@@ -112,7 +112,7 @@ impl Tally {
 
     fn count(&mut self, target: &[&str], filter: Option<&str>) -> Result<()> {
         let is_e2e = target.contains(&"e2e");
-        let mut command = Command::new("cargo");
+        let mut command = cargo_command();
         command.arg("test").args(target).args(filter);
         if is_e2e {
             // They share the lab, and print what they measure.
@@ -148,10 +148,16 @@ fn parse_result(line: &str) -> Option<(u64, u64)> {
     Some((number("passed")?, number("failed")?))
 }
 
+fn cargo_command() -> Command {
+    let mut command = Command::new("cargo");
+    command.env_clear().envs(kvpn_tests::cargo::environment());
+    command
+}
+
 fn cargo(args: &[&str]) -> Result<()> {
     step(format_args!("cargo {}", args.join(" ")));
     let root = Layout::new().repository().to_owned();
-    let status = Command::new("cargo")
+    let status = cargo_command()
         .args(args)
         .current_dir(root)
         .status()

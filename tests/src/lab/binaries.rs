@@ -1,12 +1,12 @@
 //! The project's own binaries, built with cargo.
 
-use std::ffi::OsStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::layout::{Layout, Profile};
 use crate::Cmd;
+use crate::cargo::environment;
 use crate::progress::{long, step};
 
 /// Builds all binaries of the workspace. Always all: cargo would build
@@ -18,14 +18,7 @@ pub fn build(layout: &Layout) -> Result<()> {
         Profile::Dev => None,
         Profile::Release => Some("--release"),
     };
-    // What cargo tells a test of its package, build scripts look at, and ring's has
-    // everything above it built anew when that changes.
-    let is_of_package = |name: &OsStr| {
-        let name = name.as_encoded_bytes();
-        name.starts_with(b"CARGO_PKG_") || name.starts_with(b"CARGO_MANIFEST_")
-    };
-    let kept = std::env::vars_os().filter(|(name, _)| !is_of_package(name));
-    let build = kept
+    let build = environment()
         .fold(Cmd::new(cargo).clear_env(), |build, (name, value)| {
             build.env(name, value)
         })
