@@ -36,7 +36,17 @@ pub const HEALTH_PATH: &str = "/healthz";
 /// Path on the traffic manager that Prometheus scrapes.
 pub const METRICS_PATH: &str = "/metrics";
 
-/// Start of the name of an agent's ephemeral container.
+/// Path on the traffic manager, before a secret, that the API server asks about pods that
+/// are about to be created.
+pub const ADMISSION_PATH: &str = "/admit/";
+
+/// Name of the MutatingWebhookConfiguration, whose webhooks the traffic manager writes.
+pub const WEBHOOK_CONFIGURATION: &str = "kvpn-agents";
+
+/// Audience of the tokens by which agents show whose pod they are in.
+pub const AGENT_TOKEN_AUDIENCE: &str = "kvpn";
+
+/// Start of the name of an agent's container.
 pub const AGENT_CONTAINER_PREFIX: &str = "kvpn-agent-";
 
 /// Name of the agent's nftables table in the pod's network namespace.

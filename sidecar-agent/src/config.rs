@@ -1,9 +1,9 @@
 //! What the traffic manager tells the agent in its arguments.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use kvpn_proto::duration::parse_duration;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -16,7 +16,27 @@ const PEM_END: &str = "-----END CERTIFICATE-----";
 
 /// Hands connections to a pod over to a laptop.
 #[derive(Debug, Parser)]
-#[command(name = "sidecar-agent", version)]
+#[command(
+    name = "sidecar-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) args: Option<Args>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Wait until the agent of this pod has its first claims in force.
+    AwaitSettled,
+}
+
+/// What the agent is told.
+#[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Address and port of the traffic manager.
     #[arg(long)]
@@ -34,6 +54,10 @@ pub(crate) struct Args {
     /// How long to stay without any claim, such as 30s, 10m or 2h.
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     linger: Duration,
+
+    /// File with a token of this pod, for a sidecar, which stays as long as its pod.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
 }
 
 /// The arguments, ready for use.
@@ -41,7 +65,9 @@ pub(crate) struct Config {
     pub(crate) manager: SocketAddr,
     pub(crate) tls: Arc<ClientConfig>,
     pub(crate) container: String,
-    pub(crate) linger: Duration,
+    /// How long to stay without claims; `None` for as long as the pod.
+    pub(crate) linger: Option<Duration>,
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl TryFrom<Args> for Config {
@@ -52,7 +78,8 @@ impl TryFrom<Args> for Config {
             manager: args.manager,
             tls: Arc::new(tls(args.ca)?),
             container: args.container,
-            linger: args.linger,
+            linger: args.token_file.is_none().then_some(args.linger),
+            token_file: args.token_file,
         })
     }
 }

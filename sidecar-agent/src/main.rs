@@ -10,6 +10,7 @@ mod probes;
 mod redirect;
 mod reports;
 mod session;
+mod settled;
 
 use std::process::ExitCode;
 
@@ -20,14 +21,15 @@ use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{Args, Config},
+    config::{Args, Cli, Command, Config},
     forward::{Forwarder, Listeners},
     redirect::Redirect,
     session::Agent,
+    settled::Settled,
 };
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -35,7 +37,12 @@ fn main() -> ExitCode {
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
         )
         .init();
-    match run(args) {
+    let done = match (cli.command, cli.args) {
+        (Some(Command::AwaitSettled), _) => settled::wait(),
+        (None, Some(args)) => run(args),
+        (None, None) => Err(anyhow::anyhow!("see --help")),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
@@ -65,5 +72,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         "Agent started"
     );
     let forwarder = Forwarder::start(listeners);
-    Agent::new(config, redirect, forwarder).run().await
+    let settled = match config.token_file {
+        Some(_) => Settled::listen()?,
+        None => Settled::unawaited(),
+    };
+    Agent::new(config, redirect, forwarder, settled).run().await
 }

@@ -31,6 +31,7 @@ use crate::{
     forward::{Forwarder, Route},
     redirect::Redirect,
     reports,
+    settled::Settled,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -49,16 +50,24 @@ pub(crate) struct Agent {
     forwarder: Forwarder,
     /// When to leave; `None` while there are claims.
     leave_at: Option<Instant>,
+    /// Tells that the first claims are in force.
+    settled: Settled,
 }
 
 impl Agent {
-    pub(crate) fn new(config: Config, redirect: Redirect, forwarder: Forwarder) -> Self {
-        let leave_at = Some(Instant::now() + config.linger);
+    pub(crate) fn new(
+        config: Config,
+        redirect: Redirect,
+        forwarder: Forwarder,
+        settled: Settled,
+    ) -> Self {
+        let leave_at = config.linger.map(|linger| Instant::now() + linger);
         Self {
             config,
             redirect,
             forwarder,
             leave_at,
+            settled,
         }
     }
 
@@ -117,6 +126,7 @@ impl Agent {
         let hello = Event::Hello(Hello {
             version: VERSION.into(),
             container: self.config.container.clone(),
+            token: self.token()?,
         });
         events.send(request(hello)).await.context("say hello")?;
         let call = hub.watch_claims(ReceiverStream::new(outgoing));
@@ -146,6 +156,15 @@ impl Agent {
         Ok(())
     }
 
+    /// The token of the pod; empty where there is none.
+    fn token(&self) -> anyhow::Result<String> {
+        let Some(file) = &self.config.token_file else {
+            return Ok(String::new());
+        };
+        // The kubelet puts another one there from time to time.
+        std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
+    }
+
     /// Waits for something, and tidies up meanwhile. `None` when it is time to
     /// leave.
     async fn attend<T>(&mut self, something: impl Future<Output = T>) -> Option<T> {
@@ -167,7 +186,9 @@ impl Agent {
 
     fn put_in_force(&mut self, response: WatchClaimsResponse, tunnel: &TunnelClient) -> Event {
         let generation = response.generation;
-        match self.apply(response, tunnel) {
+        let applied = self.apply(response, tunnel);
+        self.settled.tell();
+        match applied {
             Ok(()) => Event::Applied(Applied { generation }),
             Err(error) => {
                 error!(generation, "Claims are not in force: {error:#}");
@@ -211,7 +232,7 @@ impl Agent {
         if !idle {
             self.leave_at = None;
         } else if self.leave_at.is_none() {
-            self.leave_at = Some(Instant::now() + self.config.linger);
+            self.leave_at = self.config.linger.map(|linger| Instant::now() + linger);
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod agents;
 mod sessions;
+mod tokens;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tracing::debug;
 
 pub(crate) use agents::{AgentApi, Peer};
 pub(crate) use sessions::SessionApi;
+pub(crate) use tokens::Tokens;
 
 /// How long the first message of a stream may take.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);

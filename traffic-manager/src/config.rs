@@ -55,6 +55,10 @@ pub(crate) struct Config {
     #[arg(long, env = "KVPN_METRICS", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) metrics: bool,
 
+    /// Whether pods of engaged workloads are born with an agent
+    #[arg(long, env = "KVPN_WEBHOOK", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) webhook: bool,
+
     /// The namespaces in which workloads may be engaged; all when empty
     #[arg(long, env = "KVPN_MANAGED_NAMESPACES", default_value = "", value_parser = parse_names)]
     pub(crate) managed_namespaces: Names,

@@ -5,6 +5,6 @@ mod execute;
 mod watch;
 mod writer;
 
-pub(crate) use agent_container::{AgentTemplate, ManagerAddresses};
+pub(crate) use agent_container::{AgentTemplate, ManagerAddresses, random_name};
 pub(crate) use execute::Executor;
 pub(crate) use watch::{Watches, spawn_watches};

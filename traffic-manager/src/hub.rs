@@ -21,8 +21,8 @@ pub(crate) use requests::Reporting;
 use requests::Requests;
 
 use crate::state::{
-    AgentRejected, Census, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Now, SessionView,
-    StreamId, World,
+    AgentRejected, Caller, Census, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Newborn, Now,
+    SessionView, StreamId, World,
 };
 
 /// The state and its lines.
@@ -92,6 +92,7 @@ impl Hub {
                 | Effect::ResolveWorkload { .. }
                 | Effect::WriteEngagement { .. }
                 | Effect::WriteSession { .. }
+                | Effect::WriteWebhooks(_)
                 | Effect::DeleteEngagement { .. }
                 | Effect::DeleteSession { .. } => {
                     // The receiver lives as long as the process.
@@ -168,11 +169,11 @@ impl Hub {
     /// Takes an agent's call, when the state knows the agent.
     pub(crate) fn open_link(
         self: &Arc<Self>,
-        ip: IpAddr,
+        caller: &Caller,
         container: &str,
     ) -> Result<(watch::Receiver<Option<ClaimSet>>, OpenLink), AgentRejected> {
         let mut inner = self.lock();
-        let (pod_uid, pod) = inner.world.identify_agent(ip, container)?;
+        let (pod_uid, pod) = inner.world.identify_agent(caller, container)?;
         let (link, receiver) = inner.lines.open_link();
         let event = Event::AgentLinked {
             pod_uid: pod_uid.clone(),
@@ -195,9 +196,19 @@ impl Hub {
         self.lock().world.expects_agent(ip)
     }
 
+    /// Whether an agent may call whose pod has no address yet that is known.
+    pub(crate) fn expects_newborn(&self) -> bool {
+        self.lock().world.expects_newborn(&Now::read())
+    }
+
+    /// Whether a pod that is about to be created gets an agent of this name.
+    pub(crate) fn delivers(&self, newborn: &Newborn, agent: &str) -> bool {
+        self.lock().world.delivers(newborn, agent, &Now::read())
+    }
+
     /// Where a connection goes that an agent has intercepted.
-    pub(crate) fn route(&self, ip: IpAddr, claim_id: &str) -> Option<ClaimRoute> {
-        self.lock().world.route(ip, claim_id)
+    pub(crate) fn route(&self, caller: &Caller, claim_id: &str) -> Option<ClaimRoute> {
+        self.lock().world.route(caller, claim_id)
     }
 
     /// The pods that have some of these addresses for themselves.

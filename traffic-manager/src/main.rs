@@ -14,6 +14,7 @@ mod metrics;
 mod run;
 mod state;
 mod tls;
+mod webhook;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -11,13 +11,14 @@ use kvpn_proto::{names, version};
 use kvpn_tunnel::dns::{Forwarder, ResolvConf, parse_resolv_conf};
 use kvpn_tunnel::turns::EVENT_INTERVAL;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::api::{AgentApi, SessionApi};
+use crate::api::{AgentApi, SessionApi, Tokens};
 use crate::cluster::{Cluster, Names, cluster_domain};
 use crate::config::Config;
 use crate::controller::{AgentTemplate, Executor, ManagerAddresses, Watches, spawn_watches};
@@ -27,6 +28,7 @@ use crate::listen::{bind, serve_agents, serve_sessions};
 use crate::metrics::{Access, Endpoint, FlowStats};
 use crate::state::{Key, Settings, World};
 use crate::tls::Authority;
+use crate::webhook::{Configuration, Webhook};
 
 /// How long connections may take to end after a signal.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -104,16 +106,20 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     let domain = cluster_domain(&resolv_conf.search, &config.namespace);
     let cluster = Arc::new(Cluster::new(domain));
     let service_names = Arc::new(Names::new());
+    let template = Arc::new(AgentTemplate {
+        image: config.agent_image.clone(),
+        pull_policy: config.agent_image_pull_policy.clone(),
+        authority: authority.certificate_base64(),
+        manager,
+        linger: config.agent_linger,
+    });
+    let births = watch::Sender::new(None);
+    let expected = births.subscribe();
     let executor = Executor::new(
         Arc::clone(&hub),
         client.clone(),
-        AgentTemplate {
-            image: config.agent_image.clone(),
-            pull_policy: config.agent_image_pull_policy.clone(),
-            authority: authority.certificate_base64(),
-            manager,
-            linger: config.agent_linger,
-        },
+        Arc::clone(&template),
+        births,
     );
     let mut tasks = spawn_watches(&Watches {
         client: client.clone(),
@@ -127,6 +133,21 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     let clock = Arc::clone(&hub);
     tasks.spawn(async move { clock.keep_time().await });
 
+    let webhook = config
+        .webhook
+        .then(|| Webhook::new(Arc::clone(&hub), template))
+        .transpose()
+        .map_err(|_| anyhow::anyhow!("the system has no randomness for a path"))?;
+    if let Some(webhook) = &webhook {
+        let configuration = Configuration {
+            client: client.clone(),
+            namespace: config.namespace.clone(),
+            authority_pem: authority.certificate_pem().to_owned(),
+            secret: webhook.secret().to_owned(),
+        };
+        tasks.spawn(configuration.keep(expected));
+    }
+
     let flows = Arc::new(FlowStats::default());
     let metrics = config.metrics.then(|| {
         Arc::new(Endpoint::new(
@@ -138,7 +159,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     });
     let sessions = SessionApi {
         hub: Arc::clone(&hub),
-        sessions: Api::namespaced(client, &config.namespace),
+        sessions: Api::namespaced(client.clone(), &config.namespace),
         chart_version: config.chart_version.clone(),
         cluster: cluster.subscribe(),
         names: service_names,
@@ -146,9 +167,11 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         dialer: Arc::new(Dialer::new(config.own_ips())),
         flows: Arc::clone(&flows),
     };
-    let agents = AgentApi { hub, flows };
-    let session_tls = TlsAcceptor::from(authority.server_config(&[])?);
-    let agent_tls = TlsAcceptor::from(authority.server_config(&[b"h2"])?);
+    let tokens = Arc::new(Tokens::new(client));
+    let agents = AgentApi { hub, flows, tokens };
+    let tls = |alpn: &[&[u8]]| authority.server_config(&config.namespace, alpn);
+    let session_tls = TlsAcceptor::from(tls(&[])?);
+    let agent_tls = TlsAcceptor::from(tls(&[b"h2"])?);
     let session_port = bind(names::MANAGER_SESSION_PORT).await?;
     let agent_port = bind(names::MANAGER_AGENT_PORT).await?;
     info!(
@@ -163,6 +186,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
                 session_tls,
                 sessions,
                 metrics,
+                webhook.map(Arc::new),
                 shutdown.clone()
             ),
             serve_agents(agent_port, agent_tls, agents, shutdown),

@@ -2,6 +2,7 @@
 //! events come in, effects go out, time arrives as an argument.
 
 mod agents;
+mod births;
 mod census;
 mod change;
 mod claims;
@@ -15,11 +16,12 @@ mod status;
 pub(crate) mod testing;
 mod world;
 
+pub(crate) use births::{Newborn, Nursery};
 pub(crate) use census::Census;
 pub(crate) use change::{Change, Identified};
 pub(crate) use claims::{Claim, ClaimRoute, ClaimSet};
 pub(crate) use engagements::{EngagementView, Resolution};
-pub(crate) use event::{AgentRejected, Effect, Event};
+pub(crate) use event::{AgentRejected, Caller, Effect, Event};
 pub(crate) use pods::PodView;
 pub(crate) use sessions::SessionView;
 pub(crate) use world::{Settings, World};

@@ -141,11 +141,20 @@ impl Authority {
         base64_of_pem(&self.certificate_pem)
     }
 
+    /// The authority's certificate, as webhooks have it.
+    pub(crate) fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
     /// TLS for a port, with a certificate that is made for this process.
-    pub(crate) fn server_config(&self, alpn: &[&[u8]]) -> anyhow::Result<Arc<ServerConfig>> {
+    pub(crate) fn server_config(
+        &self,
+        namespace: &str,
+        alpn: &[&[u8]],
+    ) -> anyhow::Result<Arc<ServerConfig>> {
         let issuer = Issuer::new(authority_params(), &self.key);
         let key = KeyPair::generate().context("make the server's key")?;
-        let certificate = server_params()?
+        let certificate = server_params(namespace)?
             .signed_by(&key, &issuer)
             .context("sign the server's certificate")?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -200,8 +209,10 @@ fn authority_params() -> CertificateParams {
     params
 }
 
-fn server_params() -> anyhow::Result<CertificateParams> {
-    let mut params = CertificateParams::new([names::MANAGER_TLS_NAME.to_owned()])
+fn server_params(namespace: &str) -> anyhow::Result<CertificateParams> {
+    // The second is what the API server calls a Service of that namespace.
+    let service = format!("{}.{namespace}.svc", names::MANAGER_SERVICE);
+    let mut params = CertificateParams::new([names::MANAGER_TLS_NAME.to_owned(), service])
         .context("name the server's certificate")?;
     params
         .distinguished_name
@@ -250,7 +261,7 @@ mod tests {
         let authority = Authority::create().unwrap();
         let again = Authority::from_secret(&authority.to_secret(None)).unwrap();
         for server in [&authority, &again] {
-            let server = server.server_config(&[]).unwrap();
+            let server = server.server_config("kvpn", &[]).unwrap();
             assert_eq!(handshake(server, &authority), Ok(()));
         }
         assert_eq!(authority.certificate_base64(), again.certificate_base64());
@@ -259,7 +270,7 @@ mod tests {
     #[test]
     fn an_agent_does_not_trust_another_authority() {
         let (authority, other) = (Authority::create().unwrap(), Authority::create().unwrap());
-        let server = other.server_config(&[]).unwrap();
+        let server = other.server_config("kvpn", &[]).unwrap();
         assert!(handshake(server, &authority).is_err());
     }
 

@@ -1,7 +1,7 @@
 //! The service that agents call from their pods.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Extensions;
@@ -17,23 +17,55 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::tokens::Tokens;
 use super::{FIRST_MESSAGE, opening, refuse};
 use crate::hub::{Hub, OpenLink, Reporting};
 use crate::metrics::{FlowStats, Origin};
-use crate::state::{AgentRejected, ClaimSet};
+use crate::state::{AgentRejected, Caller, ClaimSet};
 
 /// How long a session may take to answer a dial.
 const SESSION_ANSWER: Duration = Duration::from_secs(10);
 
-/// Where a call comes from; known from the TCP connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) IpAddr);
+/// Where calls come from that come over one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer(Arc<PeerState>);
+
+#[derive(Debug)]
+struct PeerState {
+    ip: IpAddr,
+    /// An agent was brought to that address.
+    is_expected: bool,
+    /// What a token has shown.
+    pod: OnceLock<Caller>,
+}
+
+impl Peer {
+    /// The address of the connection, and whether an agent was brought there.
+    pub(crate) fn new(ip: IpAddr, is_expected: bool) -> Self {
+        Self(Arc::new(PeerState {
+            ip,
+            is_expected,
+            pod: OnceLock::new(),
+        }))
+    }
+
+    /// Whether it has shown who it is.
+    pub(crate) fn is_known(&self) -> bool {
+        self.0.is_expected || self.0.pod.get().is_some()
+    }
+
+    fn caller(&self) -> Caller {
+        let by_address = || Caller::Address(self.0.ip);
+        self.0.pod.get().cloned().unwrap_or_else(by_address)
+    }
+}
 
 /// The service that agents call.
 #[derive(Clone)]
 pub(crate) struct AgentApi {
     pub(crate) hub: Arc<Hub>,
     pub(crate) flows: Arc<FlowStats>,
+    pub(crate) tokens: Arc<Tokens>,
 }
 
 #[tonic::async_trait]
@@ -44,14 +76,20 @@ impl AgentHub for AgentApi {
         &self,
         request: Request<Streaming<v1::WatchClaimsRequest>>,
     ) -> Result<Response<Self::WatchClaimsStream>, Status> {
-        let Peer(ip) = peer(request.extensions())?;
+        let peer = peer(request.extensions())?;
         let mut events = request.into_inner();
         let hello = hello(&mut events).await?;
+        if !hello.token.is_empty() {
+            let pod = self.tokens.pod_of(&hello.token).await?;
+            // The first one counts.
+            let _ = peer.0.pod.set(pod);
+        }
+        let caller = peer.caller();
         let (claims, open) = self
             .hub
-            .open_link(ip, &hello.container)
+            .open_link(&caller, &hello.container)
             .map_err(|rejected| {
-                warn!(%ip, container = hello.container, %rejected, "agent rejected");
+                warn!(%caller, container = hello.container, %rejected, "agent rejected");
                 Status::from(rejection(&rejected))
             })?;
         let (version, container) = (hello.version, hello.container);
@@ -74,8 +112,8 @@ impl AgentHub for AgentApi {
         &self,
         request: Request<Streaming<v1::ReportRequestsRequest>>,
     ) -> Result<Response<Self::ReportRequestsStream>, Status> {
-        let Peer(ip) = peer(request.extensions())?;
-        let reporting = self.hub.open_report(ip).ok_or_else(|| {
+        let caller = peer(request.extensions())?.caller();
+        let reporting = self.hub.open_report(&caller).ok_or_else(|| {
             Status::failed_precondition("only an agent that watches its claims reports")
         })?;
         let reports = request.into_inner();
@@ -114,11 +152,11 @@ async fn take_reports(
 
 impl TunnelHandler for AgentApi {
     fn carry(&self, extensions: &Extensions, frames: FrameStream) -> Result<(), Status> {
-        let Peer(ip) = peer(extensions)?;
+        let caller = peer(extensions)?.caller();
         let hub = Arc::clone(&self.hub);
         let (open, frames) = self.flows.begin(Carried::Tcp, Origin::Pod, frames);
         tokio::spawn(async move {
-            serve_flow(&hub, ip, frames).await;
+            serve_flow(&hub, &caller, frames).await;
             drop(open);
         });
         Ok(())
@@ -163,10 +201,10 @@ async fn serve_link(
 }
 
 /// Hands an intercepted connection to the session that holds its claim.
-async fn serve_flow(hub: &Arc<Hub>, ip: IpAddr, mut frames: FrameStream) {
+async fn serve_flow(hub: &Arc<Hub>, caller: &Caller, mut frames: FrameStream) {
     let session = tokio::select! {
         () = frames.sender.closed() => return,
-        session = reach_session(hub, ip, &mut frames.receiver) => session,
+        session = reach_session(hub, caller, &mut frames.receiver) => session,
     };
     match session {
         Ok(session) => {
@@ -180,7 +218,7 @@ async fn serve_flow(hub: &Arc<Hub>, ip: IpAddr, mut frames: FrameStream) {
 
 async fn reach_session(
     hub: &Arc<Hub>,
-    ip: IpAddr,
+    caller: &Caller,
     receiver: &mut FrameReceiver,
 ) -> Result<FrameStream, DialFailure> {
     let OpenTarget::Claimed { claim_id, source } = opening(receiver).await? else {
@@ -190,7 +228,7 @@ async fn reach_session(
         ));
     };
     let route = hub
-        .route(ip, &claim_id)
+        .route(caller, &claim_id)
         .ok_or_else(|| DialFailure::new(DialError::TunnelLost, "this claim is not on this pod"))?;
     hub.dial(route, source)?.answered(SESSION_ANSWER).await
 }
@@ -210,7 +248,7 @@ async fn hello(events: &mut Streaming<v1::WatchClaimsRequest>) -> Result<Hello, 
 fn peer(extensions: &Extensions) -> Result<Peer, Status> {
     extensions
         .get::<Peer>()
-        .copied()
+        .cloned()
         .ok_or_else(|| Status::internal("the call came over no connection"))
 }
 

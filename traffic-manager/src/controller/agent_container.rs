@@ -6,12 +6,19 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{
     Capabilities, EphemeralContainer, SeccompProfile, SecurityContext,
 };
-use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, MANAGER_AGENT_PORT};
+use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, AGENT_TOKEN_AUDIENCE, MANAGER_AGENT_PORT};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
 /// Letters and digits that make no words, as Kubernetes uses them in names.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// Where a sidecar finds the token of its pod, and how long one is good, in seconds; the
+/// kubelet makes another one before.
+const TOKEN_VOLUME: &str = "kvpn-agent-token";
+const TOKEN_DIR: &str = "/run/kvpn";
+const TOKEN: &str = "token";
+const TOKEN_SECONDS: u32 = 3_600;
 
 /// The addresses of the traffic manager's Service; its pod's where there is
 /// none.
@@ -63,25 +70,51 @@ impl AgentTemplate {
             image: Some(self.image.clone()),
             image_pull_policy: Some(self.pull_policy.clone()),
             args: Some(args.map(str::to_owned).into()),
-            security_context: Some(SecurityContext {
-                allow_privilege_escalation: Some(false),
-                capabilities: Some(Capabilities {
-                    add: Some(vec!["NET_ADMIN".to_owned()]),
-                    drop: Some(vec!["ALL".to_owned()]),
-                }),
-                privileged: Some(false),
-                read_only_root_filesystem: Some(true),
-                run_as_user: Some(0),
-                run_as_non_root: Some(false),
-                seccomp_profile: Some(SeccompProfile {
-                    type_: "RuntimeDefault".to_owned(),
-                    localhost_profile: None,
-                }),
-                ..SecurityContext::default()
-            }),
+            security_context: Some(security_context()),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             ..EphemeralContainer::default()
         }
+    }
+
+    /// The same as a sidecar of a pod that is not created yet
+    /// (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>). The app
+    /// starts once the agent has its claims in force, or has tried for long enough.
+    pub(crate) fn sidecar(&self, name: &str) -> Value {
+        let EphemeralContainer {
+            image,
+            image_pull_policy,
+            args,
+            security_context,
+            termination_message_policy,
+            ..
+        } = self.container(name, None);
+        let mut args = args.unwrap_or_default();
+        args.extend(["--token-file".to_owned(), format!("{TOKEN_DIR}/{TOKEN}")]);
+        json!({
+            "name": name,
+            "image": image,
+            "imagePullPolicy": image_pull_policy,
+            "args": args,
+            "restartPolicy": "Always",
+            "lifecycle": {"postStart": {"exec": {"command": ["/sidecar-agent", "await-settled"]}}},
+            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
+            "securityContext": security_context,
+            "terminationMessagePolicy": termination_message_policy,
+            "volumeMounts": [{"name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true}],
+        })
+    }
+
+    /// The volume that such a sidecar has its token from.
+    pub(crate) fn token_volume() -> Value {
+        let token = json!({
+            "serviceAccountToken": {
+                "audience": AGENT_TOKEN_AUDIENCE,
+                "expirationSeconds": TOKEN_SECONDS,
+                "path": TOKEN,
+            }
+        });
+        // Readable by root, which the agent is, whatever group the pod's volumes are of.
+        json!({"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o400, "sources": [token]}})
     }
 
     /// The strategic merge patch that adds the agent to a pod, and to no other
@@ -91,6 +124,25 @@ impl AgentTemplate {
             "metadata": { "uid": pod_uid },
             "spec": { "ephemeralContainers": [self.container(name, pod)] },
         })
+    }
+}
+
+fn security_context() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            add: Some(vec!["NET_ADMIN".to_owned()]),
+            drop: Some(vec!["ALL".to_owned()]),
+        }),
+        privileged: Some(false),
+        read_only_root_filesystem: Some(true),
+        run_as_user: Some(0),
+        run_as_non_root: Some(false),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            localhost_profile: None,
+        }),
+        ..SecurityContext::default()
     }
 }
 

@@ -15,14 +15,14 @@ use kube::{Api, Client, Resource};
 use kvpn_proto::crd::{Engagement, Session, WorkloadKind, WorkloadRef, condition};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::agent_container::{AgentTemplate, random_name};
 use super::writer::StatusWriter;
 use crate::hub::Hub;
-use crate::state::{Effect, Event, Key, Resolution};
+use crate::state::{Effect, Event, Key, Nursery, Resolution};
 
 /// How long the API server may take for one request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -39,6 +39,8 @@ pub(crate) struct Executor {
     pub(crate) client: Client,
     pub(crate) template: Arc<AgentTemplate>,
     writer: StatusWriter,
+    /// Where births are expected.
+    births: watch::Sender<Option<Vec<Nursery>>>,
 }
 
 /// Why a request did not succeed.
@@ -52,12 +54,18 @@ enum Trouble {
 }
 
 impl Executor {
-    pub(crate) fn new(hub: Arc<Hub>, client: Client, template: AgentTemplate) -> Self {
+    pub(crate) fn new(
+        hub: Arc<Hub>,
+        client: Client,
+        template: Arc<AgentTemplate>,
+        births: watch::Sender<Option<Vec<Nursery>>>,
+    ) -> Self {
         Self {
             hub,
             client,
-            template: Arc::new(template),
+            template,
             writer: StatusWriter::default(),
+            births,
         }
     }
 
@@ -112,6 +120,9 @@ impl Executor {
                 uid,
                 status,
             } => self.write::<Session>(session, uid, json!(status)),
+            Effect::WriteWebhooks(nurseries) => {
+                self.births.send_replace(Some(nurseries));
+            }
             Effect::DeleteEngagement { engagement, uid } => {
                 info!(%engagement, "deleting the engagement: its session is gone");
                 tokio::spawn(async move { this.delete::<Engagement>(engagement, uid).await });

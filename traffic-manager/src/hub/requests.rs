@@ -10,7 +10,7 @@ use kvpn_proto::v1::{
 use tokio::sync::{mpsc, watch};
 
 use super::Hub;
-use crate::state::{EngagementView, Key, World};
+use crate::state::{Caller, EngagementView, Key, World};
 
 /// How many decisions may wait for a reader. Those for whom there is no room are left out.
 const QUEUED: usize = 1_024;
@@ -65,9 +65,9 @@ pub(crate) struct Reading {
 
 impl Hub {
     /// Takes an agent's reports, when its claims are watched.
-    pub(crate) fn open_report(self: &Arc<Self>, ip: std::net::IpAddr) -> Option<Reporting> {
+    pub(crate) fn open_report(self: &Arc<Self>, caller: &Caller) -> Option<Reporting> {
         let inner = self.lock();
-        let (pod, agent) = inner.world.linked_agent(ip)?;
+        let (pod, agent) = inner.world.linked_agent(caller)?;
         let mut changes = inner.requests.changes.subscribe();
         // There may be readers already.
         changes.mark_changed();

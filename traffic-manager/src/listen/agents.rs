@@ -27,9 +27,8 @@ const OPEN: (usize, usize) = (16_384, 8);
 const SYNC: Duration = Duration::from_secs(10);
 
 impl Tag for Peer {
-    /// Its address was looked up before the first byte was read.
     fn is_known(&self) -> bool {
-        true
+        Peer::is_known(self)
     }
 }
 
@@ -55,7 +54,8 @@ pub(crate) async fn serve_agents(
                 debug!(%peer, "not known yet which pods have agents");
                 return;
             }
-            if !hub.expects_agent(ip) {
+            let is_expected = hub.expects_agent(ip);
+            if !is_expected && !hub.expects_newborn() {
                 warn!(
                     %ip,
                     "no agent was brought to this address; agents must reach the traffic manager \
@@ -68,7 +68,7 @@ pub(crate) async fn serve_agents(
                     let _place = place;
                     std::future::pending().await
                 };
-                let tagged = Tagged::new(stream, Peer(ip), held);
+                let tagged = Tagged::new(stream, Peer::new(ip, is_expected), held);
                 // Fails only in a shutdown.
                 let _ = connections.send(std::io::Result::Ok(tagged)).await;
             }

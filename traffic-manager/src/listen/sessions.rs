@@ -30,6 +30,7 @@ use crate::admission::{Admission, Admitted};
 use crate::api::SessionApi;
 use crate::hub::{Connection, unauthenticated};
 use crate::metrics::Endpoint;
+use crate::webhook::Webhook;
 
 /// How long a request's head may take, and how long a connection may idle.
 const REQUEST_HEAD: Duration = Duration::from_secs(30);
@@ -59,6 +60,7 @@ pub(crate) async fn serve_sessions(
     tls: TlsAcceptor,
     api: SessionApi,
     metrics: Option<Arc<Endpoint>>,
+    webhook: Option<Arc<Webhook>>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (tunnels, incoming) = mpsc::channel(QUEUED_CONNECTIONS);
@@ -68,20 +70,24 @@ pub(crate) async fn serve_sessions(
             debug!(%peer, "too many connections that are not authenticated");
             return;
         };
-        let (tls, tunnels, metrics) = (tls.clone(), tunnels.clone(), metrics.clone());
+        let (tls, tunnels) = (tls.clone(), tunnels.clone());
+        let (metrics, webhook) = (metrics.clone(), webhook.clone());
         tokio::spawn(async move {
             let Some(stream) = handshake(&tls, socket, peer).await else {
                 return;
             };
             let service = service_fn(|request| {
                 let (tunnels, place) = (tunnels.clone(), Arc::clone(&place));
-                let metrics = metrics.clone();
+                let (metrics, webhook) = (metrics.clone(), webhook.clone());
                 async move {
-                    Ok::<_, Infallible>(match metrics {
-                        Some(metrics) if is_scrape(&request) => {
+                    Ok::<_, Infallible>(match (metrics, webhook) {
+                        (Some(metrics), _) if is_scrape(&request) => {
                             metrics.answer(request.headers()).await
                         }
-                        Some(_) | None => answer(request, tunnels, place),
+                        (_, Some(webhook)) if is_admission(&request, &webhook) => {
+                            webhook.answer(request).await
+                        }
+                        _ => answer(request, tunnels, place),
                     })
                 }
             });
@@ -134,6 +140,13 @@ fn answer(
 
 fn is_scrape(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET && request.uri().path() == names::METRICS_PATH
+}
+
+/// Whether the API server asks. Nobody else knows the path's end.
+fn is_admission(request: &Request<Incoming>, webhook: &Webhook) -> bool {
+    let path = request.uri().path();
+    request.method() == Method::POST
+        && path.strip_prefix(names::ADMISSION_PATH) == Some(webhook.secret())
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

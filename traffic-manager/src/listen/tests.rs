@@ -36,7 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 
 use super::{serve_agents, serve_sessions};
-use crate::api::{AgentApi, SessionApi};
+use crate::api::{AgentApi, SessionApi, Tokens};
 use crate::cluster::{Cluster, Names};
 use crate::dial::Dialer;
 use crate::hub::Hub;
@@ -100,15 +100,18 @@ impl Lab {
         let agent_api = AgentApi {
             hub: Arc::clone(&hub),
             flows: Arc::clone(&flows),
+            tokens: Arc::new(Tokens::new(api_server(&key))),
         };
         let access = Access::new(metrics::api_server());
         let metrics = Endpoint::new(access, Arc::clone(&hub), flows, "0.1.0".into());
-        let tls = |alpn: &[&[u8]]| TlsAcceptor::from(authority.server_config(alpn).unwrap());
+        let tls =
+            |alpn: &[&[u8]]| TlsAcceptor::from(authority.server_config("kvpn", alpn).unwrap());
         tokio::spawn(serve_sessions(
             session_port,
             tls(&[]),
             session_api,
             Some(Arc::new(metrics)),
+            None,
             shutdown.clone(),
         ));
         tokio::spawn(serve_agents(
@@ -304,6 +307,7 @@ fn hello(container: &str) -> v1::WatchClaimsRequest {
         v1::watch_claims_request::Hello {
             version: "0.1.0".into(),
             container: container.into(),
+            token: String::new(),
         },
     ))
 }

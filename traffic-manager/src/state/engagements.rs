@@ -221,7 +221,12 @@ pub(crate) enum Standing {
         selected: u32,
     },
     /// It gets them on these pods while its session is present.
-    Admitted { pods: Vec<Key>, present: bool },
+    Admitted {
+        pods: Vec<Key>,
+        /// Pods that do not run yet, and whose agents do.
+        starting: Vec<Key>,
+        present: bool,
+    },
 }
 
 impl Standing {
@@ -253,10 +258,11 @@ pub(crate) fn decide<'a>(
         let mut standing = admit(record, session, pods, manager);
         if let Standing::Admitted {
             pods,
+            starting,
             present: true,
         } = &standing
         {
-            let wanted = wanted(record, pods);
+            let wanted = wanted(record, pods.iter().chain(starting));
             let holder = wanted.iter().find_map(|want| {
                 let mut holders = held.get(want)?.iter();
                 Some((want, holders.find(|holder| record.overlaps(holder))?))
@@ -330,9 +336,10 @@ fn admit(
         Some(Resolution::Selector(_)) => {}
     }
     let running: Vec<&PodView> = record.select(pods).filter(|pod| pod.is_running()).collect();
-    if running.is_empty() {
-        let message = format!("{} has no running pod", spec.workload);
-        return Standing::unclaimed(condition::NO_RUNNING_POD, message);
+    let starting = record.select(pods).filter(|pod| pod.is_starting());
+    let starting: Vec<Key> = starting.map(|pod| pod.key.clone()).collect();
+    if running.is_empty() && starting.is_empty() {
+        return Standing::unclaimed(condition::NO_RUNNING_POD, no_running_pod(record));
     }
     let keys: Vec<Key> = running.iter().map(|pod| pod.key.clone()).collect();
     let unsupported = running.iter().find_map(|pod| {
@@ -355,9 +362,15 @@ fn admit(
         },
         None => Standing::Admitted {
             pods: keys,
+            starting,
             present: session.is_present(),
         },
     }
+}
+
+/// Why an engagement without any running pod is not active.
+pub(crate) fn no_running_pod(record: &EngagementRecord) -> String {
+    format!("{} has no running pod", record.view.spec.workload)
 }
 
 fn compile(view: &EngagementView) -> Result<Option<Filter>, FilterError> {
@@ -372,15 +385,17 @@ fn missing(record: &EngagementRecord) -> Standing {
     Standing::unclaimed(condition::NO_SUCH_WORKLOAD, message)
 }
 
-fn wanted(record: &EngagementRecord, pods: &[Key]) -> Vec<(Key, u16, Protocol)> {
+fn wanted<'a>(
+    record: &EngagementRecord,
+    pods: impl Iterator<Item = &'a Key>,
+) -> Vec<(Key, u16, Protocol)> {
     let ports = &record.view.spec.ports;
-    pods.iter()
-        .flat_map(|pod| {
-            ports
-                .iter()
-                .map(|port| (pod.clone(), port.container_port, port.protocol))
-        })
-        .collect()
+    pods.flat_map(|pod| {
+        ports
+            .iter()
+            .map(|port| (pod.clone(), port.container_port, port.protocol))
+    })
+    .collect()
 }
 
 fn conflict(port: u16, holder: &EngagementRecord) -> String {

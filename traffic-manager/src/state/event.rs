@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
 
 use super::{
-    Change, ClaimSet, EngagementView, Key, LinkId, PodView, Resolution, SessionView, StreamId,
+    Change, ClaimSet, EngagementView, Key, LinkId, Nursery, PodView, Resolution, SessionView,
+    StreamId,
 };
 
 /// What happened.
@@ -102,6 +103,8 @@ pub(crate) enum Effect {
         uid: String,
         status: SessionStatus,
     },
+    /// Have the API server ask about these pods, and no others, before they are created.
+    WriteWebhooks(Vec<Nursery>),
     DeleteEngagement {
         engagement: Key,
         uid: String,
@@ -116,11 +119,29 @@ pub(crate) enum Effect {
     },
 }
 
+/// Who an agent says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// By where its connection comes from.
+    Address(IpAddr),
+    /// By a token of its pod, whose UID it holds.
+    Pod { key: Key, uid: String },
+}
+
+impl std::fmt::Display for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(ip) => write!(f, "the address {ip}"),
+            Self::Pod { key, .. } => write!(f, "the name {key} and its UID"),
+        }
+    }
+}
+
 /// Why an agent's call is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AgentRejected {
-    #[error("no pod has the address {0}")]
-    NoPod(IpAddr),
+    #[error("no pod has {0}")]
+    NoPod(Caller),
     #[error("pod {0} has no agent container {1} of the traffic manager's image")]
     NoContainer(Key, String),
     #[error("another agent serves pod {0}")]

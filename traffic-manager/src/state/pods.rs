@@ -21,7 +21,7 @@ pub(crate) struct PodView {
     pub(crate) host_network: bool,
     /// Ports that the kubelet probes over HTTP.
     pub(crate) http_probed: BTreeSet<u16>,
-    /// Ephemeral containers that are named like agents.
+    /// Ephemeral containers and sidecars that are named like agents.
     pub(crate) agents: Vec<AgentContainer>,
 }
 
@@ -35,11 +35,13 @@ pub(crate) enum Phase {
     Other,
 }
 
-/// An ephemeral container that is named like an agent.
+/// A container that is named like an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AgentContainer {
     pub(crate) name: String,
     pub(crate) image: String,
+    /// The pod was born with it.
+    pub(crate) is_sidecar: bool,
     pub(crate) state: AgentState,
 }
 
@@ -67,6 +69,12 @@ impl PodView {
     /// Whether new connections may reach the pod.
     pub(crate) fn is_running(&self) -> bool {
         self.phase == Phase::Running && !self.terminating
+    }
+
+    /// Whether it is on its way to run, with an agent that runs before its app.
+    pub(crate) fn is_starting(&self) -> bool {
+        let mut agents = self.agents.iter();
+        self.phase == Phase::Other && !self.terminating && agents.any(|agent| agent.is_sidecar)
     }
 
     /// The addresses that are the pod's alone: pods of the host's network share
@@ -121,26 +129,33 @@ impl From<&Pod> for PodView {
 }
 
 fn agents(pod: &Pod) -> Vec<AgentContainer> {
-    let containers = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.ephemeral_containers.as_ref());
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.ephemeral_container_statuses.as_deref())
-        .unwrap_or_default();
-    containers
+    let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+    let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_deref());
+    let ephemeral = ephemeral.unwrap_or_default().iter();
+    let ephemeral = ephemeral.map(|it| (&it.name, &it.image, false));
+    let initial = spec.and_then(|spec| spec.init_containers.as_deref());
+    let sidecars = initial.unwrap_or_default().iter();
+    let sidecars = sidecars.filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let sidecars = sidecars.map(|it| (&it.name, &it.image, true));
+    let statuses: Vec<&ContainerStatus> = status
         .into_iter()
+        .flat_map(|status| {
+            let ephemeral = status.ephemeral_container_statuses.iter();
+            ephemeral.chain(&status.init_container_statuses)
+        })
         .flatten()
-        .filter(|container| container.name.starts_with(AGENT_CONTAINER_PREFIX))
-        .map(|container| AgentContainer {
-            name: container.name.clone(),
-            image: container.image.clone().unwrap_or_default(),
+        .collect();
+    ephemeral
+        .chain(sidecars)
+        .filter(|(name, ..)| name.starts_with(AGENT_CONTAINER_PREFIX))
+        .map(|(name, image, is_sidecar)| AgentContainer {
+            name: name.clone(),
+            image: image.clone().unwrap_or_default(),
+            is_sidecar,
             state: statuses
                 .iter()
-                .find(|status| status.name == container.name)
-                .map_or(AgentState::Pending, agent_state),
+                .find(|status| status.name == *name)
+                .map_or(AgentState::Pending, |status| agent_state(status)),
         })
         .collect()
 }
@@ -369,6 +384,36 @@ mod tests {
         let ips: Vec<IpAddr> = vec!["10.1.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
         assert_eq!(view.ips, ips);
         assert!(view.is_running());
+    }
+
+    #[test]
+    fn pod_that_was_born_with_an_agent_is_starting_before_it_runs() {
+        let view = |restart_policy: &str, phase: &str| {
+            read(&format!(
+                "
+                metadata: {{name: web, namespace: shop, uid: u}}
+                spec:
+                  containers: []
+                  initContainers:
+                  - {{name: kvpn-agent-aaaaa, image: agent, restartPolicy: {restart_policy}}}
+                status:
+                  phase: {phase}
+                  initContainerStatuses:
+                  - name: kvpn-agent-aaaaa
+                    image: ''
+                    imageID: ''
+                    ready: true
+                    restartCount: 0
+                    state: {{running: {{}}}}
+                ",
+            ))
+        };
+        let starting = view("Always", "Pending");
+        assert!(starting.is_starting() && !starting.is_running());
+        assert_eq!(starting.agents[0].state, AgentState::Running);
+        assert!(!view("Always", "Running").is_starting());
+        // Whatever it is, it does not stay.
+        assert_eq!(view("Never", "Pending").agents, []);
     }
 
     #[test]

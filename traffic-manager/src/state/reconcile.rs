@@ -6,7 +6,7 @@ use kvpn_proto::crd::{OnFailure, Verb};
 
 use super::engagements::{EngagementRecord, Standing, decide};
 use super::status::engagement_status;
-use super::{Claim, Effect, Key, Now, PodView, World};
+use super::{Claim, Effect, Key, Now, Nursery, PodView, Resolution, World};
 
 /// What engagements want of a pod.
 #[derive(Default)]
@@ -30,6 +30,35 @@ impl World {
         let demands = self.demands(&standings);
         self.serve(namespace, demands, now, effects);
         self.write(standings, now, effects);
+    }
+
+    /// Says which pods are to be born with an agent, when that has changed.
+    pub(super) fn expect_births(&mut self, effects: &mut Vec<Effect>) {
+        let expected = self.expected_births();
+        if self.births.expect(&expected) {
+            effects.push(Effect::WriteWebhooks(expected));
+        }
+    }
+
+    /// The pods of every workload that somebody engages whose session there is.
+    fn expected_births(&self) -> Vec<Nursery> {
+        let home = &self.settings.manager.namespace;
+        let engaged = self.engagements.values().filter(|record| {
+            let spec = &record.view.spec;
+            let session = self.sessions.get(&Key::new(home, &spec.session));
+            session.is_some_and(|session| session.view.user == spec.user)
+        });
+        let nurseries = engaged.filter_map(|record| match &record.workload {
+            Some(Resolution::Selector(selector)) => Some(Nursery {
+                namespace: record.view.key.namespace.clone(),
+                selector: selector.clone(),
+            }),
+            Some(Resolution::Missing | Resolution::Unreadable(_)) | None => None,
+        });
+        let mut nurseries: Vec<_> = nurseries.collect();
+        nurseries.sort_by_cached_key(|it| (it.namespace.clone(), it.selector.to_string()));
+        nurseries.dedup();
+        nurseries
     }
 
     fn in_namespace<'a>(
@@ -74,6 +103,7 @@ impl World {
             let (
                 Standing::Admitted {
                     pods,
+                    starting,
                     present: true,
                 },
                 Some(record),
@@ -81,7 +111,8 @@ impl World {
             else {
                 continue;
             };
-            for pod in pods.iter().filter_map(|pod| self.pods.get(pod)) {
+            let all = pods.iter().chain(starting);
+            for pod in all.filter_map(|pod| self.pods.get(pod)) {
                 let demand = demands.entry(pod.key.clone()).or_default();
                 demand.claims.extend(claims(record, pod));
                 demand.wanted_by.insert(record.view.uid.clone());
@@ -117,7 +148,8 @@ impl World {
                 });
             }
             slot.want(demand.wanted_by);
-            if slot.advance(pod, &self.settings.agent_image, now.instant) {
+            // Until it runs, it has the agent that it was born with.
+            if pod.is_running() && slot.advance(pod, &self.settings.agent_image, now.instant) {
                 effects.push(Effect::AddAgent {
                     pod: pod.key.clone(),
                     uid: pod.uid.clone(),

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kvpn_proto::crd::{EngagementStatus, condition};
 
 use super::agents::{AgentSlot, AgentStatus};
-use super::engagements::{EngagementRecord, Standing, count};
+use super::engagements::{EngagementRecord, Standing, count, no_running_pod};
 use super::pods::Pods;
 use super::{Claim, Key};
 
@@ -54,9 +54,14 @@ pub(crate) fn engagement_status(
             let says = Says::no(reason, message);
             (says.clone(), says, *selected, 0)
         }
+        Standing::Admitted { pods: keys, .. } if keys.is_empty() => {
+            let says = Says::no(condition::NO_RUNNING_POD, no_running_pod(record));
+            (says.clone(), says, 0, 0)
+        }
         Standing::Admitted {
             pods: keys,
             present,
+            ..
         } => {
             let (agents, covered) = survey(record, keys, pods, slots);
             let covered = if *present { covered } else { Vec::new() };

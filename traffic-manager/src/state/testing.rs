@@ -57,6 +57,7 @@ pub(crate) fn agent_container(name: &str, image: &str) -> AgentContainer {
     AgentContainer {
         name: name.into(),
         image: image.into(),
+        is_sidecar: false,
         state: AgentState::Running,
     }
 }

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::agents::AgentSlot;
+use super::births::{Births, Newborn};
 use super::engagements::EngagementRecord;
 use super::pods::Pods;
 use super::sessions::SessionRecord;
 use super::{
-    AgentRejected, Change, ClaimRoute, Effect, EngagementView, Event, Key, Now, SessionView,
-    StreamId,
+    AgentRejected, Caller, Change, ClaimRoute, Effect, EngagementView, Event, Key, Now, PodView,
+    SessionView, StreamId,
 };
 
 /// What the state depends on besides events.
@@ -37,6 +38,7 @@ pub(crate) struct World {
     arrivals: u64,
     /// Namespaces in which something changed.
     dirty: BTreeSet<String>,
+    pub(super) births: Births,
 }
 
 impl World {
@@ -50,6 +52,7 @@ impl World {
             synced: false,
             arrivals: 0,
             dirty: BTreeSet::new(),
+            births: Births::default(),
         }
     }
 
@@ -60,6 +63,7 @@ impl World {
             Event::Sessions(change) => self.handle_sessions(change, now, &mut effects),
             Event::Engagements(change) => self.handle_engagements(change, now),
             Event::Pods(change) => {
+                self.births.handle_pods(&change);
                 let (namespaces, gone) = self.pods.apply(change);
                 self.dirty.extend(namespaces);
                 let slots = gone.iter().filter_map(|uid| self.slots.remove(uid));
@@ -137,6 +141,7 @@ impl World {
             for namespace in std::mem::take(&mut self.dirty) {
                 self.reconcile(&namespace, now, &mut effects);
             }
+            self.expect_births(&mut effects);
         }
         effects
     }
@@ -172,14 +177,23 @@ impl World {
             .and_then(SessionRecord::stream)
     }
 
-    /// The pod at an address, when that container of it is an agent of ours
+    /// The pod that an agent calls from.
+    fn calling_pod(&self, caller: &Caller) -> Option<&PodView> {
+        match caller {
+            Caller::Address(ip) => self.pods.by_ip(*ip),
+            Caller::Pod { key, uid } => self.pods.get(key).filter(|pod| pod.uid == *uid),
+        }
+    }
+
+    /// The pod of a caller, when that container of it is an agent of ours
     /// and no other agent serves the pod.
     pub(crate) fn identify_agent(
         &self,
-        ip: IpAddr,
+        caller: &Caller,
         container: &str,
     ) -> Result<(String, Key), AgentRejected> {
-        let pod = self.pods.by_ip(ip).ok_or(AgentRejected::NoPod(ip))?;
+        let pod = self.calling_pod(caller);
+        let pod = pod.ok_or_else(|| AgentRejected::NoPod(caller.clone()))?;
         let slot = self.slots.get(&pod.uid);
         let ours = pod
             .agent(container)
@@ -206,11 +220,15 @@ impl World {
         })
     }
 
-    /// Where a connection goes that the agent at an address has intercepted:
-    /// only a claim that is on that very pod counts, and only while an agent
-    /// of ours is connected from there.
-    pub(crate) fn route(&self, ip: IpAddr, claim_id: &str) -> Option<ClaimRoute> {
-        let pod = self.pods.by_ip(ip)?;
+    /// Whether an agent may call whose pod has no address yet that is known.
+    pub(crate) fn expects_newborn(&self, now: &Now) -> bool {
+        self.births.are_recent(now.instant)
+    }
+
+    /// Where a connection goes that an agent has intercepted: only a claim that is on its
+    /// very pod counts, and only while an agent of ours is connected from there.
+    pub(crate) fn route(&self, caller: &Caller, claim_id: &str) -> Option<ClaimRoute> {
+        let pod = self.calling_pod(caller)?;
         let slot = self.slots.get(&pod.uid)?;
         slot.link()?;
         let claim = slot
@@ -233,10 +251,15 @@ impl World {
         })
     }
 
-    /// The agent that is connected from an address: its pod, and the pod's UID with the
+    /// Whether a pod that is about to be created gets an agent of this name.
+    pub(crate) fn delivers(&mut self, newborn: &Newborn, agent: &str, now: &Now) -> bool {
+        self.births.deliver(newborn, agent, now.instant)
+    }
+
+    /// The agent of a caller that is connected: its pod, and the pod's UID with the
     /// container.
-    pub(crate) fn linked_agent(&self, ip: IpAddr) -> Option<(Key, (String, String))> {
-        let pod = self.pods.by_ip(ip)?;
+    pub(crate) fn linked_agent(&self, caller: &Caller) -> Option<(Key, (String, String))> {
+        let pod = self.calling_pod(caller)?;
         let container = self.slots.get(&pod.uid)?.container()?;
         Some((pod.key.clone(), (pod.uid.clone(), container.to_owned())))
     }

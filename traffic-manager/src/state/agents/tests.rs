@@ -28,6 +28,7 @@ impl Case {
     fn container(&mut self, name: &str, state: AgentState) {
         self.pod.agents.retain(|agent| agent.name != name);
         self.pod.agents.push(AgentContainer {
+            is_sidecar: false,
             name: name.into(),
             image: IMAGE.into(),
             state,

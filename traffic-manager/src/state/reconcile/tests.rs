@@ -6,8 +6,9 @@ use std::time::Duration;
 use kvpn_proto::crd::{EngagementStatus, condition};
 
 use super::*;
+use crate::state::pods::Phase;
 use crate::state::testing::{Clock, agent_container, engagement, pod, selector, session};
-use crate::state::{AgentRejected, Change, Event, LinkId, Settings, StreamId};
+use crate::state::{AgentRejected, Caller, Change, Event, LinkId, Settings, StreamId};
 
 const IMAGE: &str = "agent:1";
 const CONTAINER: &str = "kvpn-agent-abcde";
@@ -129,6 +130,7 @@ fn sent_ports(effects: &[Effect]) -> Vec<(LinkId, Vec<u16>)> {
             | Effect::WriteSession { .. }
             | Effect::DeleteEngagement { .. }
             | Effect::DeleteSession { .. }
+            | Effect::WriteWebhooks(_)
             | Effect::RevokeSession { .. } => None,
         })
         .collect()
@@ -146,6 +148,7 @@ fn added(effects: &[Effect]) -> Vec<&str> {
             | Effect::WriteSession { .. }
             | Effect::DeleteEngagement { .. }
             | Effect::DeleteSession { .. }
+            | Effect::WriteWebhooks(_)
             | Effect::RevokeSession { .. } => None,
         })
         .collect()
@@ -392,14 +395,15 @@ fn agents_are_known_by_address_and_container() {
     let (here, there): (IpAddr, IpAddr) =
         ("10.1.0.1".parse().unwrap(), "10.1.0.9".parse().unwrap());
     let key = Key::new("shop", "web-1");
-    let identify = |case: &Case, ip, container| case.world.identify_agent(ip, container);
+    let identify =
+        |case: &Case, ip, container| case.world.identify_agent(&Caller::Address(ip), container);
     assert_eq!(
         identify(&case, here, CONTAINER),
         Ok(("uid-web-1".into(), key.clone()))
     );
     assert_eq!(
         identify(&case, there, CONTAINER),
-        Err(AgentRejected::NoPod(there))
+        Err(AgentRejected::NoPod(Caller::Address(there)))
     );
     assert_eq!(
         identify(&case, here, "kvpn-agent-other"),
@@ -448,19 +452,20 @@ fn a_port_that_is_named_twice_is_claimed_once() {
 fn a_claim_leads_to_its_session_only_from_its_own_pod() {
     let mut case = Case::new(&["web-1"]);
     case.engage("web-a", "alice", 8080);
-    let ip: IpAddr = "10.1.0.1".parse().unwrap();
+    let at = |ip: &str| Caller::Address(ip.parse().unwrap());
+    let ip = at("10.1.0.1");
     let id = "uid-web-a/8080/tcp";
-    assert_eq!(case.world.route(ip, id), None, "no agent is connected");
+    assert_eq!(case.world.route(&ip, id), None, "no agent is connected");
     case.link("web-1", 1);
-    let route = case.world.route(ip, id).unwrap();
+    let route = case.world.route(&ip, id).unwrap();
     assert_eq!(route.session_uid, "uid-alice-1");
     assert_eq!(route.container_port, 8080);
     assert_eq!(
         case.world.dial_stream(&route.session_uid),
         Some(StreamId(0))
     );
-    assert_eq!(case.world.route("10.1.0.2".parse().unwrap(), id), None);
-    assert_eq!(case.world.route(ip, "uid-web-a/9090/tcp"), None);
+    assert_eq!(case.world.route(&at("10.1.0.2"), id), None);
+    assert_eq!(case.world.route(&ip, "uid-web-a/9090/tcp"), None);
 }
 
 #[test]
@@ -471,4 +476,78 @@ fn the_agent_of_a_pod_that_is_gone_is_let_go() {
     let effects = case.send(Event::Pods(Change::Deleted(running("web-1", 0))));
     assert!(effects.contains(&Effect::EndLink { link: LinkId(1) }));
     case.assert_active("web-a", "False", condition::NO_RUNNING_POD);
+}
+
+/// A pod that does not run yet, and has an agent that does.
+fn newborn(name: &str, index: usize) -> PodView {
+    let mut pod = running(name, index);
+    pod.phase = Phase::Other;
+    // Its address is not told yet.
+    pod.ips.clear();
+    let mut agent = agent_container(CONTAINER, IMAGE);
+    agent.is_sidecar = true;
+    pod.agents.push(agent);
+    pod
+}
+
+#[test]
+fn a_pod_that_is_born_with_an_agent_has_its_claims_before_it_runs() {
+    let mut case = Case::new(&["web-1"]);
+    case.engage("web-a", "alice", 8080);
+    case.link("web-1", 1);
+    case.apply("web-1");
+    case.assert_active("web-a", "True", condition::READY);
+    let effects = case.send(Event::Pods(Change::Applied(newborn("web-2", 1))));
+    let adds = effects
+        .iter()
+        .any(|it| matches!(it, Effect::AddAgent { .. }));
+    assert!(!adds, "{effects:?}");
+    let caller = Caller::Pod {
+        key: Key::new("shop", "web-2"),
+        uid: "uid-web-2".into(),
+    };
+    let identified = case.world.identify_agent(&caller, CONTAINER);
+    assert_eq!(
+        identified,
+        Ok(("uid-web-2".into(), Key::new("shop", "web-2")))
+    );
+    let effects = case.link("web-2", 2);
+    assert_eq!(sent_ports(&effects), [(LinkId(2), vec![8080])]);
+    case.apply("web-2");
+    // Not among those that are selected before it runs, and covered at once then.
+    case.assert_active("web-a", "True", condition::READY);
+    let mut runs = newborn("web-2", 1);
+    runs.phase = Phase::Running;
+    case.send(Event::Pods(Change::Applied(runs)));
+    case.assert_active("web-a", "True", condition::READY);
+    assert_eq!(case.status("web-a").pods_covered, 2);
+}
+
+#[test]
+fn births_are_expected_while_a_workload_is_engaged() {
+    let mut case = Case::new(&[]);
+    let told = |effects: &[Effect]| {
+        let mut counts = Vec::new();
+        for effect in effects {
+            if let Effect::WriteWebhooks(nurseries) = effect {
+                counts.push(nurseries.len());
+            }
+        }
+        counts
+    };
+    let engage = |case: &mut Case, name: &str, user: &str| {
+        let view = engagement(name, user, 8080, 0);
+        case.send(Event::Engagements(Change::Applied(view)));
+        case.send(Event::WorkloadResolved {
+            engagement: Key::new("shop", name),
+            uid: format!("uid-{name}"),
+            resolution: selector("app", "web"),
+        })
+    };
+    // No pod of it runs.
+    assert_eq!(told(&engage(&mut case, "web-a", "alice")), [1]);
+    assert_eq!(told(&engage(&mut case, "web-b", "bob")), [0; 0], "the same");
+    let gone = |name: &str| Event::Engagements(Change::Deleted(engagement(name, "", 8080, 0)));
+    assert_eq!(told(&case.send(gone("web-a"))), [0; 0]);
+    assert_eq!(told(&case.send(gone("web-b"))), [0]);
 }

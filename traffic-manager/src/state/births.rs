@@ -1,0 +1,196 @@
+//! Pods that are born with an agent, which runs before their app.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use kube::core::{Selector, SelectorExt};
+
+use super::{Change, PodView};
+
+/// How long a pod may take to be seen once it was let through with an agent. The API
+/// server asks further policies of it, and may refuse it for its agent's sake.
+const SEEN: Duration = Duration::from_millis(500);
+
+/// How long an owner's pods are born without an agent after one of them was not seen.
+const WITHOUT: Duration = Duration::from_secs(60);
+
+/// How long a pod's address may take to be known once it was let through.
+const RECENT: Duration = Duration::from_secs(120);
+
+/// Where pods are born that are to have an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Nursery {
+    pub(crate) namespace: String,
+    pub(crate) selector: Selector,
+}
+
+/// A pod that is about to be created.
+#[derive(Clone, Debug)]
+pub(crate) struct Newborn {
+    pub(crate) namespace: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// UID of the controller that creates it, else its own name.
+    pub(crate) owner: String,
+    /// Nothing comes of it.
+    pub(crate) is_trial: bool,
+}
+
+/// What is known of births.
+#[derive(Debug, Default)]
+pub(crate) struct Births {
+    /// As the API server was last told; none before it is told for the first time.
+    expected: Option<Vec<Nursery>>,
+    /// Agents of pods that were let through and not seen yet, by owner.
+    unseen: HashMap<String, BTreeMap<String, Instant>>,
+    /// Until when pods of an owner are born without.
+    without: HashMap<String, Instant>,
+    /// When the latest was let through.
+    latest: Option<Instant>,
+}
+
+impl Births {
+    /// Takes note of where births are expected; returns whether that is new.
+    pub(super) fn expect(&mut self, nurseries: &[Nursery]) -> bool {
+        let is_new = self.expected.as_deref() != Some(nurseries);
+        if is_new {
+            self.expected = Some(nurseries.to_vec());
+        }
+        is_new
+    }
+
+    /// Whether a pod gets an agent of this name. An owner whose pod was let through with
+    /// one and did not come about gets its next ones without.
+    pub(super) fn deliver(&mut self, newborn: &Newborn, agent: &str, now: Instant) -> bool {
+        let nurseries = self.expected.as_deref().unwrap_or_default();
+        let is_expected = nurseries.iter().any(|nursery| {
+            nursery.namespace == newborn.namespace && nursery.selector.matches(&newborn.labels)
+        });
+        if !is_expected {
+            return false;
+        }
+        self.without.retain(|_, until| now < *until);
+        if self.without.contains_key(&newborn.owner) {
+            return false;
+        }
+        let unseen = self.unseen.get(&newborn.owner);
+        if unseen.is_some_and(|agents| agents.values().any(|since| now >= *since + SEEN)) {
+            self.unseen.remove(&newborn.owner);
+            let until = now + WITHOUT;
+            self.without.insert(newborn.owner.clone(), until);
+            return false;
+        }
+        if !newborn.is_trial {
+            self.unseen.retain(|_, agents| {
+                agents.retain(|_, since| now < *since + WITHOUT);
+                !agents.is_empty()
+            });
+            let agents = self.unseen.entry(newborn.owner.clone()).or_default();
+            agents.insert(agent.to_owned(), now);
+            self.latest = Some(now);
+        }
+        true
+    }
+
+    /// Whether a pod was let through with an agent of late.
+    pub(super) fn are_recent(&self, now: Instant) -> bool {
+        self.latest.is_some_and(|at| now < at + RECENT)
+    }
+
+    /// Takes note of pods that were seen.
+    pub(super) fn handle_pods(&mut self, change: &Change<PodView>) {
+        if self.unseen.is_empty() {
+            return;
+        }
+        let pods = match change {
+            Change::Listed { items, .. } => items.as_slice(),
+            Change::Applied(pod) | Change::Deleted(pod) => std::slice::from_ref(pod),
+        };
+        let agents = pods.iter().flat_map(|pod| &pod.agents);
+        for agent in agents.filter(|agent| agent.is_sidecar) {
+            self.unseen.retain(|_, unseen| {
+                unseen.remove(&agent.name);
+                !unseen.is_empty()
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::{agent_container, pod};
+
+    fn newborn() -> Newborn {
+        Newborn {
+            namespace: "shop".into(),
+            labels: BTreeMap::from([("app".into(), "web".into())]),
+            owner: "replica-set".into(),
+            is_trial: false,
+        }
+    }
+
+    fn expecting() -> Births {
+        let mut births = Births::default();
+        let nursery = Nursery {
+            namespace: "shop".into(),
+            selector: [("app".to_owned(), "web".to_owned())].into_iter().collect(),
+        };
+        assert!(births.expect(std::slice::from_ref(&nursery)));
+        assert!(!births.expect(&[nursery]), "nothing new");
+        births
+    }
+
+    #[test]
+    fn pods_of_engaged_workloads_get_an_agent_and_no_others() {
+        let mut births = expecting();
+        let now = Instant::now();
+        assert!(births.deliver(&newborn(), "a", now));
+        let elsewhere = Newborn {
+            namespace: "other".into(),
+            ..newborn()
+        };
+        assert!(!births.deliver(&elsewhere, "b", now));
+        let other = Newborn {
+            labels: BTreeMap::new(),
+            ..newborn()
+        };
+        assert!(!births.deliver(&other, "c", now));
+        births.expect(&[]);
+        assert!(!births.deliver(&newborn(), "d", now));
+    }
+
+    #[test]
+    fn an_owner_whose_pod_does_not_come_about_gets_the_next_ones_without() {
+        let mut births = expecting();
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert!(births.deliver(&newborn(), "a", at(0)));
+        assert!(births.deliver(&newborn(), "b", at(10)), "several at once");
+        assert!(!births.deliver(&newborn(), "c", at(600)));
+        assert!(!births.deliver(&newborn(), "d", at(5_000)));
+        let other = Newborn {
+            owner: "another".into(),
+            ..newborn()
+        };
+        assert!(births.deliver(&other, "e", at(5_000)));
+        assert!(births.deliver(&newborn(), "f", at(61_000)));
+    }
+
+    #[test]
+    fn a_pod_that_was_seen_or_was_a_trial_is_not_missed() {
+        let mut births = expecting();
+        let start = Instant::now();
+        assert!(births.deliver(&newborn(), "kvpn-agent-a", start));
+        let trial = Newborn {
+            is_trial: true,
+            ..newborn()
+        };
+        assert!(births.deliver(&trial, "kvpn-agent-b", start));
+        let mut seen = pod("shop", "web-1", "10.1.0.7");
+        let mut agent = agent_container("kvpn-agent-a", "agent:1");
+        agent.is_sidecar = true;
+        seen.agents = vec![agent];
+        births.handle_pods(&Change::Applied(seen));
+        assert!(births.deliver(&newborn(), "kvpn-agent-c", start + 2 * SEEN));
+    }
+}
