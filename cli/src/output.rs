@@ -61,6 +61,15 @@ pub(crate) fn print_next(output: &impl Output, format: Format) -> Result<bool, F
     write(&rendered)
 }
 
+/// What others have written, without what would move a terminal's cursor.
+fn printable(text: &str) -> String {
+    let shown = text.chars().map(|c| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    });
+    shown.collect()
+}
+
 /// Prints one of many results that for people are a line each. Returns whether somebody
 /// still reads.
 pub(crate) fn print_line(output: &impl Output, format: Format) -> Result<bool, Failure> {

@@ -29,6 +29,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 pub(crate) use self::listeners::Listeners;
 use crate::{
     claims::{Claims, PortClaims},
+    http::Server,
     probes::{self, Recognition},
     reports::{Entry, Reports},
 };
@@ -124,8 +125,9 @@ impl Forwarder {
 
     /// Says who gets new connections: the holders of claims, or the app alone.
     pub(crate) fn set_route(&self, route: Option<Route>) {
-        if let Some(route) = &route {
-            self.shared.reports.keep(&route.claims);
+        match &route {
+            Some(route) => self.shared.reports.keep(&route.claims),
+            None => self.shared.reports.rest(),
         }
         *self.shared.lock() = route.map(Arc::new);
     }
@@ -241,8 +243,13 @@ async fn claim_holder(
     }
     let mut entry = Entry::new(reports, source, destination.port(), Some(claim));
     let handed_over = hand_over(&route.tunnel, claim, source).await;
-    if handed_over.is_err() {
-        entry.has_failed();
+    match &handed_over {
+        Ok(_) => entry.taken_by(&Server::Holder(claim.to_owned())),
+        Err(_) => {
+            entry.has_failed();
+            // It is the next one to be asked.
+            entry.taken_by(&Server::App);
+        }
     }
     handed_over
 }

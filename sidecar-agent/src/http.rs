@@ -112,9 +112,15 @@ pub(crate) async fn serve_whole(
     let mut end = match servers.connect(&server).await {
         Err(_) if server != Server::App => {
             entry.has_failed();
-            servers.connect(&Server::App).await?
+            let app = servers.connect(&Server::App).await?;
+            entry.taken_by(&Server::App);
+            app
         }
-        connected => connected?,
+        connected => {
+            let end = connected?;
+            entry.taken_by(&server);
+            end
+        }
     };
     entry.tell();
     end.writer.taps = taps_of_all(servers);

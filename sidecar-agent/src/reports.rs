@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kvpn_proto::v1::{
-    ClaimCounts, Decision, EarlierDecisions, LogReader, ReportRequestsRequest, RequestCounts,
+    ClaimCounts, Decision, EarlierDecisions, LogReader, ReportRequestsRequest, RequestCounts, Taker,
 };
 use tokio::sync::Notify;
 
 use crate::claims::Claims;
+use crate::http::Server;
 
 pub(crate) use send::send;
 
@@ -22,8 +23,12 @@ const REMEMBERED: usize = 100;
 /// How many decisions may wait to be told.
 const MAX_WAITING: usize = 1_000;
 
-/// How much of a path is told, in bytes.
+/// How much of a method and of a path is told, in bytes.
+const LONGEST_METHOD: usize = 32;
 const LONGEST_PATH: usize = 1 << 10;
+
+/// How many claims are remembered, those included that are not in force any more.
+const MAX_CLAIMS: usize = 1_000;
 
 /// What became of requests since the agent has started.
 #[derive(Debug, Default)]
@@ -44,25 +49,48 @@ struct State {
     new_readers: BTreeSet<u64>,
     waiting: Vec<Decision>,
     left_out: u64,
+    /// The number of the latest decision.
+    number: u64,
 }
 
 /// What is known of a claim.
 #[derive(Debug)]
 struct Counted {
     port: u16,
-    /// The requests of the port before it.
-    before: u64,
     matched: u64,
     failed: u64,
+    /// Until it was in force the last time but this one.
+    passed: u64,
+    /// While it is in force: the requests of the port until then, and those of it that
+    /// were its own.
+    since: Option<(u64, u64)>,
+    /// The number of the latest decision before it.
+    after: u64,
     reported: RequestCounts,
 }
 
 impl Counted {
+    fn passed(&self, total: u64) -> u64 {
+        let now = self.since.map_or(0, |(before, matched)| {
+            let (all, own) = (total - before, self.matched - matched);
+            all.saturating_sub(own)
+        });
+        self.passed + now
+    }
+
     fn counts(&self, total: u64) -> RequestCounts {
         RequestCounts {
             matched: self.matched,
-            passed: (total - self.before).saturating_sub(self.matched),
+            passed: self.passed(total),
             failed: self.failed,
+        }
+    }
+
+    /// Is in force from now on, or is not.
+    fn turn(&mut self, is_in_force: bool, total: u64) {
+        if self.since.is_some() != is_in_force {
+            self.passed = self.passed(total);
+            self.since = is_in_force.then_some((total, self.matched));
         }
     }
 }
@@ -72,22 +100,24 @@ impl State {
         self.totals.get(&port).copied().unwrap_or_default()
     }
 
-    /// The ports at which an engagement has claims.
-    fn ports<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = u16> + 'a {
+    /// The claims of an engagement.
+    fn claims_of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a Counted> + 'a {
         let claims = self.claims.iter();
         let its = claims.filter(move |(id, _)| {
             let rest = id.strip_prefix(uid);
             rest.is_some_and(|rest| rest.starts_with('/'))
         });
-        its.map(|(_, claim)| claim.port)
+        its.map(|(_, claim)| claim)
     }
 
     fn is_logged(&self, port: u32) -> bool {
         let mut uids = self.readers.values();
-        uids.any(|uid| self.ports(uid).any(|it| u32::from(it) == port))
+        uids.any(|uid| self.claims_of(uid).any(|it| u32::from(it.port) == port))
     }
 
-    fn remember(&mut self, decision: Decision) {
+    fn remember(&mut self, mut decision: Decision) {
+        self.number += 1;
+        decision.number = self.number;
         if self.is_logged(decision.container_port) {
             if self.waiting.len() < MAX_WAITING {
                 self.waiting.push(decision.clone());
@@ -129,11 +159,12 @@ impl State {
 
     fn missed(&self, reader: u64) -> EarlierDecisions {
         let uid = self.readers.get(&reader).map(String::as_str);
-        let ports: BTreeSet<u32> = uid
-            .into_iter()
-            .flat_map(|uid| self.ports(uid).map(u32::from))
-            .collect();
-        let is_read = |decision: &&Decision| ports.contains(&decision.container_port);
+        let is_read = |decision: &&Decision| {
+            let mut claims = uid.into_iter().flat_map(|uid| self.claims_of(uid));
+            claims.any(|claim| {
+                u32::from(claim.port) == decision.container_port && decision.number > claim.after
+            })
+        };
         let mut decisions: Vec<_> = self.earlier.iter().filter(is_read).cloned().collect();
         // The last of them wait, and are told to all readers.
         let waiting = self.waiting.iter().filter(is_read).count();
@@ -146,21 +177,34 @@ impl Reports {
     /// Counts for these claims from now on; what was counted for those that were there
     /// already goes on.
     pub(crate) fn keep(&self, claims: &Claims) {
-        let mut state = self.lock();
         let ids: HashMap<&str, u16> = claims.ids().collect();
-        state.claims.retain(|id, _| ids.contains_key(id.as_str()));
-        for (id, port) in ids {
-            if !state.claims.contains_key(id) {
-                let claim = Counted {
-                    port,
-                    before: state.total(port),
-                    matched: 0,
-                    failed: 0,
-                    reported: RequestCounts::default(),
-                };
-                state.claims.insert(id.to_owned(), claim);
-            }
+        let mut state = self.lock();
+        let state = &mut *state;
+        for (id, claim) in &mut state.claims {
+            let total = state.totals.get(&claim.port).copied().unwrap_or_default();
+            claim.turn(ids.contains_key(id.as_str()), total);
         }
+        if state.claims.len() > MAX_CLAIMS {
+            state.claims.retain(|_, claim| claim.since.is_some());
+        }
+        for (id, port) in ids {
+            let (total, after) = (state.total(port), state.number);
+            let claim = || Counted {
+                port,
+                matched: 0,
+                failed: 0,
+                passed: 0,
+                since: Some((total, 0)),
+                after,
+                reported: RequestCounts::default(),
+            };
+            state.claims.entry(id.to_owned()).or_insert_with(claim);
+        }
+    }
+
+    /// No claim is in force any more.
+    pub(crate) fn rest(&self) {
+        self.keep(&Claims::default());
     }
 
     /// Who reads logs from now on.
@@ -263,6 +307,7 @@ impl Entry {
                 container_port: container_port.into(),
                 source: Some(source.into()),
                 claim_id: claim_id.unwrap_or_default().to_owned(),
+                taken_by: Taker::Nobody.into(),
                 ..Decision::default()
             },
             began: Instant::now(),
@@ -280,21 +325,31 @@ impl Entry {
 
     /// What it asks for.
     pub(crate) fn asks(&mut self, method: &str, path: &str) {
-        let mut end = path.len().min(LONGEST_PATH);
-        while !path.is_char_boundary(end) {
-            end -= 1;
-        }
-        method.clone_into(&mut self.decision.method);
-        path[..end].clone_into(&mut self.decision.path);
+        start(method, LONGEST_METHOD).clone_into(&mut self.decision.method);
+        start(path, LONGEST_PATH).clone_into(&mut self.decision.path);
     }
 
-    /// The holder of the claim has not taken it.
+    /// It has gone there.
+    pub(crate) fn taken_by(&mut self, server: &Server) {
+        let taker = match server {
+            Server::App => Taker::App,
+            Server::Holder(_) => Taker::Laptop,
+        };
+        self.decision.taken_by = taker.into();
+    }
+
+    /// Whether the holder of the claim has not taken it.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.decision.failed
+    }
+
+    /// The holder of the claim has not taken it, or not answered.
     pub(crate) fn has_failed(&mut self) {
-        if let Some(reports) = &self.reports
-            && !self.decision.failed
-            && !self.decision.claim_id.is_empty()
-        {
-            self.decision.failed = true;
+        let is_apps = self.reports.is_some() && self.decision.claim_id.is_empty();
+        if is_apps || std::mem::replace(&mut self.decision.failed, true) {
+            return;
+        }
+        if let Some(reports) = &self.reports {
             reports.count_failure(&self.decision.claim_id);
         }
     }
@@ -305,12 +360,6 @@ impl Entry {
         self.tell();
     }
 
-    /// Nobody may answer for the holder of the claim.
-    pub(crate) fn refused(&mut self) {
-        self.decision.refused = true;
-        self.answered(503);
-    }
-
     /// It is as far as is looked at.
     pub(crate) fn tell(&mut self) {
         if let Some(reports) = self.reports.take() {
@@ -319,6 +368,15 @@ impl Entry {
             reports.remember(std::mem::take(&mut self.decision));
         }
     }
+}
+
+/// The start of a text, of so many bytes at most.
+fn start(text: &str, length: usize) -> &str {
+    let mut end = text.len().min(length);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 impl Drop for Entry {

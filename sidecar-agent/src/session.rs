@@ -137,11 +137,8 @@ impl Agent {
             .into_inner();
         info!("Connected to the traffic manager");
         let reports = self.forwarder.reports();
-        let _reporting = AbortOnDropHandle::new(tokio::spawn(async move {
-            if let Err(error) = reports::send(channel, reports).await {
-                debug!("Nobody is told what becomes of requests: {error:#}");
-            }
-        }));
+        let reporting = tokio::spawn(reports::send(channel, reports));
+        let _reporting = AbortOnDropHandle::new(reporting);
         while let Some(response) = self.attend(responses.message()).await {
             let response = response
                 .map_err(lost)?

@@ -80,6 +80,7 @@ impl Hub {
     }
 
     fn handle_locked(&self, inner: &mut Inner, event: Event) {
+        let is_of_engagements = matches!(event, Event::Engagements(_));
         for effect in inner.world.handle(event, &Now::read()) {
             match effect {
                 Effect::SendClaims { link, claims } => inner.lines.send_claims(link, claims),
@@ -99,6 +100,9 @@ impl Hub {
                     let _ = self.effects.send(effect);
                 }
             }
+        }
+        if is_of_engagements {
+            inner.requests.forget_the_gone(&inner.world);
         }
         self.deadline_changed.notify_one();
     }

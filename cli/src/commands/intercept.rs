@@ -10,7 +10,7 @@ use kvpn_proto::crd::Verb;
 use kvpn_proto::duration::parse_duration;
 use kvpn_proto::filter::{Condition, HttpFilter};
 use kvpn_proto::v1::intercept_response::Event;
-use kvpn_proto::v1::{EngagementStatus, InterceptRequest, RequestedPort};
+use kvpn_proto::v1::{EngagementStatus, InterceptRequest, LeaveRequest, RequestedPort};
 use kvpn_proto::{Failure, Reason};
 use tokio::time::{Instant, timeout_at};
 
@@ -236,7 +236,12 @@ async fn intercept(
                 }
                 warnings.push(message);
             }
-            Some(Some(Event::Active(status))) => return Ok(intercepted(status, warnings)),
+            Some(Some(Event::Active(status))) => {
+                if args.on_failure == OnFailure::Unavailable && !status.fails_closed {
+                    return Err(falls_back(&session, status).await);
+                }
+                return Ok(intercepted(status, warnings));
+            }
             // An event of a later version.
             Some(None) => {}
             None => {
@@ -246,6 +251,22 @@ async fn intercept(
             }
         }
     }
+}
+
+/// Leaves what a session of an older version has engaged, by which the app would answer.
+async fn falls_back(session: &Session, status: EngagementStatus) -> Failure {
+    let left = session.leave(LeaveRequest {
+        namespace: status.namespace,
+        target: status.name,
+        all: false,
+    });
+    left.await.err().unwrap_or_else(|| {
+        Failure::new(
+            Reason::VersionMismatch,
+            "the running session does not know --on-failure",
+            "run `kvpn quit`, then `kvpn connect`",
+        )
+    })
 }
 
 fn intercepted(status: EngagementStatus, warnings: Vec<String>) -> Intercepted {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use kvpn_proto::v1::{self, JudgeResponse};
 use serde::Serialize;
 
-use super::Output;
+use super::{Output, printable};
 
 /// Where a request would go.
 #[derive(Debug, Serialize)]
@@ -84,10 +84,11 @@ impl Output for Judged {
             self.container_port, self.workload
         );
         for rule in &self.rules {
-            let _ = writeln!(text, "  {}", sentence(rule, self.engagement.as_deref()));
+            let sentence = sentence(rule, self.engagement.as_deref());
+            let _ = writeln!(text, "  {}", printable(&sentence));
             for Condition { condition, holds } in &rule.conditions {
                 let holds = if *holds { "holds" } else { "does not hold" };
-                let _ = writeln!(text, "    {condition}: {holds}");
+                let _ = writeln!(text, "    {}: {holds}", printable(condition));
             }
         }
         if self.engagement.is_none() {

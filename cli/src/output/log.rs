@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use kvpn_proto::v1::LogResponse;
+use kvpn_proto::v1::{LogResponse, Taker};
 use serde::Serialize;
 
-use super::Output;
+use super::{Output, printable};
 
 /// What became of a request, or of a connection.
 #[derive(Debug, Serialize)]
@@ -54,11 +54,10 @@ impl From<LogResponse> for Line {
     fn from(response: LogResponse) -> Self {
         let decision = response.decision.unwrap_or_default();
         let some = |text: String| (!text.is_empty()).then_some(text);
-        let is_claimed = !decision.claim_id.is_empty();
-        let kind = match (is_claimed, decision.failed) {
-            (true, false) => "laptop",
-            (true, true) if decision.refused => "nobody",
-            (false, _) | (true, true) => "app",
+        let kind = match decision.taken_by() {
+            Taker::Laptop => "laptop",
+            Taker::App => "app",
+            Taker::Nobody | Taker::Unspecified => "nobody",
         };
         Self {
             at: Timestamp::from_microsecond(decision.came_at).ok(),
@@ -84,7 +83,7 @@ impl Output for Line {
         let at = self.at.map(|at| at.to_zoned(TimeZone::system()));
         let at = at.map_or_else(String::new, |at| at.strftime("%H:%M:%S%.3f").to_string());
         let what = match (&self.method, &self.path) {
-            (Some(method), Some(path)) => format!("{method} {}", path.escape_debug()),
+            (Some(method), Some(path)) => format!("{} {}", printable(method), printable(path)),
             _ => format!("connection to port {}", self.container_port),
         };
         let status = match (self.status, &self.method) {
@@ -103,9 +102,11 @@ impl Output for Line {
         let To {
             kind, user, failed, ..
         } = &self.to;
+        let user = printable(user);
         let to = match (*kind, failed) {
             ("laptop", _) => format!("{user}'s laptop"),
-            ("nobody", _) => format!("nobody, as {user}'s laptop did not take it"),
+            ("nobody", true) => format!("nobody, as {user}'s laptop did not take it"),
+            ("nobody", false) => "nobody".to_owned(),
             (kind, true) => format!("the {kind}, as {user}'s laptop did not take it"),
             (kind, false) => format!("the {kind}"),
         };

@@ -13,7 +13,7 @@ use kvpn_proto::v1::{
     Flow, FlowDirection, FlowState, FlowsRequest, FlowsResponse, InterceptRequest,
     InterceptResponse, JudgeRequest, JudgeResponse, JudgedCondition, LeaveRequest, LeaveResponse,
     Link, ListRequest, ListResponse, LogRequest, LogResponse, PortMapping, QuitRequest,
-    QuitResponse, Rule, StatusRequest, StatusResponse, WorkloadStatus,
+    QuitResponse, Rule, StatusRequest, StatusResponse, Taker, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixListener;
@@ -273,14 +273,16 @@ impl session_server::Session for Service {
             path: "/cart\u{1b}[2J".into(),
             status: 200,
             claim_id: "x".into(),
+            taken_by: Taker::Laptop.into(),
             ..Decision::default()
         };
         let failed = Decision {
             failed: true,
+            taken_by: Taker::App.into(),
             ..asked.clone()
         };
         let refused = Decision {
-            refused: true,
+            taken_by: Taker::Nobody.into(),
             status: 503,
             ..failed.clone()
         };
@@ -288,7 +290,10 @@ impl session_server::Session for Service {
             engagement: String::new(),
             user: String::new(),
             left_out: 7,
-            ..line(Decision::default())
+            ..line(Decision {
+                taken_by: Taker::App.into(),
+                ..Decision::default()
+            })
         };
         let lines = [line(asked), line(failed), line(refused), connection];
         Ok(Response::new(Box::pin(tokio_stream::iter(lines.map(Ok)))))

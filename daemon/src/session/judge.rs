@@ -137,6 +137,7 @@ fn names_of_pods<'a>(inventory: &'a Inventory, workload: &WorkloadRef) -> BTreeS
 
 fn rule(engagement: &Engagement, asked: &Asked) -> v1::Rule {
     let spec = &engagement.spec;
+    let mut inactive = inactive(engagement);
     let filter = spec
         .http
         .as_ref()
@@ -151,8 +152,10 @@ fn rule(engagement: &Engagement, asked: &Asked) -> v1::Rule {
             });
             (judged.collect(), filter.matches(asked))
         }
-        // The traffic manager does not put it in force.
-        Some((_, Err(_))) => (Vec::new(), false),
+        Some((_, Err(error))) => {
+            inactive = format!("its filter cannot be used: {error}");
+            (Vec::new(), false)
+        }
     };
     let since = engagement.metadata.creation_timestamp.as_ref();
     v1::Rule {
@@ -160,7 +163,7 @@ fn rule(engagement: &Engagement, asked: &Asked) -> v1::Rule {
         user: spec.user.clone(),
         verb: spec.verb.as_str().to_owned(),
         since: since.map_or(0, |time| time.0.as_second()),
-        inactive: inactive(engagement),
+        inactive,
         any: spec.http.as_ref().is_some_and(|http| http.any),
         conditions,
         fits,
@@ -168,9 +171,12 @@ fn rule(engagement: &Engagement, asked: &Asked) -> v1::Rule {
     }
 }
 
-/// Why it is not in force; empty when it is.
+/// Why it is in force nowhere; empty when it is somewhere.
 fn inactive(engagement: &Engagement) -> String {
     let status = engagement.status.as_ref();
+    if status.is_some_and(|status| status.pods_covered > 0) {
+        return String::new();
+    }
     let mut conditions = status.into_iter().flat_map(|status| &status.conditions);
     match conditions.find(|found| found.type_ == condition::ACTIVE) {
         Some(active) if active.status == "True" => String::new(),

@@ -6,7 +6,7 @@ use kvpn_proto::v1::{self, EngagementStatus, RequestCounts};
 use kvpn_proto::{Failure, Reason};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::manager::Manager;
 
@@ -67,11 +67,15 @@ async fn try_follow(
             "try again once `kvpn status` says that the link is up",
         )
     })?;
-    let call = client.watch_requests(v1::WatchRequestsRequest { namespace, name });
+    let call = client.watch_requests(v1::WatchRequestsRequest {
+        namespace,
+        name,
+        earlier_only: !goes_on,
+    });
     let response = timeout(DEADLINE, call)
         .await
         .map_err(|_| Status::deadline_exceeded("the traffic manager does not answer"))?;
-    let mut requests = response?.into_inner();
+    let mut requests = response.map_err(known)?.into_inner();
     loop {
         let next = requests.message();
         let next = match goes_on {
@@ -95,4 +99,17 @@ async fn try_follow(
             return Ok(());
         }
     }
+}
+
+/// A failure that a user can act on where the traffic manager does not know the call.
+fn known(status: Status) -> Status {
+    if status.code() != Code::Unimplemented {
+        return status;
+    }
+    let failure = Failure::new(
+        Reason::VersionMismatch,
+        "the traffic manager is older, and tells nothing of requests",
+        "have an administrator run `helm upgrade` with the chart of this version",
+    );
+    failure.into()
 }

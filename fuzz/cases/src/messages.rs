@@ -1,6 +1,7 @@
 //! Messages of peers, as prost reads them and as domain types.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use kvpn_proto::filter::Head;
@@ -97,11 +98,17 @@ fn watch_claims(bytes: &[u8]) {
         return;
     };
     let told = message.claims.len() + message.copies.len();
+    let closed = message.claims.iter().filter(|claim| claim.fails_closed);
+    let closed: BTreeSet<_> = closed.map(|claim| claim.id.clone()).collect();
     if let Ok(claims) = Claims::try_from(message) {
         let ports = claims.ports();
         assert!(ports.len() <= told && claims.ids().count() == told);
-        let is_closed = |(id, port)| claims.get(port).is_some_and(|it| it.fails_closed(id));
-        assert!(claims.ids().filter(|it| is_closed(*it)).count() <= told);
+        let is_closed = |id: &str, port| claims.get(port).is_some_and(|it| it.fails_closed(id));
+        assert!(
+            claims
+                .ids()
+                .all(|(id, port)| !is_closed(id, port) || closed.contains(id))
+        );
         for port in ports {
             let claims = claims.get(port).expect("claims on their port");
             let is_claimed = claims.is_filtered() || claims.rest().is_some();

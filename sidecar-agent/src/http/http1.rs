@@ -26,6 +26,13 @@ use kept::{Kept, Said};
 /// begins.
 const SILENCE: Duration = Duration::from_millis(30);
 
+/// How long a client may keep silent whom nobody will greet.
+const WORD_DEADLINE: Duration = if cfg!(test) {
+    Duration::from_millis(100)
+} else {
+    Duration::from_secs(1)
+};
+
 /// How long a client may take over a head that it has begun, before the server is
 /// left to judge it.
 const HEAD_DEADLINE: Duration = if cfg!(test) {
@@ -65,13 +72,7 @@ async fn serve_requests(
         Ok(read) => drop(read?),
         // A server may be the first to speak. If it cannot be had, a request may still
         // be for somebody who can.
-        Err(_) => match kept
-            .take(servers, servers.other(), &mut Entry::untold())
-            .await
-        {
-            Ok(connection) => kept.put(connection),
-            Err(error) => debug!(%error, "Nobody there to speak first"),
-        },
+        Err(_) => greet(&mut client, servers, kept).await?,
     }
     let mut is_first = true;
     loop {
@@ -103,13 +104,18 @@ async fn serve_requests(
                 std::mem::take(kept).close().await;
                 return http2::serve(client, app, servers).await;
             }
-            Came::Unasked(mut end) if is_first => {
-                servers.note_other(&servers.other()).tell();
+            Came::Unasked(server, mut end) if is_first => {
+                let mut entry = servers.note_other(&servers.other());
+                if server == Server::App {
+                    entry.has_failed();
+                }
+                entry.taken_by(&server);
+                entry.tell();
                 end.writer.taps = taps_of_all(servers);
                 return splice(client, end, kept).await;
             }
             // Such as that it has waited for too long.
-            Came::Unasked(mut end) => {
+            Came::Unasked(_, mut end) => {
                 client.writer.write_all(&end.buffer).await?;
                 let rest = copy(&mut end.reader, &mut client.writer);
                 if let Ok(passed) = timeout(UNASKED_DEADLINE, rest).await {
@@ -131,13 +137,34 @@ async fn serve_requests(
     }
 }
 
+/// Gives a server the word, as the client is silent.
+async fn greet(client: &mut End, servers: &impl Servers, kept: &mut Kept) -> Result<(), Broken> {
+    let other = servers.other();
+    let is_closed = servers.fails_closed(&other);
+    let mut entry = Entry::untold();
+    let taken = kept.take(servers, other.clone(), &mut entry).await;
+    let error = match taken {
+        Ok(connection) => {
+            kept.put(connection);
+            return Ok(());
+        }
+        Err(error) => error,
+    };
+    debug!(%error, "Nobody there to speak first");
+    if is_closed && timeout(WORD_DEADLINE, client.fill()).await.is_err() {
+        servers.note_other(&other).has_failed();
+        return Err(error.into());
+    }
+    Ok(())
+}
+
 /// What comes next on a client's connection.
 enum Came {
     Request(RequestHead),
     Http2,
     NotHttp,
     /// What a server says in its turn.
-    Unasked(End),
+    Unasked(Server, End),
     End,
 }
 
@@ -171,7 +198,7 @@ async fn next(client: &mut End, kept: &mut Kept) -> io::Result<Came> {
             // A server that has ended is not to be asked.
             biased;
             said = kept.unasked() => match said {
-                Said::Words(end) => return Ok(Came::Unasked(end)),
+                Said::Words(server, end) => return Ok(Came::Unasked(server, end)),
                 Said::End(Server::App) if is_idle => return Ok(Came::End),
                 Said::End(_) => {}
             },
@@ -209,7 +236,7 @@ async fn pass_request(
     let request = is_repeatable.then(|| BytesMut::from(&client.buffer[..head.length]));
     let mut connection = match kept.take(servers, server, &mut entry).await {
         Err(_) if is_closed => {
-            entry.refused();
+            entry.answered(503);
             return Ok(Passed::Nowhere);
         }
         taken => taken?,
@@ -223,22 +250,26 @@ async fn pass_request(
             let (server, end) = connection;
             let mut connection = match kept.take(servers, server, &mut entry).await {
                 Err(_) if is_closed => {
-                    entry.refused();
+                    entry.answered(503);
                     return Ok(Passed::Nowhere);
                 }
                 taken => taken?,
             };
             // They have the request already.
             drop(end);
-            let next = exchange(client, &mut connection.1, head, &mut entry).await?;
-            Ok(Passed::On(next, connection))
+            let next = exchange(client, &mut connection.1, head, &mut entry).await;
+            Ok(Passed::On(answered(next, &mut entry)?, connection))
         }
-        (Err(Broken::NoAnswer), None) => {
-            entry.has_failed();
-            Err(Broken::NoAnswer)
-        }
-        (next, _) => Ok(Passed::On(next?, connection)),
+        (next, _) => Ok(Passed::On(answered(next, &mut entry)?, connection)),
     }
+}
+
+/// Notes that a server has ended without an answer, if so.
+fn answered(next: Result<Next, Broken>, entry: &mut Entry) -> Result<Next, Broken> {
+    if matches!(next, Err(Broken::NoAnswer)) {
+        entry.has_failed();
+    }
+    next
 }
 
 /// Ends a client's connection, after everything was said.

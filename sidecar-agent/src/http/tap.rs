@@ -85,15 +85,16 @@ impl Tap {
                 sleep(AFTERWARDS).await;
             };
             let is_taken = tokio::select! {
-                carried = carrying.run() => {
-                    if let Err(error) = &carried {
+                carried = carrying.run() => match carried {
+                    Ok(()) | Err(Untaken::CutOff) => true,
+                    Err(Untaken::Io(error)) => {
                         debug!(%error, "A copy was not taken");
+                        false
                     }
-                    carried.is_ok()
-                }
+                },
                 () = too_late => {
-                    debug!("A copy was not taken in time");
-                    false
+                    debug!("A copy did not end in time");
+                    state.waiting.load(Ordering::Relaxed) == 0
                 }
                 () = state.given_up.cancelled() => {
                     debug!("A copy is given up");
@@ -141,6 +142,15 @@ impl Tap {
     }
 }
 
+/// Why a copy was not taken as a whole.
+#[derive(Debug, thiserror::Error)]
+enum Untaken {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("what is copied was cut off")]
+    CutOff,
+}
+
 /// What carries a copy.
 struct Carrying<C> {
     connecting: C,
@@ -151,7 +161,7 @@ struct Carrying<C> {
 
 impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
     /// Carries it to its end, and throws the answers away.
-    async fn run(mut self) -> io::Result<()> {
+    async fn run(mut self) -> Result<(), Untaken> {
         let Some(first) = self.next().await else {
             return Ok(());
         };
@@ -163,7 +173,7 @@ impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
             while reader.read(&mut thrown_away).await? > 0 {
                 answered.notify_one();
             }
-            Ok::<_, io::Error>(())
+            Ok::<_, Untaken>(())
         });
         let writer = &mut end.writer;
         let (pieces, state) = (&mut self.pieces, &self.state);
@@ -179,9 +189,9 @@ impl<C: Future<Output = io::Result<Connected>>> Carrying<C> {
                         // A client ends when it has its answers, and servers drop what
                         // they have not answered by then.
                         while timeout(QUIET, answered.notified()).await.is_ok() {}
-                        return writer.shutdown().await;
+                        return Ok(writer.shutdown().await?);
                     }
-                    None => return Err(io::ErrorKind::ConnectionReset.into()),
+                    None => return Err(Untaken::CutOff),
                 };
             }
         });

@@ -71,6 +71,33 @@ fn each_claim_counts_from_its_beginning_and_what_goes_elsewhere_has_passed_it() 
 }
 
 #[test]
+fn claim_that_comes_back_goes_on_and_what_passes_meanwhile_is_not_its() {
+    let reports = reports(&["a/1"]);
+    drop(entry(&reports, Some("a/1")));
+    drop(entry(&reports, None));
+    entry(&reports, Some("a/1")).has_failed();
+    reports.rest();
+    drop(entry(&reports, None));
+    // What came last is told all the same.
+    assert_eq!(counts(&reports.report().unwrap(), "a/1"), Some([2, 1, 1]));
+    claim(&reports, &["a/1"]);
+    drop(entry(&reports, None));
+    drop(entry(&reports, Some("a/1")));
+    assert_eq!(counts(&reports.report().unwrap(), "a/1"), Some([3, 2, 1]));
+}
+
+#[test]
+fn reader_is_told_nothing_from_before_its_engagement() {
+    let reports = reports(&["a/1"]);
+    entry(&reports, None).asks("GET", "/others");
+    claim(&reports, &["a/1", "b/1"]);
+    entry(&reports, None).asks("GET", "/mine");
+    read(&reports, &[(1, "b")]);
+    let report = reports.report().unwrap();
+    assert_eq!(paths(&report.earlier[0].decisions), ["/mine"]);
+}
+
+#[test]
 fn request_is_told_once_with_its_first_final_answer() {
     let reports = reports(&["a/1"]);
     read(&reports, &[(1, "a")]);
@@ -125,7 +152,8 @@ fn long_paths_are_cut_between_characters() {
     let reports = reports(&["a/1"]);
     read(&reports, &[(1, "a")]);
     let path = format!("/{}", "\u{e4}".repeat(LONGEST_PATH));
-    entry(&reports, None).asks("GET", &path);
+    entry(&reports, None).asks(&"M".repeat(70_000), &path);
     let told = reports.report().unwrap().decisions;
     assert_eq!(told[0].path.len(), LONGEST_PATH - 1);
+    assert_eq!(told[0].method.len(), LONGEST_METHOD);
 }

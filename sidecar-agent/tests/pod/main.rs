@@ -168,7 +168,17 @@ fn claim_that_fails_closed_leaves_nothing_to_the_app() {
     pod.claim(1, vec![closed]);
     assert_eq!(pod.ask(v4), format!("laptop c1 {PEER_V4}"));
     pod.manager.set_holder(Holder::Refuse);
-    assert!(ask(&pod.network, v4).is_err());
+    let error = ask(&pod.network, v4).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let counts = v1::RequestCounts {
+        matched: 2,
+        passed: 0,
+        failed: 1,
+    };
+    pod.manager.report_with(|report| {
+        let mut counted = report.counts.iter();
+        counted.any(|it| it.counts == Some(counts))
+    });
 }
 
 #[test]

@@ -195,9 +195,15 @@ impl TrafficManager for SessionApi {
         request: Request<v1::WatchRequestsRequest>,
     ) -> Result<Response<Self::WatchRequestsStream>, Status> {
         let (connection, identity) = identified(request.extensions())?;
-        let v1::WatchRequestsRequest { namespace, name } = request.into_inner();
+        let v1::WatchRequestsRequest {
+            namespace,
+            name,
+            earlier_only,
+        } = request.into_inner();
         let key = Key::new(namespace, name);
-        let read = self.hub.read_requests(&identity.session, &key);
+        let read = self
+            .hub
+            .read_requests(&identity.session, &key, earlier_only);
         let (decisions, reading) = read.ok_or_else(|| {
             Failure::new(
                 Reason::NoSuchEngagement,
@@ -210,6 +216,13 @@ impl TrafficManager for SessionApi {
             let _ = &reading;
             Ok(decision)
         });
+        let over = Failure::new(
+            Reason::NoSuchEngagement,
+            format!("engagement {key} has ended"),
+            "see those that there are with `kvpn status`",
+        );
+        let over = stream::once(std::future::ready(Err(Status::from(over))));
+        let decisions = decisions.chain(over);
         Ok(Response::new(until_closed(decisions, connection)))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvpn_proto::v1::{
     self, Decision, LogReader, ReportRequestsRequest, RequestCounts, WatchRequestsResponse,
@@ -24,7 +25,8 @@ pub(super) struct Requests {
     /// By the ids of claims. Agents tell totals.
     counts: HashMap<String, HashMap<AgentId, RequestCounts>>,
     readers: BTreeMap<u64, Reader>,
-    next: u64,
+    /// The latest reader's.
+    latest: u64,
     /// The number of the latest change of the readers.
     changes: watch::Sender<u64>,
 }
@@ -33,8 +35,12 @@ pub(super) struct Requests {
 struct Reader {
     namespace: String,
     engagement_uid: String,
+    earlier_only: bool,
     decisions: mpsc::Sender<WatchRequestsResponse>,
     left_out: u64,
+    /// The number of the latest decision told, by agent. Those not in it have not told yet
+    /// what the reader has missed.
+    told: HashMap<AgentId, u64>,
 }
 
 impl Reader {
@@ -42,8 +48,19 @@ impl Reader {
         told.left_out = self.left_out;
         self.left_out = match self.decisions.try_send(told) {
             Ok(()) => 0,
-            Err(_) => self.left_out + 1,
+            Err(_) => self.left_out.saturating_add(1),
         };
+    }
+
+    /// Whether a decision is new to it, which from now on it is not.
+    fn is_news(&mut self, agent: &AgentId, decision: &Decision) -> bool {
+        match self.told.get_mut(agent) {
+            Some(latest) if decision.number > *latest => {
+                *latest = decision.number;
+                true
+            }
+            Some(_) | None => false,
+        }
     }
 }
 
@@ -81,26 +98,23 @@ impl Hub {
 
     /// What became of the requests of a session's engagements.
     pub(crate) fn count_requests(&self, session: &str) -> Vec<v1::EngagementCounts> {
-        let mut inner = self.lock();
-        let super::Inner {
-            world, requests, ..
-        } = &mut *inner;
-        requests.forget_the_gone(world);
-        let own = world.engagements_of(session);
+        let inner = self.lock();
+        let own = inner.world.engagements_of(session);
         own.map(|engagement| v1::EngagementCounts {
             namespace: engagement.key.namespace.clone(),
             name: engagement.key.name.clone(),
-            counts: Some(requests.sum(&engagement.uid)),
+            counts: Some(inner.requests.sum(&engagement.uid)),
         })
         .collect()
     }
 
     /// Lets a session read what becomes of requests at the ports of one of its
-    /// engagements; `None` if it has no such engagement.
+    /// engagements, until that is gone; `None` if it has no such engagement.
     pub(crate) fn read_requests(
         self: &Arc<Self>,
         session: &str,
         engagement: &Key,
+        earlier_only: bool,
     ) -> Option<(mpsc::Receiver<WatchRequestsResponse>, Reading)> {
         let mut inner = self.lock();
         let mut own = inner.world.engagements_of(session);
@@ -108,13 +122,16 @@ impl Hub {
         drop(own);
         let (decisions, receiver) = mpsc::channel(QUEUED);
         let requests = &mut inner.requests;
-        requests.next += 1;
-        let id = requests.next;
+        // Not that of one before a restart.
+        requests.latest = (requests.latest + 1).max(microseconds());
+        let id = requests.latest;
         let reader = Reader {
             namespace: engagement.namespace.clone(),
             engagement_uid: uid,
+            earlier_only,
             decisions,
             left_out: 0,
+            told: HashMap::new(),
         };
         requests.readers.insert(id, reader);
         requests.note_change();
@@ -161,9 +178,15 @@ impl Reporting {
         } = &mut *inner;
         let namespace = &self.pod.namespace;
         for counted in report.counts {
-            let known = engagement(world, namespace, &counted.claim_id).is_some();
-            if let Some(counts) = counted.counts.filter(|_| known) {
-                let agents = requests.counts.entry(counted.claim_id).or_default();
+            let id = counted.claim_id;
+            let has_told = requests
+                .counts
+                .get(&id)
+                .is_some_and(|it| it.contains_key(&self.agent));
+            let is_known = engagement(world, namespace, &id).is_some()
+                && (has_told || world.has_claim(&self.agent.0, &id));
+            if let Some(counts) = counted.counts.filter(|_| is_known) {
+                let agents = requests.counts.entry(id).or_default();
                 agents.insert(self.agent.clone(), counts);
             }
         }
@@ -176,20 +199,28 @@ impl Reporting {
             let Some(reader) = reader.filter(|it| it.namespace == *namespace) else {
                 continue;
             };
+            // It may have told them over a connection before.
+            reader.told.entry(self.agent.clone()).or_default();
             for decision in earlier.decisions {
-                if claimed(&reader.engagement_uid, &decision) {
+                if claimed(&reader.engagement_uid, &decision)
+                    && reader.is_news(&self.agent, &decision)
+                {
                     reader.tell(self.line(world, decision));
                 }
             }
         }
-        for reader in requests.readers.values_mut() {
+        let readers = requests.readers.values_mut();
+        for reader in readers.filter(|reader| !reader.earlier_only) {
             let uid = reader.engagement_uid.clone();
             let its = report.decisions.iter().filter(|it| claimed(&uid, it));
             for decision in its {
-                reader.tell(self.line(world, decision.clone()));
+                if reader.is_news(&self.agent, decision) {
+                    reader.tell(self.line(world, decision.clone()));
+                }
             }
             if world.claimed_ports(&self.agent.0, &uid).next().is_some() {
-                reader.left_out += report.decisions_left_out;
+                let left_out = report.decisions_left_out;
+                reader.left_out = reader.left_out.saturating_add(left_out);
             }
         }
     }
@@ -225,10 +256,23 @@ impl Requests {
         })
     }
 
-    fn forget_the_gone(&mut self, world: &World) {
+    /// Forgets engagements that are gone, and ends the reading of their logs.
+    pub(super) fn forget_the_gone(&mut self, world: &World) {
         self.counts
             .retain(|id, _| uid_of(id).is_some_and(|uid| world.engagement(uid).is_some()));
+        let before = self.readers.len();
+        self.readers
+            .retain(|_, reader| world.engagement(&reader.engagement_uid).is_some());
+        if self.readers.len() != before {
+            self.note_change();
+        }
     }
+}
+
+/// Since 1970.
+fn microseconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or_default()
 }
 
 fn uid_of(claim_id: &str) -> Option<&str> {

@@ -46,6 +46,7 @@ use crate::state::{Change, Effect, Event, Key, SessionView, Settings, World};
 use crate::tls::Authority;
 
 mod metrics;
+mod requests;
 
 const IMAGE: &str = "agent:1";
 const CONTAINER: &str = "kvpn-agent-bcdfg";

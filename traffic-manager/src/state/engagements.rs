@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
 use kvpn_proto::crd::{
-    Engagement, EngagementSpec, EngagementStatus, Verb, WorkloadKind, condition,
+    Engagement, EngagementSpec, EngagementStatus, OnFailure, Verb, WorkloadKind, condition,
 };
 use kvpn_proto::filter::{self, Filter, FilterError};
 use kvpn_proto::flow::Protocol;
@@ -141,6 +141,11 @@ impl EngagementRecord {
         }
     }
 
+    /// Whether nobody answers for its laptop, also when that is not connected.
+    pub(super) fn fails_closed(&self) -> bool {
+        self.view.spec.on_failure == Some(OnFailure::Unavailable)
+    }
+
     /// Whether the workload should be read now. True once for each reading.
     pub(crate) fn should_resolve(&mut self, pods: &Pods, now: &Now) -> bool {
         let settled = match &self.workload {
@@ -241,7 +246,7 @@ impl Standing {
 
 /// Decides about all engagements of one namespace. `engagements` are in any
 /// order; of two that want one port, or requests of it that both filters take, the
-/// older one gets it, unless its session is absent.
+/// older one gets it, unless its session is absent and the app may answer for it.
 pub(crate) fn decide<'a>(
     engagements: impl Iterator<Item = &'a EngagementRecord>,
     sessions: &BTreeMap<Key, SessionRecord>,
@@ -259,8 +264,9 @@ pub(crate) fn decide<'a>(
         if let Standing::Admitted {
             pods,
             starting,
-            present: true,
+            present,
         } = &standing
+            && (*present || record.fails_closed())
         {
             let wanted = wanted(record, pods.iter().chain(starting));
             let holder = wanted.iter().find_map(|want| {

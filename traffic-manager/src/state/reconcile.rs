@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvpn_proto::crd::{OnFailure, Verb};
+use kvpn_proto::crd::Verb;
 
 use super::engagements::{EngagementRecord, Standing, decide};
 use super::status::engagement_status;
@@ -104,13 +104,16 @@ impl World {
                 Standing::Admitted {
                     pods,
                     starting,
-                    present: true,
+                    present,
                 },
                 Some(record),
             ) = (standing, self.engagements.get(key))
             else {
                 continue;
             };
+            if !present && !record.fails_closed() {
+                continue;
+            }
             let all = pods.iter().chain(starting);
             for pod in all.filter_map(|pod| self.pods.get(pod)) {
                 let demand = demands.entry(pod.key.clone()).or_default();
@@ -188,7 +191,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             http_probed: pod.http_probed.contains(&port.container_port),
             reach: record.view.spec.http.clone().into(),
             copy: record.view.spec.verb == Verb::Wiretap,
-            fails_closed: record.view.spec.on_failure == Some(OnFailure::Unavailable),
+            fails_closed: record.fails_closed(),
         })
         .collect()
 }

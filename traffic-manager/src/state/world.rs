@@ -278,6 +278,17 @@ impl World {
         its.map(|claim| claim.container_port)
     }
 
+    /// Whether a claim is on a pod.
+    pub(crate) fn has_claim(&self, pod_uid: &str, claim_id: &str) -> bool {
+        let slot = self.slots.get(pod_uid);
+        slot.is_some_and(|slot| {
+            slot.claims()
+                .claims
+                .iter()
+                .any(|claim| claim.id == claim_id)
+        })
+    }
+
     pub(crate) fn engagement(&self, uid: &str) -> Option<&EngagementView> {
         let mut views = self.engagements.values().map(|record| &record.view);
         views.find(|view| view.uid == uid)

@@ -232,9 +232,9 @@ impl Table {
             Reason::NoSuchEngagement,
             format!("this session does not engage {target} in namespace {namespace}"),
             if there_are.is_empty() {
-                "it engages nothing, so there is nothing to leave".to_owned()
+                "it engages nothing".to_owned()
             } else {
-                format!("leave one of: {}", there_are.join(", "))
+                format!("choose one of: {}", there_are.join(", "))
             },
         ))
     }
@@ -301,7 +301,7 @@ mod tests {
             assert_eq!(failure.reason, Reason::NoSuchEngagement);
             assert_eq!(
                 failure.next_step,
-                "leave one of: Deployment/web in namespace shop"
+                "choose one of: Deployment/web in namespace shop"
             );
         }
     }

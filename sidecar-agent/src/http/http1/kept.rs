@@ -23,7 +23,7 @@ pub(super) struct Kept {
 
 /// What a server does unasked.
 pub(super) enum Said {
-    Words(End),
+    Words(Server, End),
     /// It has ended its connection, which is no longer kept.
     End(Server),
 }
@@ -84,17 +84,23 @@ impl Kept {
         server: Server,
         entry: &mut Entry,
     ) -> io::Result<Connection> {
+        // It may be that no more meanwhile.
+        let is_closed = servers.fails_closed(&server);
         let mut server = server;
         loop {
-            if let Some(end) = self.of(&server) {
-                return Ok((server, end));
-            }
-            match servers.connect(&server).await {
-                Ok(end) => return Ok((server, end)),
+            let connected = match self.of(&server) {
+                Some(end) => Ok(end),
+                None => servers.connect(&server).await,
+            };
+            match connected {
+                Ok(end) => {
+                    entry.taken_by(&server);
+                    return Ok((server, end));
+                }
                 Err(error) if server == Server::App => return Err(error),
                 Err(error) => {
                     entry.has_failed();
-                    if servers.fails_closed(&server) {
+                    if is_closed {
                         return Err(error);
                     }
                     debug!(%error, ?server, "The app answers instead");
@@ -136,7 +142,7 @@ impl Kept {
         .await;
         let (server, mut end) = self.connections.swap_remove(index);
         if has_words {
-            return Said::Words(end);
+            return Said::Words(server, end);
         }
         let _ = end.writer.shutdown().await;
         Said::End(server)

@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Fake {
     connected: Mutex<Vec<(Server, Pipe)>>,
+    /// Who gets what is no HTTP, if not the app.
+    other: Option<Server>,
 }
 
 impl Servers for std::sync::Arc<Fake> {
@@ -29,7 +31,7 @@ impl Servers for std::sync::Arc<Fake> {
     }
 
     fn other(&self) -> Server {
-        Server::App
+        self.other.clone().unwrap_or(Server::App)
     }
 
     fn note(&self, _: &Server, _: &impl Head) -> Entry {
@@ -598,4 +600,17 @@ async fn request_whose_holder_fails_closed_is_answered_by_nobody() {
     drop(case.client);
     case.serving.await.unwrap().unwrap();
     assert!(case.fake.connection_of(&Server::App).is_none());
+}
+
+#[tokio::test]
+async fn silent_client_whom_nobody_may_greet_is_cut_off() {
+    let (client, ours) = Pipe::new(ROOM);
+    let fake = std::sync::Arc::new(Fake {
+        other: Some(holder("closed")),
+        ..Fake::default()
+    });
+    let served = timeout(SOON, serve(End::new(ours), &fake)).await;
+    assert!(served.unwrap().is_err());
+    drop(client);
+    assert!(fake.connection_of(&Server::App).is_none());
 }

@@ -53,6 +53,7 @@ async fn try_pass(
         head.version = Version::HTTP_11;
     }
     let server = ways.servers.choose(&Head(&head));
+    let is_closed = ways.servers.fails_closed(&server);
     let mut entry = ways.servers.note(&server, &Head(&head));
     let is_whole = body.is_end_stream();
     let request = Request::from_parts(head, ());
@@ -62,7 +63,7 @@ async fn try_pass(
     };
     let (response, send) = match sent {
         Ok(sent) => sent,
-        Err(_) if ways.servers.fails_closed(&server) => return refuse(respond, &mut entry),
+        Err(_) if is_closed && entry.is_failed() => return refuse(respond, &mut entry),
         Err(error) => {
             debug!(%error, "No server can be had");
             return Err(Stopped(Reason::REFUSED_STREAM));
@@ -129,9 +130,10 @@ async fn try_pass(
 
 /// Answers a request whose holder cannot be had, and for whom nobody may answer.
 fn refuse(respond: &mut SendResponse<Bytes>, entry: &mut Entry) -> Result<(), Stopped> {
-    entry.refused();
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    entry.answered(status.as_u16());
     let mut response = Response::new(());
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    *response.status_mut() = status;
     respond.send_response(response, true)?;
     Ok(())
 }
@@ -156,7 +158,13 @@ async fn pass_response(
                     let interim = interim.map_err(server)?;
                     respond.send_informational(interim).map_err(client)?;
                 }
-                None => break response.await.map_err(server)?,
+                None => match response.await {
+                    Ok(response) => break response,
+                    Err(error) => {
+                        entry.has_failed();
+                        return Err(server(error));
+                    }
+                },
             },
             reason = poll_fn(|cx| respond.poll_reset(cx)) => {
                 return Err(Unanswered::Client(Stopped(reason.map_err(client)?)));

@@ -461,3 +461,16 @@ async fn end_of_the_apps_connection_is_told_to_the_client() {
     case.connection.await.unwrap().unwrap();
     case.serving.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn stream_whose_holder_fails_closed_is_answered_by_nobody() {
+    let mut case = Case::new().await;
+    let (response, mut send) = case.ask("closed", "/who", false).await;
+    send.send_data("half".into(), false).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(response.body().is_end_stream());
+    // The others go on.
+    let (response, _) = case.ask("", "/who", true).await;
+    assert_eq!(text(response.await.unwrap().into_body()).await, "app");
+}

@@ -63,18 +63,23 @@ impl<'a, S: Servers> Ways<'a, S> {
         is_whole: bool,
         entry: &mut Entry,
     ) -> io::Result<(ResponseFuture, SendStream<Bytes>)> {
+        // It may be that no more meanwhile.
+        let is_closed = self.servers.fails_closed(server);
+        let mut taker = server;
         let mut sender = match self.sender(server).await {
             Ok(sender) => sender,
             Err(error) if *server == Server::App => return Err(error),
             Err(error) => {
                 entry.has_failed();
-                if self.servers.fails_closed(server) {
+                if is_closed {
                     return Err(error);
                 }
+                taker = &Server::App;
                 debug!(%error, ?server, "The app answers instead");
                 self.sender(&Server::App).await?
             }
         };
+        entry.taken_by(taker);
         let sent = sender.send_request(request, is_whole);
         sent.map_err(io::Error::other)
     }
