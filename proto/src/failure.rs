@@ -85,7 +85,7 @@ reasons! {
     ApiServerUnreachable = 22,
     /// The API server does not know the user.
     Unauthenticated = 23,
-    /// RBAC does not allow what is needed.
+    /// RBAC or an admission policy does not allow what is needed.
     Forbidden = 24,
     /// kvpn is not installed in the cluster.
     ChartNotInstalled = 25,

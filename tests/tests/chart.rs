@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use kvpn_tests::Cmd;
 use kvpn_tests::lab::components::Component;
 use kvpn_tests::lab::layout::Layout;
+use serde_json::Value;
 
 static LAYOUT: LazyLock<Layout> = LazyLock::new(|| {
     let layout = Layout::new();
@@ -76,8 +77,41 @@ fn chart_renders_as_reviewed() {
 #[test]
 fn chart_refuses_values_that_it_does_not_know() {
     let file = LAYOUT.cache().join("unknown-values.yaml");
-    std::fs::write(&file, "imgae: {tag: x}\n").unwrap();
-    let output = helm(&["lint"], &file).run().unwrap();
-    assert!(!output.status.success());
-    assert!(output.stdout.contains("imgae"), "{}", output.stdout);
+    for (values, wrong) in [
+        ("imgae: {tag: x}", "imgae"),
+        ("engagements: {policy: {forbidden: []}}", "forbidden"),
+        (
+            "engagements: {policy: {forbiddenVerbs: [intercept]}}",
+            "forbiddenVerbs",
+        ),
+        (
+            "engagements: {policy: {requireFilter: 'true'}}",
+            "requireFilter",
+        ),
+        // These end up in expressions of CEL.
+        (
+            r#"engagements: {policy: {forbiddenNamespaces: ['a"]) || !(""']}}"#,
+            "forbiddenNamespaces",
+        ),
+    ] {
+        std::fs::write(&file, values).unwrap();
+        let output = helm(&["lint"], &file).run().unwrap();
+        assert!(!output.status.success(), "{values}");
+        assert!(output.stdout.contains(wrong), "{}", output.stdout);
+    }
+}
+
+#[test]
+fn values_can_forbid_the_verbs_that_there_are() {
+    let schema = std::fs::read_to_string(LAYOUT.chart().join("values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let [_, engagements] = kvpn_proto::crd::definitions();
+    let engagements = serde_json::to_value(engagements).unwrap();
+    let forbidden = "/properties/engagements/properties/policy/properties/forbiddenVerbs";
+    let verb = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/verb";
+    let verbs = engagements.pointer(&format!("{verb}/enum"));
+    assert_eq!(
+        schema.pointer(&format!("{forbidden}/items/enum")),
+        Some(verbs.unwrap())
+    );
 }

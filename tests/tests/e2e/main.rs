@@ -12,6 +12,7 @@ mod kills;
 mod lab;
 mod names;
 mod observe;
+mod policy;
 mod protocols;
 mod replicas;
 mod requests;

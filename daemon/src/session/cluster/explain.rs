@@ -74,6 +74,9 @@ fn credentials(error: &AuthError) -> Failure {
 
 /// Explains a status that the API server answered.
 pub(super) fn explain_status(status: &Status, server: &str) -> Failure {
+    if let Some(failure) = denied(&status.message) {
+        return failure;
+    }
     match status.code {
         401 => Failure::new(
             Reason::Unauthenticated,
@@ -125,6 +128,24 @@ fn not_found(status: &Status) -> Failure {
         );
     }
     Failure::internal(&status.message)
+}
+
+/// The failure of what a ValidatingAdmissionPolicy denies, whatever RBAC allows and
+/// with whichever code, in the policy's words. Those of the chart say after a
+/// semicolon what to do.
+fn denied(message: &str) -> Option<Failure> {
+    let policy = between(message, "ValidatingAdmissionPolicy '", "'")?;
+    let (_, words) = message.split_once(" denied request: ")?;
+    let halves = words.split_once("; ");
+    let halves = halves.filter(|_| policy.starts_with("kvpn-"));
+    let (wrong, next_step) = match halves {
+        Some((wrong, next_step)) => (wrong, next_step.to_owned()),
+        None => (
+            words,
+            format!("ask an administrator about the ValidatingAdmissionPolicy {policy}"),
+        ),
+    };
+    Some(Failure::new(Reason::Forbidden, wrong, next_step))
 }
 
 /// Puts RBAC's refusal into few words: `alice may not "create"
@@ -202,6 +223,36 @@ mod tests {
     fn refusals_of_admission_keep_their_words() {
         let message = "pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\"";
         assert_eq!(forbidden(message), message);
+    }
+
+    #[test]
+    fn policies_of_the_chart_say_what_is_wrong_and_what_to_do() {
+        let message = "engagements.kvpn.dev \"web-alice-x\" is forbidden: \
+                       ValidatingAdmissionPolicy 'kvpn-engagements' with binding \
+                       'kvpn-engagements' denied request: intercepts without a filter are \
+                       forbidden in this cluster; give one, such as --http-header x-user=alice";
+        let failure = explain_status(&status(403, message), "https://s");
+        assert_eq!(failure.reason, Reason::Forbidden);
+        assert_eq!(
+            failure.message,
+            "intercepts without a filter are forbidden in this cluster"
+        );
+        assert_eq!(
+            failure.next_step,
+            "give one, such as --http-header x-user=alice"
+        );
+    }
+
+    #[test]
+    fn other_policies_keep_their_words_and_are_named() {
+        // 422 is what a policy answers that names no reason.
+        let message = "engagements.kvpn.dev \"web-alice-x\" is forbidden: \
+                       ValidatingAdmissionPolicy 'freeze' with binding 'prod' denied request: \
+                       no changes until Monday; see the wiki";
+        let failure = explain_status(&status(422, message), "https://s");
+        assert_eq!(failure.reason, Reason::Forbidden);
+        assert_eq!(failure.message, "no changes until Monday; see the wiki");
+        assert!(failure.next_step.contains("freeze"));
     }
 
     #[test]
