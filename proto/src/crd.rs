@@ -136,16 +136,20 @@ pub enum WorkloadKind {
     StatefulSet,
     DaemonSet,
     ReplicaSet,
+    Job,
+    Rollout,
     Pod,
 }
 
 impl WorkloadKind {
     /// Every kind, in the order in which a bare name is looked up.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Deployment,
         Self::StatefulSet,
         Self::DaemonSet,
+        Self::Rollout,
         Self::ReplicaSet,
+        Self::Job,
         Self::Pod,
     ];
 
@@ -155,7 +159,19 @@ impl WorkloadKind {
             Self::StatefulSet => "StatefulSet",
             Self::DaemonSet => "DaemonSet",
             Self::ReplicaSet => "ReplicaSet",
+            Self::Job => "Job",
+            Self::Rollout => "Rollout",
             Self::Pod => "Pod",
+        }
+    }
+
+    /// The API group; other groups have kinds of the same name.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::ReplicaSet => "apps",
+            Self::Job => "batch",
+            Self::Rollout => "argoproj.io",
+            Self::Pod => "",
         }
     }
 
@@ -166,6 +182,8 @@ impl WorkloadKind {
             "statefulset" | "statefulsets" | "sts" => Some(Self::StatefulSet),
             "daemonset" | "daemonsets" | "ds" => Some(Self::DaemonSet),
             "replicaset" | "replicasets" | "rs" => Some(Self::ReplicaSet),
+            "job" | "jobs" => Some(Self::Job),
+            "rollout" | "rollouts" | "ro" => Some(Self::Rollout),
             "pod" | "pods" | "po" => Some(Self::Pod),
             _ => None,
         }
@@ -269,7 +287,10 @@ mod tests {
             Some(WorkloadKind::Deployment)
         );
         assert_eq!(WorkloadKind::parse("STS"), Some(WorkloadKind::StatefulSet));
+        assert_eq!(WorkloadKind::parse("jobs"), Some(WorkloadKind::Job));
+        assert_eq!(WorkloadKind::parse("ro"), Some(WorkloadKind::Rollout));
         assert_eq!(WorkloadKind::parse("svc"), None);
+        assert_eq!(WorkloadKind::parse("cronjob"), None);
         for kind in WorkloadKind::ALL {
             assert_eq!(WorkloadKind::parse(kind.as_str()), Some(kind));
         }

@@ -10,6 +10,7 @@ pub mod filter;
 pub mod flow;
 pub mod identity;
 pub mod names;
+pub mod rollout;
 pub mod story;
 pub mod version;
 

@@ -11,14 +11,24 @@ const BACKLOG: i32 = 4096;
 
 /// Listens on a port.
 pub fn listen(port: u16) -> Result<TcpListener> {
-    let socket = bound(Type::STREAM, port)?;
+    listen_at(Ipv6Addr::UNSPECIFIED.into(), port)
+}
+
+/// Listens on a port of one address; of every one, if it is the unspecified of IPv6.
+pub fn listen_at(address: IpAddr, port: u16) -> Result<TcpListener> {
+    let socket = bound(Type::STREAM, SocketAddr::new(address, port))?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into()).context("listen")
 }
 
 /// Takes datagrams on a port.
 pub fn bind(port: u16) -> Result<UdpSocket> {
-    let socket = bound(Type::DGRAM, port)?;
+    bind_at(Ipv6Addr::UNSPECIFIED.into(), port)
+}
+
+/// Takes datagrams on a port of one address, as [`listen_at`] listens.
+pub fn bind_at(address: IpAddr, port: u16) -> Result<UdpSocket> {
+    let socket = bound(Type::DGRAM, SocketAddr::new(address, port))?;
     UdpSocket::from_std(socket.into()).context("take datagrams")
 }
 
@@ -30,16 +40,17 @@ pub fn any_of(other: IpAddr) -> IpAddr {
     }
 }
 
-fn bound(kind: Type, port: u16) -> Result<Socket> {
-    let socket = Socket::new(Domain::IPV6, kind, None)?;
-    socket.set_only_v6(false)?;
+fn bound(kind: Type, address: SocketAddr) -> Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
     if kind == Type::STREAM {
         socket.set_reuse_address(true)?;
     }
     socket.set_nonblocking(true)?;
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     socket
         .bind(&address.into())
-        .with_context(|| format!("bind port {port}"))?;
+        .with_context(|| format!("bind {address}"))?;
     Ok(socket)
 }

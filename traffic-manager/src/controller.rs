@@ -2,6 +2,7 @@
 
 mod agent_container;
 mod execute;
+mod selectors;
 mod watch;
 mod writer;
 

@@ -42,6 +42,13 @@ What the traffic manager may do in a namespace whose workloads can be engaged.
 - apiGroups: [apps]
   resources: [deployments, statefulsets, daemonsets, replicasets]
   verbs: [get]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get]
+# The same of Argo's Rollouts, where the cluster has them.
+- apiGroups: [argoproj.io]
+  resources: [rollouts]
+  verbs: [get]
 # Those pods, their addresses, and whether their agent runs.
 - apiGroups: [""]
   resources: [pods]

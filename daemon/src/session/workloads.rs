@@ -8,14 +8,17 @@ mod target;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodSpec, PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kvpn_proto::Failure;
 use kvpn_proto::crd::{WorkloadKind, WorkloadRef};
+use kvpn_proto::rollout::Rollout;
 
 pub(crate) use fetch::fetch;
 pub(crate) use list::list;
 pub(crate) use ports::{RequestedPort, ResolvedPort, resolve_ports};
-pub(crate) use target::{Found, find};
+pub(crate) use target::{Found, find, no_running_pod};
 
 /// The objects of one namespace that matter here.
 #[derive(Debug, Default)]
@@ -24,6 +27,8 @@ pub(crate) struct Inventory {
     pub(crate) workloads: Vec<Workload>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) services: Vec<Service>,
+    /// Why Rollouts are not among the workloads, where the user may not read them.
+    rollouts_hidden: Option<Failure>,
 }
 
 /// Something that has pods, or is one.
@@ -85,6 +90,13 @@ impl Workload {
         self
     }
 
+    /// Takes over what another workload's pods are like.
+    fn with_pods_of(mut self, other: &Self) -> Self {
+        self.labels.clone_from(&other.labels);
+        self.ports.clone_from(&other.ports);
+        self
+    }
+
     fn wants(mut self, replicas: Option<i32>) -> Self {
         self.pods_wanted = replicas
             .and_then(|count| count.try_into().ok())
@@ -129,6 +141,34 @@ impl From<&ReplicaSet> for Workload {
     }
 }
 
+impl From<&Job> for Workload {
+    fn from(object: &Job) -> Self {
+        let spec = object.spec.as_ref();
+        Self::new(WorkloadKind::Job, &object.metadata)
+            .with_template(spec.map(|spec| &spec.template))
+            .wants(Some(pods_of_job(object)))
+    }
+}
+
+impl Workload {
+    /// A Rollout may use the template of another workload, which its own ReplicaSets
+    /// have too.
+    fn of_rollout(object: &Rollout, replica_sets: &[Self]) -> Self {
+        let spec = &object.spec;
+        let rollout = Self::new(WorkloadKind::Rollout, &object.metadata)
+            .with_template(spec.template.as_ref())
+            .wants(Some(spec.replicas.unwrap_or(1)));
+        let latest = replica_sets
+            .iter()
+            .filter(|set| spec.template.is_none() && set.owner.as_ref() == Some(&rollout.reference))
+            .max_by_key(|set| set.pods_wanted);
+        match latest {
+            Some(replica_set) => rollout.with_pods_of(replica_set),
+            None => rollout,
+        }
+    }
+}
+
 impl From<&Pod> for Workload {
     fn from(object: &Pod) -> Self {
         Self::new(WorkloadKind::Pod, &object.metadata)
@@ -140,10 +180,32 @@ impl From<&Pod> for Workload {
 fn owner(metadata: &ObjectMeta) -> Option<WorkloadRef> {
     let owners = metadata.owner_references.as_ref()?;
     let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
+    let (group, _) = owner.api_version.split_once('/').unwrap_or_default();
     Some(WorkloadRef {
-        kind: WorkloadKind::parse(&owner.kind)?,
+        kind: WorkloadKind::parse(&owner.kind).filter(|kind| kind.group() == group)?,
         name: owner.name.clone(),
     })
+}
+
+/// How many pods a Job has while all is well: none when it is suspended or over, and
+/// fewer than may run at once towards its end.
+fn pods_of_job(job: &Job) -> i32 {
+    let Some(spec) = &job.spec else { return 0 };
+    let status = job.status.as_ref();
+    let mut conditions = status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let is_over = conditions.any(|condition| {
+        ["Complete", "Failed"].contains(&condition.type_.as_str()) && condition.status == "True"
+    });
+    if is_over || spec.suspend == Some(true) {
+        return 0;
+    }
+    let succeeded = status.and_then(|status| status.succeeded).unwrap_or(0);
+    let left = spec
+        .completions
+        .map_or(i32::MAX, |wanted| wanted - succeeded);
+    left.min(spec.parallelism.unwrap_or(1))
 }
 
 impl Inventory {
@@ -180,7 +242,17 @@ impl Inventory {
     fn services_of(&self, workload: &Workload) -> impl Iterator<Item = &Service> {
         self.services
             .iter()
-            .filter(|service| selects(service, &workload.labels))
+            .filter(|service| self.is_behind(workload, service))
+    }
+
+    /// Whether a Service's selector takes in the workload's pods, or all those of one
+    /// of its ReplicaSets, as the Services of a Rollout's versions do.
+    fn is_behind(&self, workload: &Workload, service: &Service) -> bool {
+        let mut own = self.workloads.iter().filter(|other| {
+            other.reference.kind == WorkloadKind::ReplicaSet
+                && other.owner.as_ref() == Some(&workload.reference)
+        });
+        selects(service, &workload.labels) || own.any(|other| selects(service, &other.labels))
     }
 }
 
@@ -219,3 +291,56 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
 
 #[cfg(test)]
 pub(crate) mod fixture;
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::batch::v1::{JobCondition, JobSpec, JobStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::fixture::job;
+    use super::*;
+
+    #[test]
+    fn a_job_wants_as_many_pods_as_it_has_work_for() {
+        let wanted = |change: fn(&mut JobSpec, &mut JobStatus)| {
+            let mut job = job("import");
+            let status = job.status.insert(JobStatus::default());
+            change(job.spec.as_mut().unwrap(), status);
+            Workload::from(&job).pods_wanted
+        };
+        assert_eq!(wanted(|_, _| {}), 1);
+        assert_eq!(wanted(|spec, _| spec.parallelism = Some(3)), 3);
+        assert_eq!(wanted(|spec, _| spec.suspend = Some(true)), 0);
+        let nearly_over = wanted(|spec, status| {
+            (spec.parallelism, spec.completions) = (Some(3), Some(5));
+            status.succeeded = Some(4);
+        });
+        assert_eq!(nearly_over, 1);
+        let failed = wanted(|_, status| {
+            status.conditions = Some(vec![JobCondition {
+                type_: "Failed".into(),
+                status: "True".into(),
+                ..JobCondition::default()
+            }]);
+        });
+        assert_eq!(failed, 0);
+    }
+
+    #[test]
+    fn a_kind_of_the_same_name_in_another_group_is_in_charge_of_nothing_here() {
+        let owned_by = |api_version: &str| {
+            owner(&ObjectMeta {
+                owner_references: Some(vec![OwnerReference {
+                    api_version: api_version.into(),
+                    kind: "Job".into(),
+                    name: "import".into(),
+                    controller: Some(true),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            })
+        };
+        assert!(owned_by("batch/v1").is_some());
+        assert_eq!(owned_by("batch.volcano.sh/v1alpha1"), None);
+    }
+}

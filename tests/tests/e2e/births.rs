@@ -178,6 +178,12 @@ impl<'a> Tight<'a> {
         let labels = json!({"app": "web"});
         let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": Self::NAME}},
+            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+             "metadata": {"name": "kvpn-users", "namespace": Self::NAME},
+             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+                         "name": "kvpn-user"},
+             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User",
+                           "name": "alice"}]},
             {"apiVersion": "v1", "kind": "ResourceQuota",
              "metadata": {"name": "tight", "namespace": Self::NAME},
              "spec": {"hard": {"requests.memory": "64Mi"}}},

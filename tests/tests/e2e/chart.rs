@@ -122,6 +122,8 @@ fn developers_may_do_what_the_role_says_and_no_more() -> Result<()> {
         ("create", "sessions.kvpn.dev", "kvpn"),
         ("create", "engagements.kvpn.dev", "shop"),
         ("list", "deployments.apps", "shop"),
+        ("list", "jobs.batch", "shop"),
+        ("list", "rollouts.argoproj.io", "shop"),
         ("create", "pods/portforward", "kvpn"),
     ] {
         ensure!(
@@ -133,6 +135,7 @@ fn developers_may_do_what_the_role_says_and_no_more() -> Result<()> {
         ("get", "secrets", "kvpn"),
         ("get", "secrets", "shop"),
         ("create", "pods", "shop"),
+        ("create", "jobs.batch", "shop"),
         ("create", "pods/exec", "shop"),
         ("create", "pods/portforward", "shop"),
         ("patch", "pods/ephemeralcontainers", "shop"),

@@ -9,6 +9,7 @@ mod errors;
 mod filters;
 mod journey;
 mod kills;
+mod kinds;
 mod lab;
 mod names;
 mod observe;

@@ -6,13 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::core::{Selector, Status};
+use kube::core::Status;
 use kube::{Api, Client, Resource};
-use kvpn_proto::crd::{Engagement, Session, WorkloadKind, WorkloadRef, condition};
+use kvpn_proto::crd::{Engagement, Session, condition};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -20,9 +18,10 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::agent_container::{AgentTemplate, random_name};
+use super::selectors::resolve;
 use super::writer::StatusWriter;
 use crate::hub::Hub;
-use crate::state::{Effect, Event, Key, Nursery, Resolution};
+use crate::state::{Effect, Event, Key, Nursery};
 
 /// How long the API server may take for one request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -44,7 +43,7 @@ pub(crate) struct Executor {
 }
 
 /// Why a request did not succeed.
-enum Trouble {
+pub(super) enum Trouble {
     /// The API server will not, whatever the number of tries.
     Refused(String),
     /// There is no such object.
@@ -88,7 +87,7 @@ impl Executor {
                 workload,
             } => {
                 tokio::spawn(async move {
-                    let resolution = this.resolve(&engagement.namespace, &workload).await;
+                    let resolution = resolve(&this.client, &engagement.namespace, &workload).await;
                     this.hub.handle(Event::WorkloadResolved {
                         engagement,
                         uid,
@@ -162,59 +161,6 @@ impl Executor {
         });
     }
 
-    async fn resolve(&self, namespace: &str, workload: &WorkloadRef) -> Resolution {
-        let name = &workload.name;
-        match workload.kind {
-            WorkloadKind::Deployment => {
-                self.selector(namespace, name, |found: Deployment| {
-                    Some(found.spec?.selector)
-                })
-                .await
-            }
-            WorkloadKind::StatefulSet => {
-                self.selector(namespace, name, |found: StatefulSet| {
-                    Some(found.spec?.selector)
-                })
-                .await
-            }
-            WorkloadKind::DaemonSet => {
-                self.selector(namespace, name, |found: DaemonSet| {
-                    Some(found.spec?.selector)
-                })
-                .await
-            }
-            WorkloadKind::ReplicaSet => {
-                self.selector(namespace, name, |found: ReplicaSet| {
-                    Some(found.spec?.selector)
-                })
-                .await
-            }
-            WorkloadKind::Pod => Resolution::Unreadable("pods are known by their names".to_owned()),
-        }
-    }
-
-    async fn selector<K>(
-        &self,
-        namespace: &str,
-        name: &str,
-        selector: impl FnOnce(K) -> Option<LabelSelector>,
-    ) -> Resolution
-    where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
-        K::DynamicType: Default,
-    {
-        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-        match persist(|| api.get(name)).await {
-            Ok(found) => match selector(found).map(Selector::try_from) {
-                Some(Ok(selector)) if !selector.selects_all() => Resolution::Selector(selector),
-                Some(Ok(_)) | None => Resolution::Unreadable("it selects no pods".to_owned()),
-                Some(Err(error)) => Resolution::Unreadable(error.to_string()),
-            },
-            Err(Trouble::Gone(_)) => Resolution::Missing,
-            Err(Trouble::Refused(words) | Trouble::Passing(words)) => Resolution::Unreadable(words),
-        }
-    }
-
     fn write<K>(&self, object: Key, uid: String, status: Value)
     where
         K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
@@ -248,7 +194,7 @@ impl Executor {
 }
 
 /// Sends a request, and again while its trouble may pass.
-async fn persist<T, F>(request: impl FnMut() -> F) -> Result<T, Trouble>
+pub(super) async fn persist<T, F>(request: impl FnMut() -> F) -> Result<T, Trouble>
 where
     F: Future<Output = kube::Result<T>>,
 {

@@ -73,6 +73,12 @@ const TO_ENGAGE: &[Rule] = &[
         resource: "replicasets",
         verbs: READ,
     },
+    // Not Rollouts, which few clusters have; without them, the rest can be engaged.
+    Rule {
+        group: "batch",
+        resource: "jobs",
+        verbs: &["list"],
+    },
 ];
 
 /// Asks the API server for every right.

@@ -5,6 +5,8 @@ use kvpn_proto::crd::{Engagement, Verb, condition};
 use kvpn_proto::filter::{self, Filter, HttpFilter};
 use kvpn_proto::{Failure, Reason};
 
+use crate::session::workloads::no_running_pod;
+
 /// What was last seen of an Engagement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Observed {
@@ -111,11 +113,7 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
             format!("there is no {workload} in namespace {namespace} any more"),
             format!("see what there is with `kvpn list -n {namespace}`"),
         ),
-        condition::NO_RUNNING_POD => Failure::new(
-            Reason::NoRunningPod,
-            format!("{workload} in namespace {namespace} has no running pod"),
-            format!("scale it up, or {describe}"),
-        ),
+        condition::NO_RUNNING_POD => no_running_pod(namespace, workload),
         condition::AGENT_REFUSED => Failure::new(
             Reason::AgentRefused,
             format!("the cluster does not admit the agent into the pods of {workload}: {detail}"),

@@ -1,8 +1,10 @@
 //! A namespace to test with.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kvpn_proto::crd::Engagement;
+use kvpn_proto::rollout::Rollout;
 use serde::de::DeserializeOwned;
 
 use super::{Inventory, Workload};
@@ -30,7 +32,11 @@ fn pod(name: &str, label: &str, owner: &str, ready: &str) -> Pod {
 }
 
 fn owner(kind: &str, name: &str) -> String {
-    format!("[{{apiVersion: apps/v1, kind: {kind}, name: {name}, uid: u, controller: true}}]")
+    owner_of("apps/v1", kind, name)
+}
+
+fn owner_of(version: &str, kind: &str, name: &str) -> String {
+    format!("[{{apiVersion: {version}, kind: {kind}, name: {name}, uid: u, controller: true}}]")
 }
 
 fn deployment(name: &str, replicas: u32, ports: &str) -> Deployment {
@@ -51,7 +57,8 @@ fn deployment(name: &str, replicas: u32, ports: &str) -> Deployment {
 }
 
 /// Namespace `shop`: Deployment web (two pods, one ready) behind the Service
-/// storefront, StatefulSet db, Deployments dns and idle, a pod of its own.
+/// storefront, StatefulSet db, Deployments dns and idle, a pod of its own, Job import,
+/// and Rollout blue, which has the template of the idle Deployment blue.
 pub(crate) fn shop() -> Inventory {
     let web = deployment(
         "web",
@@ -85,6 +92,13 @@ pub(crate) fn shop() -> Inventory {
         pod("db-0", "db", &owner("StatefulSet", "db"), "True"),
         pod("dns-0", "dns", &owner("Deployment", "dns"), "True"),
         pod("lonely", "lonely", "[]", "True"),
+        pod(
+            "import-x",
+            "import",
+            &owner_of("batch/v1", "Job", "import"),
+            "True",
+        ),
+        pod("blue-7f-a", "blue", &owner("ReplicaSet", "blue-7f"), "True"),
     ];
     let services: Vec<Service> = read(
         "
@@ -98,20 +112,67 @@ pub(crate) fn shop() -> Inventory {
             ports: [{port: 5432, targetPort: 15432}]
         - metadata: {name: external}
           spec: {ports: [{port: 80}]}
+        - metadata: {name: blue-active}
+          spec:
+            selector: {app: blue, rollouts-pod-template-hash: 7f}
+            ports: [{port: 80, targetPort: web}]
         ",
     );
-    let workloads = [&web, &dns, &idle]
+    let blue = deployment("blue", 0, "[{containerPort: 8080, name: web}]");
+    let blue_set: ReplicaSet = read(&format!(
+        "
+        metadata: {{name: blue-7f, ownerReferences: {}}}
+        spec:
+          replicas: 1
+          selector: {{matchLabels: {{app: blue}}}}
+          template:
+            metadata: {{labels: {{app: blue, rollouts-pod-template-hash: 7f}}}}
+            spec: {{containers: [{{name: app, ports: [{{containerPort: 8080, name: web}}]}}]}}
+        ",
+        owner_of("argoproj.io/v1alpha1", "Rollout", "blue")
+    ));
+    let rollout: Rollout = read(
+        "
+        apiVersion: argoproj.io/v1alpha1
+        kind: Rollout
+        metadata: {name: blue}
+        spec:
+          replicas: 1
+          workloadRef: {apiVersion: apps/v1, kind: Deployment, name: blue}
+        ",
+    );
+    let import = job("import");
+    let replica_sets = [&replica_set, &blue_set].map(Workload::from);
+    let workloads = [&web, &dns, &idle, &blue]
         .into_iter()
         .map(Workload::from)
-        .chain([Workload::from(&db), Workload::from(&replica_set)])
+        .chain([
+            Workload::from(&db),
+            Workload::of_rollout(&rollout, &replica_sets),
+            Workload::from(&import),
+        ])
         .chain(pods.iter().map(Workload::from))
+        .chain(replica_sets.clone())
         .collect();
     Inventory {
         namespace: "shop".into(),
         workloads,
         pods,
         services,
+        rollouts_hidden: None,
     }
+}
+
+pub(crate) fn job(name: &str) -> Job {
+    read(&format!(
+        "
+        metadata: {{name: {name}}}
+        spec:
+          template:
+            metadata: {{labels: {{app: {name}}}}}
+            spec: {{containers: [{{name: app, ports: [{{containerPort: 7000}}]}}]}}
+        "
+    ))
 }
 
 /// An engagement of Deployment `workload` in namespace `shop`.

@@ -68,13 +68,25 @@ mod tests {
         assert_eq!(
             names,
             [
+                "Deployment/blue",
+                "Rollout/blue",
                 "StatefulSet/db",
                 "Deployment/dns",
                 "Deployment/idle",
+                "Job/import",
                 "Pod/lonely",
                 "Deployment/web"
             ]
         );
+    }
+
+    #[test]
+    fn a_rollout_has_the_pods_and_services_of_its_replica_sets() {
+        let listed = list(&shop(), &[]);
+        let blue = listed.iter().find(|workload| workload.kind == "Rollout");
+        let blue = blue.unwrap();
+        assert_eq!((blue.pods_ready, blue.pods_wanted), (1, 1));
+        assert_eq!(blue.services, ["blue-active"]);
     }
 
     #[test]

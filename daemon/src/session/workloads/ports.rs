@@ -118,7 +118,10 @@ fn resolve(
         };
         the_only(all.clone())
     } else {
-        named(&by_service, &by_container, &requested.remote)
+        named(&by_service, &by_container, &requested.remote).or_else(|| {
+            let none_known = by_service.is_empty() && by_container.is_empty();
+            none_known.then(|| undeclared(&requested.remote)).flatten()
+        })
     };
     let Some(chosen) = chosen else {
         return Err(no_such_port(
@@ -168,6 +171,19 @@ fn named(by_service: &[Candidate], by_container: &[Candidate], remote: &str) -> 
     matching(by_service)
         .or_else(|| matching(by_container))
         .or_else(targeted)
+}
+
+/// A port of pods that tell of none. Where they tell of some, another number is more
+/// likely to be a slip.
+fn undeclared(remote: &str) -> Option<Candidate> {
+    let number = remote.parse().ok().filter(|number| *number != 0)?;
+    Some(Candidate {
+        number,
+        name: None,
+        container_port: number,
+        protocol: "TCP".into(),
+        service: None,
+    })
 }
 
 /// The one candidate there is. TCP goes before UDP of the same number, and
@@ -288,112 +304,4 @@ fn describe(candidate: &Candidate) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fixture::shop;
-    use super::super::target::find;
-    use super::*;
-
-    fn ask(target: &str, remote: &str) -> Result<(u16, Option<String>), Failure> {
-        let inventory = shop();
-        let found = find(&inventory, target)?;
-        let requested = RequestedPort {
-            local: "127.0.0.1:9000".parse().unwrap(),
-            remote: remote.into(),
-        };
-        let ports = resolve_ports(&inventory, &found, &[requested])?;
-        let service = ports[0].service.as_ref();
-        Ok((
-            ports[0].container_port,
-            service.map(|service| format!("{}:{}", service.name, service.port)),
-        ))
-    }
-
-    #[test]
-    fn the_only_service_port_needs_no_name() {
-        assert_eq!(ask("web", ""), Ok((8080, Some("storefront:80".into()))));
-    }
-
-    #[test]
-    fn a_service_port_is_known_by_number_and_name() {
-        assert_eq!(ask("web", "80"), Ok((8080, Some("storefront:80".into()))));
-        assert_eq!(ask("web", "http"), Ok((8080, Some("storefront:80".into()))));
-    }
-
-    #[test]
-    fn a_container_port_is_known_by_number_and_name() {
-        assert_eq!(ask("web", "8080"), Ok((8080, None)));
-        assert_eq!(ask("web", "metrics"), Ok((9100, None)));
-    }
-
-    #[test]
-    fn an_undeclared_port_that_a_service_targets_is_known() {
-        assert_eq!(ask("db", "5432"), Ok((15432, Some("db:5432".into()))));
-        assert_eq!(ask("db", "15432"), Ok((15432, Some("db:5432".into()))));
-    }
-
-    #[test]
-    fn without_services_the_only_container_port_needs_no_name() {
-        assert_eq!(ask("lonely", ""), Ok((7000, None)));
-    }
-
-    #[test]
-    fn an_unknown_port_lists_those_there_are() {
-        let failure = ask("web", "81").unwrap_err();
-        assert_eq!(failure.reason, Reason::NoSuchPort);
-        assert_eq!(
-            failure.message,
-            "Deployment/web has no port 81, or several; there are: 80 (http) of \
-             Service/storefront, 8080 (web) of its containers, 9100 (metrics) of its containers"
-        );
-    }
-
-    #[test]
-    fn several_ports_ask_for_a_choice() {
-        let mut inventory = shop();
-        inventory
-            .services
-            .retain(|service| service.metadata.name.as_deref() != Some("storefront"));
-        let found = find(&inventory, "web").unwrap();
-        let requested = RequestedPort {
-            local: "127.0.0.1:9000".parse().unwrap(),
-            remote: String::new(),
-        };
-        let failure = resolve_ports(&inventory, &found, &[requested]).unwrap_err();
-        assert_eq!(failure.reason, Reason::NoSuchPort);
-    }
-
-    #[test]
-    fn udp_is_plainly_not_supported() {
-        let failure = ask("dns", "53").unwrap_err();
-        assert_eq!(failure.reason, Reason::NotSupported);
-        assert!(failure.message.contains("UDP"), "{}", failure.message);
-    }
-
-    #[test]
-    fn the_same_port_twice_is_refused() {
-        let inventory = shop();
-        let found = find(&inventory, "web").unwrap();
-        let port = |remote: &str| RequestedPort {
-            local: "127.0.0.1:9000".parse().unwrap(),
-            remote: remote.into(),
-        };
-        let failure = resolve_ports(&inventory, &found, &[port("80"), port("8080")]).unwrap_err();
-        assert_eq!(failure.reason, Reason::Usage);
-    }
-
-    #[test]
-    fn local_ports_are_read_with_and_without_an_address() {
-        let read = |local: &str| {
-            RequestedPort::try_from(&v1::RequestedPort {
-                local: local.into(),
-                remote: String::new(),
-            })
-            .map(|port| port.local.to_string())
-        };
-        assert_eq!(read("8080").unwrap(), "127.0.0.1:8080");
-        assert_eq!(read("localhost:8080").unwrap(), "127.0.0.1:8080");
-        assert_eq!(read("[::1]:8080").unwrap(), "[::1]:8080");
-        assert_eq!(read("http").unwrap_err().reason, Reason::Usage);
-        assert_eq!(read("0").unwrap_err().reason, Reason::Usage);
-    }
-}
+mod tests;

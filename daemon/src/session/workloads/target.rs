@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Service;
 use kvpn_proto::crd::{WorkloadKind, WorkloadRef};
 use kvpn_proto::{Failure, Reason};
 
-use super::{Inventory, Workload, is_running, selects};
+use super::{Inventory, Workload, is_running};
 
 /// How alike two names must be for one to be suggested for the other.
 const ALIKE: f64 = 0.75;
@@ -26,18 +26,26 @@ pub(crate) fn find<'a>(inventory: &'a Inventory, target: &str) -> Result<Found<'
     if inventory.pods_of(reference).any(is_running) {
         return Ok(found);
     }
-    Err(Failure::new(
+    Err(no_running_pod(&inventory.namespace, reference))
+}
+
+/// The failure of a workload that has nothing to engage.
+pub(crate) fn no_running_pod(namespace: &str, workload: &WorkloadRef) -> Failure {
+    let what = match workload.kind {
+        WorkloadKind::Deployment
+        | WorkloadKind::StatefulSet
+        | WorkloadKind::ReplicaSet
+        | WorkloadKind::Rollout => "scale it up, or see why its pods do not run",
+        WorkloadKind::DaemonSet => "see why its pods do not run",
+        WorkloadKind::Job => "see whether it is suspended or over, or why its pods do not run,",
+        WorkloadKind::Pod => "see why it does not run",
+    };
+    let described = workload.to_string().to_ascii_lowercase();
+    Failure::new(
         Reason::NoRunningPod,
-        format!(
-            "{reference} in namespace {} has no running pod",
-            inventory.namespace
-        ),
-        format!(
-            "scale it up or see why its pods do not run with `kubectl -n {} describe {}`",
-            inventory.namespace,
-            reference.to_string().to_ascii_lowercase()
-        ),
-    ))
+        format!("{workload} in namespace {namespace} has no running pod"),
+        format!("{what} with `kubectl -n {namespace} describe {described}`"),
+    )
 }
 
 /// Tells whether a kind is kubectl's word for a Service.
@@ -56,38 +64,57 @@ fn by_kind<'a>(inventory: &'a Inventory, kind: &str, name: &str) -> Result<Found
         };
     }
     let Some(kind) = WorkloadKind::parse(kind) else {
-        let kinds: Vec<_> = WorkloadKind::ALL.iter().map(|kind| kind.as_str()).collect();
-        return Err(Failure::new(
-            Reason::Usage,
-            format!("{kind} is not a kind that can be engaged"),
-            format!("name one of {}, Service", kinds.join(", ")),
-        ));
+        return Err(unknown_kind(inventory, kind));
     };
     let reference = WorkloadRef {
         kind,
         name: name.to_owned(),
     };
-    match inventory.get(&reference) {
-        Some(workload) => Ok(Found {
+    match (inventory.get(&reference), &inventory.rollouts_hidden) {
+        (Some(workload), _) => Ok(Found {
             workload,
             service: None,
         }),
-        None => Err(unknown(inventory, &reference.to_string(), name)),
+        (None, Some(hidden)) if reference.kind == WorkloadKind::Rollout => Err(hidden.clone()),
+        (None, _) => Err(unknown(inventory, &reference.to_string(), name)),
     }
 }
 
-fn by_name<'a>(inventory: &'a Inventory, name: &str) -> Result<Found<'a>, Failure> {
-    for kind in WorkloadKind::ALL {
-        let reference = WorkloadRef {
-            kind,
-            name: name.to_owned(),
-        };
-        if let Some(workload) = inventory.get(&reference) {
-            return Ok(Found {
-                workload,
-                service: None,
-            });
+fn unknown_kind(inventory: &Inventory, kind: &str) -> Failure {
+    let next_step = match kind.to_ascii_lowercase().as_str() {
+        "cronjob" | "cronjobs" | "cj" => format!(
+            "name one of its Jobs, such as job/NAME; see them with `kvpn list -n {}`",
+            inventory.namespace
+        ),
+        _ => {
+            let kinds: Vec<_> = WorkloadKind::ALL.iter().map(|kind| kind.as_str()).collect();
+            format!("name one of {}, Service", kinds.join(", "))
         }
+    };
+    Failure::new(
+        Reason::Usage,
+        format!("{kind} is not a kind that can be engaged"),
+        next_step,
+    )
+}
+
+fn by_name<'a>(inventory: &'a Inventory, name: &str) -> Result<Found<'a>, Failure> {
+    let named: Vec<&Workload> = WorkloadKind::ALL
+        .into_iter()
+        .filter_map(|kind| {
+            let name = name.to_owned();
+            inventory.get(&WorkloadRef { kind, name })
+        })
+        .collect();
+    // A Deployment whose pods are a Rollout's by now often has the same name.
+    let running = named
+        .iter()
+        .find(|workload| inventory.pods_of(&workload.reference).any(is_running));
+    if let Some(workload) = running.or(named.first()).copied() {
+        return Ok(Found {
+            workload,
+            service: None,
+        });
     }
     match service(inventory, name) {
         Some(service) => behind(inventory, service),
@@ -107,7 +134,7 @@ fn behind<'a>(inventory: &'a Inventory, service: &'a Service) -> Result<Found<'a
     let name = service.metadata.name.as_deref().unwrap_or_default();
     let candidates: Vec<&Workload> = inventory
         .top_level()
-        .filter(|workload| selects(service, &workload.labels))
+        .filter(|workload| inventory.is_behind(workload, service))
         .collect();
     // Old workloads that were scaled to nothing often keep their labels.
     let running: Vec<&Workload> = candidates
@@ -172,10 +199,14 @@ fn unknown(inventory: &Inventory, what: &str, name: &str) -> Failure {
     } else {
         format!("; did you mean {}?", near.join(" or "))
     };
+    let hidden = match &inventory.rollouts_hidden {
+        Some(failure) => format!(", which has no Rollouts, as {}", failure.message),
+        None => String::new(),
+    };
     Failure::new(
         Reason::NoSuchWorkload,
         format!("there is no {what} in namespace {namespace}{hint}"),
-        format!("see what there is with `kvpn list -n {namespace}`"),
+        format!("see what there is with `kvpn list -n {namespace}`{hidden}"),
     )
 }
 
@@ -216,107 +247,4 @@ fn likeness(asked: &str, candidate: &str) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fixture::shop;
-    use super::*;
-
-    fn reference(target: &str) -> String {
-        find(&shop(), target)
-            .unwrap()
-            .workload
-            .reference
-            .to_string()
-    }
-
-    #[test]
-    fn a_bare_name_means_the_workload_before_the_service() {
-        assert_eq!(reference("web"), "Deployment/web");
-        assert!(find(&shop(), "web").unwrap().service.is_none());
-    }
-
-    #[test]
-    fn a_bare_name_falls_back_to_the_service() {
-        let inventory = shop();
-        let found = find(&inventory, "storefront").unwrap();
-        assert_eq!(found.workload.reference.to_string(), "Deployment/web");
-        assert_eq!(
-            found
-                .service
-                .and_then(|service| service.metadata.name.as_deref()),
-            Some("storefront")
-        );
-    }
-
-    #[test]
-    fn kinds_are_read_as_kubectl_reads_them() {
-        assert_eq!(reference("deploy/web"), "Deployment/web");
-        assert_eq!(reference("svc/storefront"), "Deployment/web");
-        assert_eq!(reference("sts/db"), "StatefulSet/db");
-        assert_eq!(reference("pod/lonely"), "Pod/lonely");
-        assert_eq!(reference("rs/web-5d"), "ReplicaSet/web-5d");
-    }
-
-    #[test]
-    fn an_unknown_kind_names_the_kinds_there_are() {
-        let failure = find(&shop(), "job/web").unwrap_err();
-        assert_eq!(failure.reason, Reason::Usage);
-        assert!(failure.next_step.contains("StatefulSet"));
-    }
-
-    #[test]
-    fn an_unknown_name_suggests_near_ones() {
-        let failure = find(&shop(), "wbe").unwrap_err();
-        assert_eq!(failure.reason, Reason::NoSuchWorkload);
-        assert_eq!(
-            failure.message,
-            "there is no wbe in namespace shop; did you mean web?"
-        );
-        assert!(failure.next_step.contains("kvpn list"));
-    }
-
-    #[test]
-    fn part_of_a_name_suggests_the_whole() {
-        let failure = find(&shop(), "store").unwrap_err();
-        assert!(
-            failure.message.ends_with("did you mean storefront?"),
-            "{}",
-            failure.message
-        );
-    }
-
-    #[test]
-    fn a_name_like_nothing_suggests_nothing() {
-        let failure = find(&shop(), "zzzzzz").unwrap_err();
-        assert_eq!(failure.message, "there is no zzzzzz in namespace shop");
-    }
-
-    #[test]
-    fn a_workload_without_pods_has_no_running_pod() {
-        let failure = find(&shop(), "idle").unwrap_err();
-        assert_eq!(failure.reason, Reason::NoRunningPod);
-        assert!(failure.message.contains("Deployment/idle"));
-    }
-
-    #[test]
-    fn a_service_without_selector_is_not_supported() {
-        let failure = find(&shop(), "svc/external").unwrap_err();
-        assert_eq!(failure.reason, Reason::NotSupported);
-    }
-
-    #[test]
-    fn a_service_with_two_workloads_asks_for_one() {
-        let mut inventory = shop();
-        for workload in &mut inventory.workloads {
-            if workload.reference.name == "db" {
-                workload.labels.insert("app".into(), "web".into());
-            }
-        }
-        let failure = find(&inventory, "storefront").unwrap_err();
-        assert_eq!(failure.reason, Reason::Usage);
-        assert!(
-            failure.message.contains("Deployment/web, StatefulSet/db"),
-            "{}",
-            failure.message
-        );
-    }
-}
+mod tests;

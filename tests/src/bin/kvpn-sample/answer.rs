@@ -11,6 +11,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -23,10 +24,10 @@ const UNREAD: Duration = Duration::from_secs(60);
 /// What is sent back.
 pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
 
-/// `/healthz`: ok. `PUT`: the body again, as it comes. `POST`: the body again,
-/// once it is whole; never read for a minute at `/unread`. `/bytes/N`: a pattern
-/// of that size. `/chain`: what the upstream service says, in what this one
-/// says. All else: who this is and what was asked.
+/// `/healthz`: ok. `/end`: this server ends. `PUT`: the body again, as it comes.
+/// `POST`: the body again, once it is whole; never read for a minute at `/unread`.
+/// `/bytes/N`: a pattern of that size. `/chain`: what the upstream service says, in
+/// what this one says. All else: who this is and what was asked.
 pub(crate) async fn answer(
     options: &Options,
     peer: SocketAddr,
@@ -41,6 +42,12 @@ pub(crate) async fn answer(
         request.method(),
         request.uri()
     ));
+    if path == "/end" {
+        return match raise(Signal::SIGTERM) {
+            Ok(()) => text("ends\n".into()),
+            Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        };
+    }
     if request.method() == Method::PUT {
         return Response::new(request.into_body().boxed());
     }

@@ -4,13 +4,13 @@
 
 use std::convert::Infallible;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use hyper_util::rt::TokioIo;
-use kvpn_tests::dual_stack::{bind, listen};
+use kvpn_tests::dual_stack::{bind, bind_at, listen, listen_at};
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,9 +22,12 @@ mod quic;
 /// A small service, to try kvpn with
 #[derive(Clone, Debug, Parser)]
 struct Options {
-    /// Port to listen on, on every address of both families
+    /// Port to listen on
     #[arg(long, env = "PORT", default_value_t = 8080)]
     port: u16,
+    /// Address to listen on; `::` for every one of both families
+    #[arg(long, env = "ADDRESS", default_value = "::")]
+    address: IpAddr,
     /// Name to answer with
     #[arg(long, env = "SERVICE", default_value = "sample")]
     service: String,
@@ -59,8 +62,8 @@ fn main() -> ExitCode {
 
 /// Serves until SIGTERM.
 async fn serve(options: Options) -> Result<()> {
-    let listener = listen(options.port)?;
-    tokio::spawn(echo(bind(options.port)?));
+    let listener = listen_at(options.address, options.port)?;
+    tokio::spawn(echo(bind_at(options.address, options.port)?));
     if let Some(port) = options.manners_port {
         let quic = quic::Server::new(bind(port)?)?;
         tokio::spawn(manners::serve(listen(port)?, quic.certificate()));
