@@ -60,7 +60,8 @@ impl Settled {
     }
 }
 
-/// Waits until the agent of this pod has settled, but not for ever.
+/// Waits until the agent of this pod has settled, but not for ever. It hardly fails, as
+/// the kubelet would end the agent, and with it keep the app from starting.
 pub(crate) fn wait() -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let address = address()?;
@@ -71,8 +72,9 @@ pub(crate) fn wait() -> anyhow::Result<()> {
             return Ok(());
         }
         if let Ok(mut stream) = UnixStream::connect_addr(&address) {
-            stream.set_read_timeout(Some(left))?;
-            if stream.read(&mut [0]).is_ok_and(|read| read > 0) {
+            let is_told = stream.set_read_timeout(Some(left)).is_ok()
+                && stream.read(&mut [0]).is_ok_and(|read| read > 0);
+            if is_told {
                 return Ok(());
             }
         }

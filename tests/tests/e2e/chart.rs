@@ -75,7 +75,8 @@ fn lifecycle(developer: &Developer) -> Result<()> {
 fn nothing_is_left(lab: &Lab) -> Result<()> {
     for kinds in [
         "customresourcedefinitions,clusterroles,clusterrolebindings",
-        "validatingadmissionpolicies,validatingadmissionpolicybindings",
+        "validatingadmissionpolicies,validatingadmissionpolicybindings,\
+         mutatingwebhookconfigurations",
         "all,serviceaccounts,roles,rolebindings,secrets,configmaps",
     ] {
         let label = "app.kubernetes.io/instance=kvpn";

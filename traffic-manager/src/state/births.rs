@@ -1,6 +1,6 @@
 //! Pods that are born with an agent, which runs before their app.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use kube::core::{Selector, SelectorExt};
@@ -46,6 +46,9 @@ pub(crate) struct Births {
     without: HashMap<String, Instant>,
     /// When the latest was let through.
     latest: Option<Instant>,
+    /// Namespaces where an agent runs, or has: its image can be had there, and it works.
+    /// Where it does not, a pod with one would never start.
+    proven: BTreeSet<String>,
 }
 
 impl Births {
@@ -56,6 +59,17 @@ impl Births {
             self.expected = Some(nurseries.to_vec());
         }
         is_new
+    }
+
+    /// An agent runs in a namespace.
+    pub(super) fn prove(&mut self, namespace: &str) {
+        if !self.proven.contains(namespace) {
+            self.proven.insert(namespace.to_owned());
+        }
+    }
+
+    pub(super) fn is_proven(&self, namespace: &str) -> bool {
+        self.proven.contains(namespace)
     }
 
     /// Whether a pod gets an agent of this name. An owner whose pod was let through with

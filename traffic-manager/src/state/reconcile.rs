@@ -40,7 +40,8 @@ impl World {
         }
     }
 
-    /// The pods of every workload that somebody engages whose session there is.
+    /// The pods of every workload that somebody engages whose session there is, where an
+    /// agent has run already.
     fn expected_births(&self) -> Vec<Nursery> {
         let home = &self.settings.manager.namespace;
         let engaged = self.engagements.values().filter(|record| {
@@ -48,6 +49,7 @@ impl World {
             let session = self.sessions.get(&Key::new(home, &spec.session));
             session.is_some_and(|session| session.view.user == spec.user)
         });
+        let engaged = engaged.filter(|it| self.births.is_proven(&it.view.key.namespace));
         let nurseries = engaged.filter_map(|record| match &record.workload {
             Some(Resolution::Selector(selector)) => Some(Nursery {
                 namespace: record.view.key.namespace.clone(),
@@ -149,6 +151,9 @@ impl World {
                     link,
                     claims: slot.claims().clone(),
                 });
+            }
+            if slot.link().is_some() {
+                self.births.prove(namespace);
             }
             slot.want(demand.wanted_by);
             // Until it runs, it has the agent that it was born with.

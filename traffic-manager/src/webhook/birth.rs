@@ -36,8 +36,10 @@ pub(super) fn can_have_agent(pod: &Pod) -> bool {
     };
     let initial = spec.init_containers.iter().flatten();
     let mut all = spec.containers.iter().chain(initial.clone());
+    let is_windows = spec.os.as_ref().is_some_and(|os| os.name == "windows");
     // Others' traffic would come to it.
     spec.host_network != Some(true)
+        && !is_windows
         // With one more container it would not be of the class Guaranteed any more
         // (https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/).
         && !all.all(is_guaranteed)
@@ -91,6 +93,8 @@ mod tests {
         ))));
         let guaranteed = format!("{{containers: [{{name: a, {limits}}}]}}");
         assert!(!can_have_agent(&pod(&guaranteed)));
+        let windows = "{os: {name: windows}, containers: [{name: a}]}";
+        assert!(!can_have_agent(&pod(windows)));
         assert!(!can_have_agent(&pod(
             "{hostNetwork: true, containers: [{name: a}]}"
         )));

@@ -524,8 +524,8 @@ fn a_pod_that_is_born_with_an_agent_has_its_claims_before_it_runs() {
 }
 
 #[test]
-fn births_are_expected_while_a_workload_is_engaged() {
-    let mut case = Case::new(&[]);
+fn births_are_expected_while_a_workload_is_engaged_and_once_an_agent_has_run() {
+    let mut case = Case::new(&["web-1"]);
     let told = |effects: &[Effect]| {
         let mut counts = Vec::new();
         for effect in effects {
@@ -544,10 +544,15 @@ fn births_are_expected_while_a_workload_is_engaged() {
             resolution: selector("app", "web"),
         })
     };
-    // No pod of it runs.
-    assert_eq!(told(&engage(&mut case, "web-a", "alice")), [1]);
-    assert_eq!(told(&engage(&mut case, "web-b", "bob")), [0; 0], "the same");
+    let none: [usize; 0] = [];
+    assert_eq!(told(&engage(&mut case, "web-a", "alice")), none);
+    assert_eq!(told(&case.link("web-1", 1)), [1]);
+    assert_eq!(told(&engage(&mut case, "web-b", "bob")), none, "the same");
     let gone = |name: &str| Event::Engagements(Change::Deleted(engagement(name, "", 8080, 0)));
-    assert_eq!(told(&case.send(gone("web-a"))), [0; 0]);
+    assert_eq!(told(&case.send(gone("web-a"))), none);
     assert_eq!(told(&case.send(gone("web-b"))), [0]);
+    // No pod of it need run.
+    let pod = running("web-1", 0);
+    case.send(Event::Pods(Change::Deleted(pod)));
+    assert_eq!(told(&engage(&mut case, "web-c", "alice")), [1]);
 }
