@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use kvpn_tunnel::turns::EVENT_INTERVAL;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -63,6 +63,28 @@ fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    let is_sidecar = config.token_file.is_some();
+    let settled = match is_sidecar {
+        true => Settled::listen(),
+        false => Ok(Settled::unawaited()),
+    };
+    let settled = settled.unwrap_or_else(|error| {
+        warn!("The app starts before the claims are in force: {error:#}");
+        Settled::unawaited()
+    });
+    match start(&config) {
+        Ok((redirect, forwarder)) => Agent::new(config, redirect, forwarder, settled).run().await,
+        // Should it end, the kubelet would not start the app.
+        Err(error) if is_sidecar => {
+            error!("{error:#}");
+            settled.tell();
+            session::told_to_stop().await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn start(config: &Config) -> anyhow::Result<(Redirect, Forwarder)> {
     let redirect = Redirect::open().context("open a netlink socket")?;
     let listeners = Listeners::bind().context("listen for redirected connections")?;
     info!(
@@ -71,10 +93,5 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         listener = listeners.port(),
         "Agent started"
     );
-    let forwarder = Forwarder::start(listeners);
-    let settled = match config.token_file {
-        Some(_) => Settled::listen()?,
-        None => Settled::unawaited(),
-    };
-    Agent::new(config, redirect, forwarder, settled).run().await
+    Ok((redirect, Forwarder::start(listeners)))
 }

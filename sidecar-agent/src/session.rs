@@ -22,6 +22,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
@@ -36,6 +37,11 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long until the next call of an agent that the traffic manager does not know, and
+/// after how many it is taken for one that will not be known.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+const PATIENCE: u32 = 20;
 
 /// How long the traffic manager may take to take the call, or a report.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -52,6 +58,8 @@ pub(crate) struct Agent {
     leave_at: Option<Instant>,
     /// Tells that the first claims are in force.
     settled: Settled,
+    /// How often in turn the traffic manager did not know this agent.
+    refusals: u32,
 }
 
 impl Agent {
@@ -68,16 +76,14 @@ impl Agent {
             forwarder,
             leave_at,
             settled,
+            refusals: 0,
         }
     }
 
     /// Works until it is told to stop or has had nothing to do for long enough.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
         tokio::select! {
-            _ = terminate.recv() => info!("Told to stop"),
-            _ = interrupt.recv() => info!("Told to stop"),
+            stopped = told_to_stop() => stopped?,
             () = self.stay_connected() => info!("Leaving: no claim for a while"),
         }
         self.withdraw();
@@ -113,7 +119,11 @@ impl Agent {
             if self.attend(sleep(pause)).await.is_none() {
                 return;
             }
-            pause = LONGEST_PAUSE.min(pause * 2);
+            let longest = match self.refusals {
+                0..PATIENCE => LONGEST_PAUSE,
+                PATIENCE.. => REFUSED_PAUSE,
+            };
+            pause = longest.min(pause * 2);
         }
     }
 
@@ -133,8 +143,13 @@ impl Agent {
         let mut responses = timeout(CALL_DEADLINE, call)
             .await
             .context("the traffic manager does not answer")?
+            .inspect_err(|status| {
+                let is_refused = status.code() == Code::PermissionDenied;
+                self.refusals = if is_refused { self.refusals + 1 } else { 0 };
+            })
             .map_err(lost)?
             .into_inner();
+        self.refusals = 0;
         info!("Connected to the traffic manager");
         let reports = self.forwarder.reports();
         let reporting = tokio::spawn(reports::send(channel, reports));
@@ -258,6 +273,17 @@ impl Agent {
             forwarder.delivered().await;
         }
     }
+}
+
+/// Waits until this process is told to stop.
+pub(crate) async fn told_to_stop() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => info!("Told to stop"),
+        _ = interrupt.recv() => info!("Told to stop"),
+    }
+    Ok(())
 }
 
 fn lost(status: tonic::Status) -> anyhow::Error {

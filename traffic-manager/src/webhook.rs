@@ -34,7 +34,7 @@ const QUESTION: Duration = Duration::from_secs(2);
 pub(crate) struct Webhook {
     hub: Arc<Hub>,
     template: Arc<AgentTemplate>,
-    /// Known to the API server alone.
+    /// Known to the API server, and to who may read what it is told.
     secret: String,
 }
 
@@ -53,7 +53,7 @@ impl Webhook {
         })
     }
 
-    /// The end of the path, that shows who asks.
+    /// The end of the path, which keeps strangers from asking.
     pub(crate) fn secret(&self) -> &str {
         &self.secret
     }
@@ -101,7 +101,7 @@ impl Webhook {
         if !self.hub.delivers(&newborn, &agent) {
             return response;
         }
-        let patch = birth::patch(pod, self.template.sidecar(&agent));
+        let patch = birth::patch(pod, self.template.sidecar(&agent, birth::is_limited(pod)));
         let Ok(patch) = serde_json::from_value(patch) else {
             warn!("the patch that adds an agent is malformed");
             return response;

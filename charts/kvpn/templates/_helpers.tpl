@@ -23,6 +23,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/*
+Whether pods are born with an agent. Not where the traffic manager is kept to some
+namespaces: who may write a webhook's configuration sees the whole cluster.
+*/}}
+{{- define "kvpn.webhook" -}}
+{{- if and .Values.agent.webhook (not .Values.managedNamespaces) }}true{{ end }}
+{{- end }}
+
+{{/*
 What the traffic manager may do in a namespace whose workloads can be engaged.
 */}}
 {{- define "kvpn.workloadRules" -}}

@@ -124,7 +124,6 @@ fn developers_may_do_what_the_role_says_and_no_more() -> Result<()> {
         ("create", "engagements.kvpn.dev", "shop"),
         ("list", "deployments.apps", "shop"),
         ("list", "jobs.batch", "shop"),
-        ("list", "rollouts.argoproj.io", "shop"),
         ("create", "pods/portforward", "kvpn"),
     ] {
         ensure!(

@@ -20,6 +20,18 @@ const TOKEN_DIR: &str = "/run/kvpn";
 const TOKEN: &str = "token";
 const TOKEN_SECONDS: u32 = 3_600;
 
+/// What a sidecar gets, in cores and bytes, where everything in its pod has limits.
+const LIMITS: Resources = Resources {
+    cpu: "200m",
+    memory: "64Mi",
+};
+
+#[derive(Clone, Copy, serde::Serialize)]
+struct Resources {
+    cpu: &'static str,
+    memory: &'static str,
+}
+
 /// The addresses of the traffic manager's Service; its pod's where there is
 /// none.
 #[derive(Clone, Debug)]
@@ -78,8 +90,13 @@ impl AgentTemplate {
 
     /// The same as a sidecar of a pod that is not created yet
     /// (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>). The app
-    /// starts once the agent has its claims in force, or has tried for long enough.
-    pub(crate) fn sidecar(&self, name: &str) -> Value {
+    /// starts once the agent has its claims in force, or has tried for long enough. It has
+    /// limits where all containers of the pod have.
+    pub(crate) fn sidecar(&self, name: &str, is_limited: bool) -> Value {
+        let resources = match is_limited {
+            true => json!({"requests": LIMITS, "limits": LIMITS}),
+            false => json!({"requests": {"cpu": "10m", "memory": "16Mi"}}),
+        };
         let EphemeralContainer {
             image,
             image_pull_policy,
@@ -97,7 +114,7 @@ impl AgentTemplate {
             "args": args,
             "restartPolicy": "Always",
             "lifecycle": {"postStart": {"exec": {"command": ["/sidecar-agent", "await-settled"]}}},
-            "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
+            "resources": resources,
             "securityContext": security_context,
             "terminationMessagePolicy": termination_message_policy,
             "volumeMounts": [{"name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true}],
@@ -175,6 +192,15 @@ mod tests {
         let template = template(&["10.96.0.9", "fd00:96::9"]);
         let pod = "10.1.0.7".parse().ok();
         insta::assert_json_snapshot!(template.patch("kvpn-agent-bcdfg", "u-1", pod));
+    }
+
+    #[test]
+    fn sidecar_has_a_token_and_limits_where_all_have() {
+        let template = template(&["10.96.0.9"]);
+        insta::assert_json_snapshot!(template.sidecar("kvpn-agent-bcdfg", false));
+        let limited = &template.sidecar("kvpn-agent-bcdfg", true)["resources"];
+        assert_eq!(limited["limits"], limited["requests"]);
+        insta::assert_json_snapshot!(AgentTemplate::token_volume());
     }
 
     #[test]

@@ -142,7 +142,7 @@ fn is_scrape(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET && request.uri().path() == names::METRICS_PATH
 }
 
-/// Whether the API server asks. Nobody else knows the path's end.
+/// Whether somebody asks who knows the path's end.
 fn is_admission(request: &Request<Incoming>, webhook: &Webhook) -> bool {
     let path = request.uri().path();
     request.method() == Method::POST

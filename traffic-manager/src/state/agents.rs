@@ -253,6 +253,11 @@ impl AgentSlot {
             match self.step(pod, image, now) {
                 Step::Wait => return false,
                 Step::Again => {}
+                // It may still come by itself.
+                Step::Add if !pod.is_running() => {
+                    self.launch = Launch::Idle;
+                    return false;
+                }
                 Step::Add => {
                     self.launch = Launch::Adding;
                     self.tries += 1;
@@ -283,7 +288,9 @@ impl AgentSlot {
                 } else {
                     START_LIMIT
                 };
-                let failure = match pod.agent(container).map(|agent| &agent.state) {
+                // The kubelet starts a sidecar again, whatever became of it.
+                let agent = pod.agent(container).filter(|agent| !agent.is_sidecar);
+                let failure = match agent.map(|agent| &agent.state) {
                     Some(AgentState::Terminated(_)) if *returning => {
                         self.launch = Launch::Idle;
                         return Step::Again;
@@ -314,7 +321,7 @@ impl AgentSlot {
     /// those before did not last.
     fn begin(&mut self, pod: &PodView, image: &str, now: Instant) -> Step {
         let there = pod.agents.iter().find(|agent| {
-            let alive = !matches!(agent.state, AgentState::Terminated(_));
+            let alive = agent.is_sidecar || !matches!(agent.state, AgentState::Terminated(_));
             alive && agent.image == image && !self.given_up.contains(&agent.name)
         });
         match there {

@@ -9,13 +9,13 @@ use super::{Change, PodView};
 
 /// How long a pod may take to be seen once it was let through with an agent. The API
 /// server asks further policies of it, and may refuse it for its agent's sake.
-const SEEN: Duration = Duration::from_millis(500);
+const SEEN: Duration = Duration::from_secs(2);
 
 /// How long an owner's pods are born without an agent after one of them was not seen.
 const WITHOUT: Duration = Duration::from_secs(60);
 
-/// How long a pod's address may take to be known once it was let through.
-const RECENT: Duration = Duration::from_secs(120);
+/// How long the watch may take to show a pod that was let through.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// Where pods are born that are to have an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,10 @@ impl Births {
             return false;
         }
         self.without.retain(|_, until| now < *until);
+        self.unseen.retain(|_, agents| {
+            agents.retain(|_, since| now < *since + WITHOUT);
+            !agents.is_empty()
+        });
         if self.without.contains_key(&newborn.owner) {
             return false;
         }
@@ -94,10 +98,6 @@ impl Births {
             return false;
         }
         if !newborn.is_trial {
-            self.unseen.retain(|_, agents| {
-                agents.retain(|_, since| now < *since + WITHOUT);
-                !agents.is_empty()
-            });
             let agents = self.unseen.entry(newborn.owner.clone()).or_default();
             agents.insert(agent.to_owned(), now);
             self.latest = Some(now);
@@ -122,7 +122,10 @@ impl Births {
         let agents = pods.iter().flat_map(|pod| &pod.agents);
         for agent in agents.filter(|agent| agent.is_sidecar) {
             self.unseen.retain(|_, unseen| {
-                unseen.remove(&agent.name);
+                if let Some(seen) = unseen.remove(&agent.name) {
+                    // Those before it have failed for other reasons.
+                    unseen.retain(|_, since| *since > seen);
+                }
                 !unseen.is_empty()
             });
         }
@@ -180,14 +183,14 @@ mod tests {
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         assert!(births.deliver(&newborn(), "a", at(0)));
         assert!(births.deliver(&newborn(), "b", at(10)), "several at once");
-        assert!(!births.deliver(&newborn(), "c", at(600)));
+        assert!(!births.deliver(&newborn(), "c", at(2_100)));
         assert!(!births.deliver(&newborn(), "d", at(5_000)));
         let other = Newborn {
             owner: "another".into(),
             ..newborn()
         };
         assert!(births.deliver(&other, "e", at(5_000)));
-        assert!(births.deliver(&newborn(), "f", at(61_000)));
+        assert!(births.deliver(&newborn(), "f", at(63_000)));
     }
 
     #[test]
@@ -206,5 +209,13 @@ mod tests {
         seen.agents = vec![agent];
         births.handle_pods(&Change::Applied(seen));
         assert!(births.deliver(&newborn(), "kvpn-agent-c", start + 2 * SEEN));
+    }
+
+    #[test]
+    fn what_was_not_seen_long_ago_is_no_reason() {
+        let mut births = expecting();
+        let start = Instant::now();
+        assert!(births.deliver(&newborn(), "a", start));
+        assert!(births.deliver(&newborn(), "b", start + 2 * WITHOUT));
     }
 }

@@ -279,6 +279,12 @@ impl Pods {
         self.by_ip.get(&ip).and_then(|key| self.by_key.get(key))
     }
 
+    /// Whether an agent may run in a pod whose address is not told yet.
+    pub(crate) fn has_newborn(&self) -> bool {
+        let mut pods = self.by_key.values();
+        pods.any(|pod| pod.is_starting() && pod.ips.is_empty())
+    }
+
     /// The pods of a namespace, in the order of their names.
     pub(crate) fn in_namespace<'a>(
         &'a self,

@@ -156,8 +156,7 @@ impl World {
                 self.births.prove(namespace);
             }
             slot.want(demand.wanted_by);
-            // Until it runs, it has the agent that it was born with.
-            if pod.is_running() && slot.advance(pod, &self.settings.agent_image, now.instant) {
+            if slot.advance(pod, &self.settings.agent_image, now.instant) {
                 effects.push(Effect::AddAgent {
                     pod: pod.key.clone(),
                     uid: pod.uid.clone(),

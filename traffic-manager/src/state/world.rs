@@ -222,7 +222,7 @@ impl World {
 
     /// Whether an agent may call whose pod has no address yet that is known.
     pub(crate) fn expects_newborn(&self, now: &Now) -> bool {
-        self.births.are_recent(now.instant)
+        self.births.are_recent(now.instant) || self.pods.has_newborn()
     }
 
     /// Where a connection goes that an agent has intercepted: only a claim that is on its

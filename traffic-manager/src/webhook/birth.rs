@@ -1,6 +1,6 @@
 //! A pod that is about to be created, and what is done to it.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::core::admission::AdmissionRequest;
 use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
 use serde_json::{Value, json};
@@ -29,31 +29,67 @@ pub(super) fn newborn(question: &AdmissionRequest<Pod>, pod: &Pod) -> Newborn {
     }
 }
 
+/// Kinds of controllers that create a pod again when it was refused.
+const PERSISTENT: [&str; 4] = ["ReplicaSet", "StatefulSet", "DaemonSet", "Job"];
+
+/// Label of nodes with their operating system.
+const OS_LABEL: &str = "kubernetes.io/os";
+
 /// Whether an agent in it does no harm and has something to do.
 pub(super) fn can_have_agent(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else {
         return false;
     };
-    let initial = spec.init_containers.iter().flatten();
-    let mut all = spec.containers.iter().chain(initial.clone());
-    let is_windows = spec.os.as_ref().is_some_and(|os| os.name == "windows");
-    // Others' traffic would come to it.
-    spec.host_network != Some(true)
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let is_persistent = owners
+        .any(|owner| owner.controller == Some(true) && PERSISTENT.contains(&owner.kind.as_str()));
+    let os = spec.os.as_ref().map(|os| os.name.as_str());
+    let node_os = spec
+        .node_selector
+        .as_ref()
+        .and_then(|labels| labels.get(OS_LABEL));
+    let is_windows = [os, node_os.map(String::as_str)].contains(&Some("windows"));
+    let mut initial = spec.init_containers.iter().flatten();
+    is_persistent
         && !is_windows
-        // With one more container it would not be of the class Guaranteed any more
-        // (https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/).
-        && !all.all(is_guaranteed)
-        && initial.into_iter().all(|it| !it.name.starts_with(AGENT_CONTAINER_PREFIX))
+        // Others' traffic would come to it.
+        && spec.host_network != Some(true)
+        && !has_private_token(spec)
+        && initial.all(|it| !it.name.starts_with(AGENT_CONTAINER_PREFIX))
 }
 
-fn is_guaranteed(container: &Container) -> bool {
-    let resources = container.resources.as_ref();
-    let limits = resources.and_then(|it| it.limits.as_ref());
-    let requests = resources.and_then(|it| it.requests.as_ref());
-    ["cpu", "memory"].iter().all(|resource| {
-        let limit = limits.and_then(|it| it.get(*resource));
-        let request = requests.and_then(|it| it.get(*resource));
-        limit.is_some() && (request.is_none() || request == limit)
+/// Whether it has a token that only the user of all its containers may read, which the
+/// agent, being root, would change
+/// (<https://kubernetes.io/docs/concepts/storage/projected-volumes/#securitycontext-interactions>).
+fn has_private_token(spec: &PodSpec) -> bool {
+    let context = spec.security_context.as_ref();
+    let has_group = context.is_some_and(|context| context.fs_group.is_some());
+    let projected = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|it| it.projected.as_ref());
+    let mut private = projected.filter(|volume| {
+        let mode = volume.default_mode.unwrap_or(0o644);
+        let mut sources = volume.sources.iter().flatten();
+        mode & 0o004 == 0 && sources.any(|source| source.service_account_token.is_some())
+    });
+    !has_group && private.next().is_some()
+}
+
+/// Whether all of its containers have limits. An agent that has them too does not change
+/// the pod's class
+/// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>).
+pub(super) fn is_limited(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let initial = spec.and_then(|spec| spec.init_containers.as_deref());
+    let containers = spec.map(|spec| spec.containers.as_slice());
+    let mut all = [containers, initial].into_iter().flatten().flatten();
+    all.all(|container| {
+        let resources = container.resources.as_ref();
+        let limits = resources.and_then(|it| it.limits.as_ref());
+        let has = |name: &str| limits.is_some_and(|limits| limits.contains_key(name));
+        has("cpu") && has("memory")
     })
 }
 
@@ -81,25 +117,53 @@ mod tests {
     use super::*;
 
     fn pod(spec: &str) -> Pod {
-        serde_yaml::from_str(&format!("{{metadata: {{}}, spec: {spec}}}")).unwrap()
+        pod_of("ReplicaSet", spec)
+    }
+
+    fn pod_of(kind: &str, spec: &str) -> Pod {
+        let owner =
+            format!("{{apiVersion: apps/v1, kind: {kind}, name: a, uid: u, controller: true}}");
+        let metadata = format!("{{ownerReferences: [{owner}]}}");
+        serde_yaml::from_str(&format!("{{metadata: {metadata}, spec: {spec}}}")).unwrap()
     }
 
     #[test]
     fn pods_that_an_agent_would_harm_are_born_without() {
+        let plain = "{containers: [{name: a}]}";
+        assert!(can_have_agent(&pod(plain)));
+        // Nobody would create it again.
+        assert!(!can_have_agent(&pod_of("Workflow", plain)));
+        for spec in [
+            "{hostNetwork: true, containers: [{name: a}]}",
+            "{os: {name: windows}, containers: [{name: a}]}",
+            "{nodeSelector: {kubernetes.io/os: windows}, containers: [{name: a}]}",
+            "{containers: [{name: a}], initContainers: [{name: kvpn-agent-abcde}]}",
+        ] {
+            assert!(!can_have_agent(&pod(spec)), "{spec}");
+        }
+    }
+
+    #[test]
+    fn tokens_that_others_may_not_read_stay_as_they_are() {
+        let with = |mode: u32, context: &str| {
+            let token = "serviceAccountToken: {path: t, audience: vault}";
+            pod(&format!(
+                "{{containers: [{{name: a}}], securityContext: {context}, volumes: [
+                   {{name: v, projected: {{defaultMode: {mode}, sources: [{{{token}}}]}}}}]}}"
+            ))
+        };
+        assert!(can_have_agent(&with(0o644, "{}")));
+        assert!(!can_have_agent(&with(0o400, "{}")));
+        assert!(can_have_agent(&with(0o440, "{fsGroup: 1000}")));
+    }
+
+    #[test]
+    fn agents_have_limits_where_all_have() {
         let limits = "resources: {limits: {cpu: '1', memory: 1Gi}}";
-        assert!(can_have_agent(&pod("{containers: [{name: a}]}")));
-        assert!(can_have_agent(&pod(&format!(
-            "{{containers: [{{name: a, {limits}}}, {{name: b}}]}}"
-        ))));
-        let guaranteed = format!("{{containers: [{{name: a, {limits}}}]}}");
-        assert!(!can_have_agent(&pod(&guaranteed)));
-        let windows = "{os: {name: windows}, containers: [{name: a}]}";
-        assert!(!can_have_agent(&pod(windows)));
-        assert!(!can_have_agent(&pod(
-            "{hostNetwork: true, containers: [{name: a}]}"
-        )));
-        let twice = "{containers: [{name: a}], initContainers: [{name: kvpn-agent-abcde}]}";
-        assert!(!can_have_agent(&pod(twice)));
+        let one = format!("{{containers: [{{name: a, {limits}}}]}}");
+        let not_all = format!("{{containers: [{{name: a, {limits}}}, {{name: b}}]}}");
+        assert!(is_limited(&pod(&one)));
+        assert!(!is_limited(&pod(&not_all)));
     }
 
     #[test]

@@ -524,6 +524,28 @@ fn a_pod_that_is_born_with_an_agent_has_its_claims_before_it_runs() {
 }
 
 #[test]
+fn agent_that_leaves_a_starting_pod_is_waited_for_and_replaced_once_that_runs() {
+    let mut case = Case::new(&["web-1"]);
+    case.engage("web-a", "alice", 8080);
+    case.send(Event::Pods(Change::Applied(newborn("web-2", 1))));
+    case.link("web-2", 2);
+    case.send(Event::AgentUnlinked {
+        pod_uid: "uid-web-2".into(),
+        link: LinkId(2),
+    });
+    case.second += 11;
+    let effects = case.send(Event::Tick);
+    assert!(!added(&effects).contains(&"web-2"), "{effects:?}");
+    let now = case.clock.at(case.second).instant;
+    let deadline = case.world.deadline();
+    assert!(deadline.is_none_or(|at| at > now), "it would tick for ever");
+    let mut runs = newborn("web-2", 1);
+    runs.phase = Phase::Running;
+    let effects = case.send(Event::Pods(Change::Applied(runs)));
+    assert!(added(&effects).contains(&"web-2"), "{effects:?}");
+}
+
+#[test]
 fn births_are_expected_while_a_workload_is_engaged_and_once_an_agent_has_run() {
     let mut case = Case::new(&["web-1"]);
     let told = |effects: &[Effect]| {
