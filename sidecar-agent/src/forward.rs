@@ -9,7 +9,7 @@ mod original;
 mod requests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -103,7 +103,7 @@ impl Forwarder {
             port: listeners.port(),
             route: Mutex::new(None),
             flows,
-            reports: Arc::default(),
+            reports: Arc::new(Reports::new()),
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(MAX_COPIES)),
         });
@@ -130,6 +130,12 @@ impl Forwarder {
             None => self.shared.reports.rest(),
         }
         *self.shared.lock() = route.map(Arc::new);
+    }
+
+    /// The ports whose connections are taken.
+    pub(crate) fn ports(&self) -> BTreeSet<u16> {
+        let route = self.shared.route();
+        route.map(|route| route.claims.ports()).unwrap_or_default()
     }
 
     /// Whether no redirected connection is open.

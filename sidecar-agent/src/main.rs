@@ -6,6 +6,7 @@ mod claims;
 mod config;
 mod forward;
 mod http;
+mod listening;
 mod probes;
 mod redirect;
 mod reports;

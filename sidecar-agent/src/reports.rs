@@ -31,8 +31,10 @@ const LONGEST_PATH: usize = 1 << 10;
 const MAX_CLAIMS: usize = 1_000;
 
 /// What became of requests since the agent has started.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Reports {
+    /// When it did: Unix time in microseconds.
+    since: u64,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -153,6 +155,7 @@ impl State {
             decisions: std::mem::take(&mut self.waiting),
             decisions_left_out: std::mem::take(&mut self.left_out),
             earlier,
+            counted_since: 0,
         };
         (report != ReportRequestsRequest::default()).then_some(report)
     }
@@ -165,15 +168,25 @@ impl State {
                 u32::from(claim.port) == decision.container_port && decision.number > claim.after
             })
         };
-        let mut decisions: Vec<_> = self.earlier.iter().filter(is_read).cloned().collect();
-        // The last of them wait, and are told to all readers.
-        let waiting = self.waiting.iter().filter(is_read).count();
-        decisions.truncate(decisions.len().saturating_sub(waiting));
+        let decisions = self.earlier.iter().filter(is_read).cloned().collect();
         EarlierDecisions { reader, decisions }
     }
 }
 
 impl Reports {
+    pub(crate) fn new() -> Self {
+        let since = microseconds();
+        Self {
+            since,
+            state: Mutex::new(State {
+                // After all of an agent before it in the same container.
+                number: since,
+                ..State::default()
+            }),
+            changed: Notify::new(),
+        }
+    }
+
     /// Counts for these claims from now on; what was counted for those that were there
     /// already goes on.
     pub(crate) fn keep(&self, claims: &Claims) {
@@ -240,7 +253,11 @@ impl Reports {
     }
 
     fn report(&self) -> Option<ReportRequestsRequest> {
-        self.lock().report()
+        let report = self.lock().report()?;
+        Some(ReportRequestsRequest {
+            counted_since: self.since,
+            ..report
+        })
     }
 
     fn count(&self, port: u16, claim_id: Option<&str>) {
@@ -298,12 +315,10 @@ impl Entry {
         claim_id: Option<&str>,
     ) -> Self {
         reports.count(container_port, claim_id);
-        let came = SystemTime::now().duration_since(UNIX_EPOCH);
-        let came_at = came.unwrap_or_default().as_micros();
         Self {
             reports: Some(Arc::clone(reports)),
             decision: Decision {
-                came_at: i64::try_from(came_at).unwrap_or(i64::MAX),
+                came_at: i64::try_from(microseconds()).unwrap_or(i64::MAX),
                 container_port: container_port.into(),
                 source: Some(source.into()),
                 claim_id: claim_id.unwrap_or_default().to_owned(),
@@ -368,6 +383,12 @@ impl Entry {
             reports.remember(std::mem::take(&mut self.decision));
         }
     }
+}
+
+/// Since 1970.
+fn microseconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The start of a text, of so many bytes at most.

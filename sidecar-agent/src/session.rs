@@ -30,6 +30,7 @@ use crate::{
     claims::Claims,
     config::Config,
     forward::{Forwarder, Route},
+    listening,
     redirect::Redirect,
     reports,
     settled::Settled,
@@ -46,7 +47,10 @@ const PATIENCE: u32 = 20;
 /// How long the traffic manager may take to take the call, or a report.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long open connections may go on once the agent has been told to stop.
+/// How often it is looked whether the app still listens.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long open connections may go on once the agent stops.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
 
 /// The whole agent.
@@ -82,8 +86,9 @@ impl Agent {
 
     /// Works until it is told to stop or has had nothing to do for long enough.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let stop = stop(self.forwarder.clone());
         tokio::select! {
-            stopped = told_to_stop() => stopped?,
+            stopped = stop => stopped?,
             () = self.stay_connected() => info!("Leaving: no claim for a while"),
         }
         self.withdraw();
@@ -271,6 +276,22 @@ impl Agent {
                 pending::<()>().await;
             }
             forwarder.delivered().await;
+        }
+    }
+}
+
+/// Waits until this process is told to stop, and the app takes no connections any more. A
+/// pod that ends may be sent requests for a while, and its app may go on to answer.
+async fn stop(forwarder: Forwarder) -> anyhow::Result<()> {
+    told_to_stop().await?;
+    loop {
+        match listening::ports() {
+            Ok(ports) if ports.is_disjoint(&forwarder.ports()) => return Ok(()),
+            Ok(_) => sleep(LOOK_AGAIN).await,
+            Err(error) => {
+                debug!(%error, "Nobody knows whether the app takes connections");
+                return Ok(());
+            }
         }
     }
 }

@@ -6,6 +6,6 @@ mod selectors;
 mod watch;
 mod writer;
 
-pub(crate) use agent_container::{AgentTemplate, ManagerAddresses, random_name};
+pub(crate) use agent_container::{AgentTemplate, Allowance, ManagerAddresses, random_name};
 pub(crate) use execute::Executor;
 pub(crate) use watch::{Watches, spawn_watches};

@@ -22,7 +22,7 @@ pub(crate) use change::{Change, Identified};
 pub(crate) use claims::{Claim, ClaimRoute, ClaimSet};
 pub(crate) use engagements::{EngagementView, Resolution};
 pub(crate) use event::{AgentRejected, Caller, Effect, Event};
-pub(crate) use pods::PodView;
+pub(crate) use pods::{PodView, pull_secrets};
 pub(crate) use sessions::SessionView;
 pub(crate) use world::{Settings, World};
 

@@ -101,7 +101,7 @@ impl Webhook {
         if !self.hub.delivers(&newborn, &agent) {
             return response;
         }
-        let patch = birth::patch(pod, self.template.sidecar(&agent, birth::is_limited(pod)));
+        let patch = birth::patch(pod, self.template.sidecar(&agent, birth::allowance(pod)));
         let Ok(patch) = serde_json::from_value(patch) else {
             warn!("the patch that adds an agent is malformed");
             return response;

@@ -26,11 +26,12 @@ use kept::{Kept, Said};
 /// begins.
 const SILENCE: Duration = Duration::from_millis(30);
 
-/// How long a client may keep silent whom nobody will greet.
+/// How long a client may keep silent whom nobody will greet. Some connect before they have
+/// anything to ask.
 const WORD_DEADLINE: Duration = if cfg!(test) {
     Duration::from_millis(100)
 } else {
-    Duration::from_secs(1)
+    Duration::from_secs(10)
 };
 
 /// How long a client may take over a head that it has begun, before the server is

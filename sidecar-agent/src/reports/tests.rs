@@ -6,7 +6,7 @@ const PORT: u16 = 8080;
 
 /// Reports of a pod with these claims.
 fn reports(claim_ids: &[&str]) -> Arc<Reports> {
-    let reports = Arc::<Reports>::default();
+    let reports = Arc::new(Reports::new());
     claim(&reports, claim_ids);
     reports
 }
@@ -112,7 +112,7 @@ fn request_is_told_once_with_its_first_final_answer() {
 }
 
 #[test]
-fn reader_is_told_of_what_came_before_it_once() {
+fn reader_is_told_of_what_came_before_it() {
     let reports = reports(&["a/1"]);
     let ask = |path: &str| entry(&reports, None).asks("GET", path);
     ask("/1");
@@ -124,14 +124,29 @@ fn reader_is_told_of_what_came_before_it_once() {
         let earlier: &EarlierDecisions = &report.earlier[index];
         (earlier.reader, paths(&earlier.decisions))
     };
-    assert_eq!(earlier(0), (1, vec!["/1"]));
+    // One that reads no further is not told of the others.
+    assert_eq!(earlier(0), (1, vec!["/1", "/2"]));
     assert_eq!(earlier(1), (2, vec![]), "its engagement has no claim here");
     ask("/3");
     // The first reader's is on its way.
     read(&reports, &[(1, "a"), (3, "a")]);
     let report = reports.report().unwrap();
     assert_eq!(paths(&report.decisions), ["/3"]);
-    assert_eq!(paths(&report.earlier[0].decisions), ["/1", "/2"]);
+    assert_eq!(paths(&report.earlier[0].decisions), ["/1", "/2", "/3"]);
+}
+
+#[test]
+fn agent_that_is_started_again_numbers_on_and_says_that_it_counts_anew() {
+    let latest = |reports: &Arc<Reports>| {
+        read(reports, &[(1, "a")]);
+        drop(entry(reports, None));
+        let report = reports.report().unwrap();
+        (report.counted_since, report.decisions[0].number)
+    };
+    let before = latest(&reports(&["a/1"]));
+    std::thread::sleep(std::time::Duration::from_millis(1));
+    let after = latest(&reports(&["a/1"]));
+    assert!(before.0 < after.0 && before.1 < after.1);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use kvpn_proto::v1::{self, watch_claims_request::Event};
@@ -21,10 +22,7 @@ use nix::sys::signal::Signal;
 use crate::{
     manager::{Holder, Identity, Manager},
     network::{Network, PEER_V4, PEER_V6, POD_V4, POD_V6, Side, addresses},
-    pod::{
-        Agent, ask, ask_from, connect, eventually, exchange, first_line, start_app,
-        talk_for_a_while,
-    },
+    pod::{Agent, App, ask, ask_from, connect, eventually, exchange, first_line, talk_for_a_while},
 };
 
 const WEB: u16 = 8080;
@@ -37,6 +35,8 @@ struct Pod {
     identity: Identity,
     manager: Manager,
     agent: Agent,
+    web: App,
+    _admin: App,
 }
 
 impl Pod {
@@ -48,8 +48,8 @@ impl Pod {
     fn start_with(linger: &str) -> Self {
         let network = Network::new();
         let identity = Identity::new();
-        start_app(&network, WEB);
-        start_app(&network, ADMIN);
+        let web = App::start(&network, WEB);
+        let admin = App::start(&network, ADMIN);
         let manager = Manager::start(&network, &identity);
         let agent = Agent::start(&network, &identity, linger);
         let Event::Hello(hello) = manager.next_event() else {
@@ -61,6 +61,8 @@ impl Pod {
             identity,
             manager,
             agent,
+            web,
+            _admin: admin,
         }
     }
 
@@ -89,8 +91,7 @@ fn claim(id: &str, port: u16) -> v1::Claim {
         container_port: port.into(),
         protocol: v1::Protocol::Tcp.into(),
         http_probed: false,
-        http: None,
-        fails_closed: false,
+        ..v1::Claim::default()
     }
 }
 
@@ -168,7 +169,8 @@ fn claim_that_fails_closed_leaves_nothing_to_the_app() {
     pod.claim(1, vec![closed]);
     assert_eq!(pod.ask(v4), format!("laptop c1 {PEER_V4}"));
     pod.manager.set_holder(Holder::Refuse);
-    let error = ask(&pod.network, v4).unwrap_err();
+    let client = connect(&pod.network, Side::Peer, v4).unwrap();
+    let error = exchange(client, b"no HTTP\n").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     let counts = v1::RequestCounts {
         matched: 2,
@@ -260,13 +262,20 @@ fn killed_agent_leaves_the_port_to_the_app() {
 }
 
 #[test]
-fn stopped_agent_leaves_the_port_to_the_app() {
+fn stopped_agent_goes_on_until_the_app_takes_no_connections() {
     let mut pod = Pod::start();
+    let [v4, _] = addresses(WEB);
     pod.claim(1, vec![claim("c1", WEB)]);
     pod.agent.signal(Signal::SIGTERM);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        assert_eq!(pod.ask(v4), format!("laptop c1 {PEER_V4}"));
+    }
+    pod.web.stop_listening();
     assert!(pod.agent.wait().success());
-    assert_eq!(pod.ask(addresses(WEB)[0]), "app");
     assert!(!pod.has_table());
+    let error = ask(&pod.network, v4).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]
@@ -275,6 +284,7 @@ fn stopped_agent_lets_open_connections_end() {
     pod.claim(1, vec![claim("c1", WEB)]);
     let client = connect(&pod.network, Side::Peer, addresses(WEB)[0]).unwrap();
     first_line(&client).unwrap();
+    pod.web.stop_listening();
     pod.agent.signal(Signal::SIGTERM);
     eventually("the redirect is removed", || !pod.redirects());
     talk_for_a_while(&client);

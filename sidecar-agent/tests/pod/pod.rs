@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
     process::{Child, Command, ExitStatus},
     thread,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
+    sys::socket::{self, shutdown},
     unistd::Pid,
 };
 
@@ -66,15 +68,26 @@ impl Drop for Agent {
 }
 
 /// An app that says `app`, then returns what the client sends.
-pub(crate) fn start_app(network: &Network, port: u16) {
-    let listener = network.within(Side::Pod, move || {
-        TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()
-    });
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            thread::spawn(move || answer(&client.unwrap()));
-        }
-    });
+pub(crate) struct App(TcpListener);
+
+impl App {
+    pub(crate) fn start(network: &Network, port: u16) -> Self {
+        let listener = network.within(Side::Pod, move || {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()
+        });
+        let app = Self(listener.try_clone().unwrap());
+        thread::spawn(move || {
+            while let Ok((client, _)) = listener.accept() {
+                thread::spawn(move || answer(&client));
+            }
+        });
+        app
+    }
+
+    /// Takes no connections any more, and goes on with those that there are.
+    pub(crate) fn stop_listening(&self) {
+        shutdown(self.0.as_raw_fd(), socket::Shutdown::Both).unwrap();
+    }
 }
 
 fn answer(mut client: &TcpStream) -> io::Result<()> {

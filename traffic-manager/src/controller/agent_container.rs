@@ -20,16 +20,33 @@ const TOKEN_DIR: &str = "/run/kvpn";
 const TOKEN: &str = "token";
 const TOKEN_SECONDS: u32 = 3_600;
 
-/// What a sidecar gets, in cores and bytes, where everything in its pod has limits.
-const LIMITS: Resources = Resources {
-    cpu: "200m",
-    memory: "64Mi",
-};
+/// What a sidecar asks for and may use, so that its pod stays of the class it is of
+/// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Allowance {
+    /// Some container of the pod has no limits.
+    Open,
+    /// All have limits, as a quota of the namespace may ask for.
+    Limited,
+    /// All have limits that they ask for from the start.
+    Guaranteed,
+}
 
-#[derive(Clone, Copy, serde::Serialize)]
-struct Resources {
-    cpu: &'static str,
-    memory: &'static str,
+impl Allowance {
+    /// In cores and bytes.
+    fn resources(self) -> Value {
+        let requests = json!({"cpu": "10m", "memory": "16Mi"});
+        match self {
+            Self::Open => json!({"requests": requests}),
+            Self::Limited => {
+                json!({"requests": requests, "limits": {"cpu": "1", "memory": "256Mi"}})
+            }
+            Self::Guaranteed => {
+                let both = json!({"cpu": "250m", "memory": "128Mi"});
+                json!({"requests": both, "limits": both})
+            }
+        }
+    }
 }
 
 /// The addresses of the traffic manager's Service; its pod's where there is
@@ -90,13 +107,8 @@ impl AgentTemplate {
 
     /// The same as a sidecar of a pod that is not created yet
     /// (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>). The app
-    /// starts once the agent has its claims in force, or has tried for long enough. It has
-    /// limits where all containers of the pod have.
-    pub(crate) fn sidecar(&self, name: &str, is_limited: bool) -> Value {
-        let resources = match is_limited {
-            true => json!({"requests": LIMITS, "limits": LIMITS}),
-            false => json!({"requests": {"cpu": "10m", "memory": "16Mi"}}),
-        };
+    /// starts once the agent has its claims in force, or has tried for long enough.
+    pub(crate) fn sidecar(&self, name: &str, allowance: Allowance) -> Value {
         let EphemeralContainer {
             image,
             image_pull_policy,
@@ -114,7 +126,7 @@ impl AgentTemplate {
             "args": args,
             "restartPolicy": "Always",
             "lifecycle": {"postStart": {"exec": {"command": ["/sidecar-agent", "await-settled"]}}},
-            "resources": resources,
+            "resources": allowance.resources(),
             "securityContext": security_context,
             "terminationMessagePolicy": termination_message_policy,
             "volumeMounts": [{"name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": true}],
@@ -195,12 +207,18 @@ mod tests {
     }
 
     #[test]
-    fn sidecar_has_a_token_and_limits_where_all_have() {
+    fn sidecar_has_a_token() {
         let template = template(&["10.96.0.9"]);
-        insta::assert_json_snapshot!(template.sidecar("kvpn-agent-bcdfg", false));
-        let limited = &template.sidecar("kvpn-agent-bcdfg", true)["resources"];
-        assert_eq!(limited["limits"], limited["requests"]);
+        insta::assert_json_snapshot!(template.sidecar("kvpn-agent-bcdfg", Allowance::Open));
         insta::assert_json_snapshot!(AgentTemplate::token_volume());
+    }
+
+    #[test]
+    fn sidecar_may_use_what_leaves_its_pod_in_its_class() {
+        let limited = Allowance::Limited.resources();
+        assert_ne!(limited["limits"], limited["requests"]);
+        let guaranteed = Allowance::Guaranteed.resources();
+        assert_eq!(guaranteed["limits"], guaranteed["requests"]);
     }
 
     #[test]

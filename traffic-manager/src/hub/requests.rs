@@ -16,14 +16,17 @@ use crate::state::{Caller, EngagementView, Key, World};
 /// How many decisions may wait for a reader. Those for whom there is no room are left out.
 const QUEUED: usize = 1_024;
 
-/// One life of an agent: the UID of its pod, and its container.
+/// An agent: the UID of its pod, and its container.
 type AgentId = (String, String);
+
+/// One life of an agent, by when it began.
+type Life = (AgentId, u64);
 
 /// What agents have told, and the readers of it.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    /// By the ids of claims. Agents tell totals.
-    counts: HashMap<String, HashMap<AgentId, RequestCounts>>,
+    /// By the ids of claims. Agents tell totals of their lives.
+    counts: HashMap<String, HashMap<Life, RequestCounts>>,
     readers: BTreeMap<u64, Reader>,
     /// The latest reader's.
     latest: u64,
@@ -177,17 +180,18 @@ impl Reporting {
             world, requests, ..
         } = &mut *inner;
         let namespace = &self.pod.namespace;
+        let life: Life = (self.agent.clone(), report.counted_since);
         for counted in report.counts {
             let id = counted.claim_id;
             let has_told = requests
                 .counts
                 .get(&id)
-                .is_some_and(|it| it.contains_key(&self.agent));
+                .is_some_and(|it| it.contains_key(&life));
             let is_known = engagement(world, namespace, &id).is_some()
                 && (has_told || world.has_claim(&self.agent.0, &id));
             if let Some(counts) = counted.counts.filter(|_| is_known) {
                 let agents = requests.counts.entry(id).or_default();
-                agents.insert(self.agent.clone(), counts);
+                agents.insert(life.clone(), counts);
             }
         }
         let claimed = |uid: &str, decision: &Decision| {
@@ -283,4 +287,31 @@ fn uid_of(claim_id: &str) -> Option<&str> {
 fn engagement<'a>(world: &'a World, namespace: &str, claim_id: &str) -> Option<&'a EngagementView> {
     let found = world.engagement(uid_of(claim_id)?)?;
     (found.key.namespace == namespace).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decision_that_was_told_as_an_earlier_one_is_no_news() {
+        let mut reader = Reader {
+            namespace: "shop".into(),
+            engagement_uid: "uid".into(),
+            earlier_only: false,
+            decisions: mpsc::channel(1).0,
+            left_out: 0,
+            told: HashMap::new(),
+        };
+        let agent: AgentId = ("pod".into(), "kvpn-agent-abcde".into());
+        let numbered = |number| Decision {
+            number,
+            ..Decision::default()
+        };
+        assert!(!reader.is_news(&agent, &numbered(1)), "what was before it");
+        reader.told.entry(agent.clone()).or_default();
+        assert!(reader.is_news(&agent, &numbered(2)));
+        assert!(!reader.is_news(&agent, &numbered(2)));
+        assert!(reader.is_news(&agent, &numbered(3)));
+    }
 }

@@ -253,7 +253,7 @@ impl AgentSlot {
             match self.step(pod, image, now) {
                 Step::Wait => return false,
                 Step::Again => {}
-                // It may still come by itself.
+                // The kubelet starts nothing in it.
                 Step::Add if !pod.is_running() => {
                     self.launch = Launch::Idle;
                     return false;
@@ -269,7 +269,7 @@ impl AgentSlot {
     }
 
     fn step(&mut self, pod: &PodView, image: &str, now: Instant) -> Step {
-        match &self.launch {
+        match &mut self.launch {
             Launch::Adding => Step::Wait,
             Launch::Idle => self.begin(pod, image, now),
             Launch::Refused { at, .. } | Launch::Failed { at, .. } => {
@@ -288,8 +288,14 @@ impl AgentSlot {
                 } else {
                     START_LIMIT
                 };
+                let agent = pod.agent(container);
+                if agent.is_some_and(|agent| agent.is_sidecar) && !pod.is_running() {
+                    // Its image may still be on the way.
+                    *since = now;
+                    return Step::Wait;
+                }
                 // The kubelet starts a sidecar again, whatever became of it.
-                let agent = pod.agent(container).filter(|agent| !agent.is_sidecar);
+                let agent = agent.filter(|agent| !agent.is_sidecar);
                 let failure = match agent.map(|agent| &agent.state) {
                     Some(AgentState::Terminated(_)) if *returning => {
                         self.launch = Launch::Idle;

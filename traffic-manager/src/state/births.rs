@@ -14,6 +14,10 @@ const SEEN: Duration = Duration::from_secs(2);
 /// How long an owner's pods are born without an agent after one of them was not seen.
 const WITHOUT: Duration = Duration::from_secs(60);
 
+/// How long it is known that a pod was not seen. Controllers wait up to a thousand seconds
+/// before they try again.
+const FORGOTTEN: Duration = Duration::from_secs(1_200);
+
 /// How long the watch may take to show a pod that was let through.
 const RECENT: Duration = Duration::from_secs(5);
 
@@ -31,6 +35,8 @@ pub(crate) struct Newborn {
     pub(crate) labels: BTreeMap<String, String>,
     /// UID of the controller that creates it, else its own name.
     pub(crate) owner: String,
+    /// The names of the Secrets that its images are pulled with.
+    pub(crate) pull_secrets: BTreeSet<String>,
     /// Nothing comes of it.
     pub(crate) is_trial: bool,
 }
@@ -46,9 +52,10 @@ pub(crate) struct Births {
     without: HashMap<String, Instant>,
     /// When the latest was let through.
     latest: Option<Instant>,
-    /// Namespaces where an agent runs, or has: its image can be had there, and it works.
-    /// Where it does not, a pod with one would never start.
-    proven: BTreeSet<String>,
+    /// Namespaces where an agent runs, or has, with the Secrets that its image was pulled
+    /// with: it can be had there, and it works. Where it does not, a pod with one would
+    /// never start.
+    proven: BTreeMap<String, BTreeSet<BTreeSet<String>>>,
 }
 
 impl Births {
@@ -61,15 +68,26 @@ impl Births {
         is_new
     }
 
-    /// An agent runs in a namespace.
-    pub(super) fn prove(&mut self, namespace: &str) {
-        if !self.proven.contains(namespace) {
-            self.proven.insert(namespace.to_owned());
+    /// An agent runs in a pod.
+    pub(super) fn prove(&mut self, pod: &PodView) {
+        let proven = self.proven.get(&pod.key.namespace);
+        if !proven.is_some_and(|proven| proven.contains(&pod.pull_secrets)) {
+            let proven = self.proven.entry(pod.key.namespace.clone()).or_default();
+            proven.insert(pod.pull_secrets.clone());
         }
     }
 
+    /// Whether an agent has run in a namespace.
     pub(super) fn is_proven(&self, namespace: &str) -> bool {
-        self.proven.contains(namespace)
+        self.proven.contains_key(namespace)
+    }
+
+    /// Whether one has run there with no Secrets that the pod has not.
+    fn is_proven_for(&self, newborn: &Newborn) -> bool {
+        let proven = self.proven.get(&newborn.namespace).into_iter().flatten();
+        proven
+            .into_iter()
+            .any(|secrets| secrets.is_subset(&newborn.pull_secrets))
     }
 
     /// Whether a pod gets an agent of this name. An owner whose pod was let through with
@@ -79,12 +97,12 @@ impl Births {
         let is_expected = nurseries.iter().any(|nursery| {
             nursery.namespace == newborn.namespace && nursery.selector.matches(&newborn.labels)
         });
-        if !is_expected {
+        if !is_expected || !self.is_proven_for(newborn) {
             return false;
         }
         self.without.retain(|_, until| now < *until);
         self.unseen.retain(|_, agents| {
-            agents.retain(|_, since| now < *since + WITHOUT);
+            agents.retain(|_, since| now < *since + FORGOTTEN);
             !agents.is_empty()
         });
         if self.without.contains_key(&newborn.owner) {
@@ -142,6 +160,7 @@ mod tests {
             namespace: "shop".into(),
             labels: BTreeMap::from([("app".into(), "web".into())]),
             owner: "replica-set".into(),
+            pull_secrets: BTreeSet::new(),
             is_trial: false,
         }
     }
@@ -154,7 +173,27 @@ mod tests {
         };
         assert!(births.expect(std::slice::from_ref(&nursery)));
         assert!(!births.expect(&[nursery]), "nothing new");
+        births.prove(&pod("shop", "web-0", "10.1.0.6"));
         births
+    }
+
+    #[test]
+    fn pods_get_an_agent_whose_image_they_can_pull() {
+        let mut births = expecting();
+        let secrets = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let with = |names: &[&str]| Newborn {
+            pull_secrets: secrets(names),
+            ..newborn()
+        };
+        let now = Instant::now();
+        assert!(births.deliver(&with(&["more"]), "a", now));
+        births.proven.clear();
+        assert!(!births.deliver(&newborn(), "b", now));
+        let mut private = pod("shop", "web-1", "10.1.0.7");
+        private.pull_secrets = secrets(&["registry"]);
+        births.prove(&private);
+        assert!(!births.deliver(&newborn(), "c", now));
+        assert!(births.deliver(&with(&["registry", "more"]), "d", now));
     }
 
     #[test]
@@ -212,10 +251,22 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_that_seldom_tries_gets_every_other_one_without() {
+        let mut births = expecting();
+        let start = Instant::now();
+        let tries = [0, 82, 246, 574, 1_574];
+        let with_agent = tries.map(|seconds| {
+            let now = start + Duration::from_secs(seconds);
+            births.deliver(&newborn(), &format!("agent-{seconds}"), now)
+        });
+        assert_eq!(with_agent, [true, false, true, false, true]);
+    }
+
+    #[test]
     fn what_was_not_seen_long_ago_is_no_reason() {
         let mut births = expecting();
         let start = Instant::now();
         assert!(births.deliver(&newborn(), "a", start));
-        assert!(births.deliver(&newborn(), "b", start + 2 * WITHOUT));
+        assert!(births.deliver(&newborn(), "b", start + 2 * FORGOTTEN));
     }
 }

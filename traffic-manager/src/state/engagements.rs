@@ -225,11 +225,12 @@ pub(crate) enum Standing {
         message: String,
         selected: u32,
     },
-    /// It gets them on these pods while its session is present.
+    /// It gets them while its session is present, or when nobody may answer for it.
     Admitted {
         pods: Vec<Key>,
-        /// Pods that do not run yet, and whose agents do.
-        starting: Vec<Key>,
+        /// Pods that do not run yet, and whose agents do, and those that end. They get
+        /// claims like the others, and are not counted.
+        passing: Vec<Key>,
         present: bool,
     },
 }
@@ -263,12 +264,12 @@ pub(crate) fn decide<'a>(
         let mut standing = admit(record, session, pods, manager);
         if let Standing::Admitted {
             pods,
-            starting,
+            passing,
             present,
         } = &standing
             && (*present || record.fails_closed())
         {
-            let wanted = wanted(record, pods.iter().chain(starting));
+            let wanted = wanted(record, pods.iter().chain(passing));
             let holder = wanted.iter().find_map(|want| {
                 let mut holders = held.get(want)?.iter();
                 Some((want, holders.find(|holder| record.overlaps(holder))?))
@@ -342,9 +343,10 @@ fn admit(
         Some(Resolution::Selector(_)) => {}
     }
     let running: Vec<&PodView> = record.select(pods).filter(|pod| pod.is_running()).collect();
-    let starting = record.select(pods).filter(|pod| pod.is_starting());
-    let starting: Vec<Key> = starting.map(|pod| pod.key.clone()).collect();
-    if running.is_empty() && starting.is_empty() {
+    let passing = record.select(pods);
+    let passing = passing.filter(|pod| pod.is_starting() || pod.is_leaving());
+    let passing: Vec<Key> = passing.map(|pod| pod.key.clone()).collect();
+    if running.is_empty() && passing.is_empty() {
         return Standing::unclaimed(condition::NO_RUNNING_POD, no_running_pod(record));
     }
     let keys: Vec<Key> = running.iter().map(|pod| pod.key.clone()).collect();
@@ -368,7 +370,7 @@ fn admit(
         },
         None => Standing::Admitted {
             pods: keys,
-            starting,
+            passing,
             present: session.is_present(),
         },
     }

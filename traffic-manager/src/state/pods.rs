@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
 
@@ -23,6 +23,8 @@ pub(crate) struct PodView {
     pub(crate) http_probed: BTreeSet<u16>,
     /// Ephemeral containers and sidecars that are named like agents.
     pub(crate) agents: Vec<AgentContainer>,
+    /// The names of the Secrets that its images are pulled with.
+    pub(crate) pull_secrets: BTreeSet<String>,
 }
 
 /// The phases of a pod, as far as they matter here.
@@ -77,6 +79,11 @@ impl PodView {
         self.phase == Phase::Other && !self.terminating && agents.any(|agent| agent.is_sidecar)
     }
 
+    /// Whether it ends, and requests may still come to it.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.phase == Phase::Running && self.terminating
+    }
+
     /// The addresses that are the pod's alone: pods of the host's network share
     /// its address, and those that ended have given theirs back.
     pub(crate) fn own_ips(&self) -> &[IpAddr] {
@@ -124,8 +131,15 @@ impl From<&Pod> for PodView {
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
             http_probed: http_probed(pod),
             agents: agents(pod),
+            pull_secrets: spec.map(pull_secrets).unwrap_or_default(),
         }
     }
+}
+
+/// The names of the Secrets that a pod's images are pulled with.
+pub(crate) fn pull_secrets(spec: &PodSpec) -> BTreeSet<String> {
+    let secrets = spec.image_pull_secrets.iter().flatten();
+    secrets.map(|secret| secret.name.clone()).collect()
 }
 
 fn agents(pod: &Pod) -> Vec<AgentContainer> {

@@ -105,7 +105,7 @@ impl World {
             let (
                 Standing::Admitted {
                     pods,
-                    starting,
+                    passing,
                     present,
                 },
                 Some(record),
@@ -116,8 +116,12 @@ impl World {
             if !present && !record.fails_closed() {
                 continue;
             }
-            let all = pods.iter().chain(starting);
+            let all = pods.iter().chain(passing);
             for pod in all.filter_map(|pod| self.pods.get(pod)) {
+                let slot = self.slots.get(&pod.uid);
+                if pod.is_leaving() && slot.is_none_or(|slot| slot.link().is_none()) {
+                    continue;
+                }
                 let demand = demands.entry(pod.key.clone()).or_default();
                 demand.claims.extend(claims(record, pod));
                 demand.wanted_by.insert(record.view.uid.clone());
@@ -153,7 +157,7 @@ impl World {
                 });
             }
             if slot.link().is_some() {
-                self.births.prove(namespace);
+                self.births.prove(pod);
             }
             slot.want(demand.wanted_by);
             if slot.advance(pod, &self.settings.agent_image, now.instant) {

@@ -1,6 +1,6 @@
 //! Objects and invented time for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -49,6 +49,7 @@ pub(crate) fn pod(namespace: &str, name: &str, ip: &str) -> PodView {
         host_network: false,
         http_probed: Default::default(),
         agents: Vec::new(),
+        pull_secrets: BTreeSet::new(),
     }
 }
 

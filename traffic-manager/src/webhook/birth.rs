@@ -5,8 +5,8 @@ use kube::core::admission::AdmissionRequest;
 use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
 use serde_json::{Value, json};
 
-use crate::controller::AgentTemplate;
-use crate::state::Newborn;
+use crate::controller::{AgentTemplate, Allowance};
+use crate::state::{Newborn, pull_secrets};
 
 /// What a decision needs of it.
 pub(super) fn newborn(question: &AdmissionRequest<Pod>, pod: &Pod) -> Newborn {
@@ -24,6 +24,7 @@ pub(super) fn newborn(question: &AdmissionRequest<Pod>, pod: &Pod) -> Newborn {
     Newborn {
         labels: metadata.labels.clone().unwrap_or_default(),
         owner,
+        pull_secrets: pod.spec.as_ref().map(pull_secrets).unwrap_or_default(),
         is_trial: question.dry_run,
         namespace,
     }
@@ -77,20 +78,27 @@ fn has_private_token(spec: &PodSpec) -> bool {
     !has_group && private.next().is_some()
 }
 
-/// Whether all of its containers have limits. An agent that has them too does not change
-/// the pod's class
-/// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-qos/>).
-pub(super) fn is_limited(pod: &Pod) -> bool {
+/// What an agent may have of it, by what its containers have.
+pub(super) fn allowance(pod: &Pod) -> Allowance {
     let spec = pod.spec.as_ref();
     let initial = spec.and_then(|spec| spec.init_containers.as_deref());
     let containers = spec.map(|spec| spec.containers.as_slice());
-    let mut all = [containers, initial].into_iter().flatten().flatten();
-    all.all(|container| {
-        let resources = container.resources.as_ref();
+    let all = [containers, initial].into_iter().flatten().flatten();
+    let mut allowance = Allowance::Guaranteed;
+    for resources in all.map(|container| container.resources.as_ref()) {
         let limits = resources.and_then(|it| it.limits.as_ref());
-        let has = |name: &str| limits.is_some_and(|limits| limits.contains_key(name));
-        has("cpu") && has("memory")
-    })
+        let requests = resources.and_then(|it| it.requests.as_ref());
+        for name in ["cpu", "memory"] {
+            let Some(limit) = limits.and_then(|limits| limits.get(name)) else {
+                return Allowance::Open;
+            };
+            let request = requests.and_then(|requests| requests.get(name));
+            if request.is_some_and(|request| request != limit) {
+                allowance = Allowance::Limited;
+            }
+        }
+    }
+    allowance
 }
 
 /// The JSON patch (RFC 6902) that adds the agent, before all other containers.
@@ -159,11 +167,19 @@ mod tests {
 
     #[test]
     fn agents_have_limits_where_all_have() {
-        let limits = "resources: {limits: {cpu: '1', memory: 1Gi}}";
-        let one = format!("{{containers: [{{name: a, {limits}}}]}}");
-        let not_all = format!("{{containers: [{{name: a, {limits}}}, {{name: b}}]}}");
-        assert!(is_limited(&pod(&one)));
-        assert!(!is_limited(&pod(&not_all)));
+        let of = |resources: &str| {
+            let guaranteed = "{limits: {cpu: '1', memory: 1Gi}}";
+            allowance(&pod(&format!(
+                "{{containers: [{{name: a, resources: {guaranteed}}},
+                                {{name: b, resources: {resources}}}]}}"
+            )))
+        };
+        assert_eq!(of("{}"), Allowance::Open);
+        assert_eq!(of("{limits: {cpu: '1'}}"), Allowance::Open);
+        let same = "{limits: {cpu: '1', memory: 1Gi}, requests: {cpu: '1', memory: 1Gi}}";
+        assert_eq!(of(same), Allowance::Guaranteed);
+        let less = "{limits: {cpu: '1', memory: 1Gi}, requests: {cpu: 100m, memory: 1Gi}}";
+        assert_eq!(of(less), Allowance::Limited);
     }
 
     #[test]

@@ -80,13 +80,16 @@ async fn what_an_agent_tells_reaches_the_session_of_the_engagement_once() {
         decisions: vec![decision(3, 8080)],
         decisions_left_out: 0,
         earlier: vec![earlier.clone()],
+        counted_since: 1,
     };
     reports.send(report).await.unwrap();
     let again = v1::ReportRequestsRequest {
         earlier: vec![earlier],
         decisions: vec![decision(3, 8080), decision(4, 8080)],
         decisions_left_out: 2,
-        ..v1::ReportRequestsRequest::default()
+        // The agent was started again meanwhile.
+        counts: vec![counts(&claim_id, 3)],
+        counted_since: 2,
     };
     reports.send(again).await.unwrap();
     reports
@@ -105,7 +108,7 @@ async fn what_an_agent_tells_reaches_the_session_of_the_engagement_once() {
     assert_eq!(numbers, [(1, 0), (3, 0), (4, 0), (7, 2)]);
     let counted = client.count_requests(v1::CountRequestsRequest {}).await;
     let counted = counted.unwrap().into_inner().engagements;
-    assert_eq!(counted[0].counts.unwrap().matched, 5);
+    assert_eq!(counted[0].counts.unwrap().matched, 5 + 3);
 
     lab.hub.handle(Event::Engagements(Change::Deleted(view)));
     let over = timeout(LIMIT, log.message()).await.unwrap().unwrap_err();

@@ -80,7 +80,7 @@ fn a_lone_engagement_gets_all_running_pods() {
     assert_eq!(
         case.standing("web-a"),
         Standing::Admitted {
-            starting: vec![],
+            passing: vec![Key::new("shop", "web-4")],
             pods: vec![Key::new("shop", "web-1"), Key::new("shop", "web-2")],
             present: true,
         }
@@ -205,7 +205,7 @@ fn a_pod_is_engaged_by_its_name() {
     assert_eq!(
         case.standing("web-a"),
         Standing::Admitted {
-            starting: vec![],
+            passing: vec![],
             pods: vec![Key::new("shop", "web-2")],
             present: true,
         }

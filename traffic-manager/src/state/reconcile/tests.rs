@@ -542,6 +542,12 @@ fn agent_that_leaves_a_starting_pod_is_waited_for_and_replaced_once_that_runs() 
     let mut runs = newborn("web-2", 1);
     runs.phase = Phase::Running;
     let effects = case.send(Event::Pods(Change::Applied(runs)));
+    assert!(
+        !added(&effects).contains(&"web-2"),
+        "the kubelet starts it again"
+    );
+    case.second += 11;
+    let effects = case.send(Event::Tick);
     assert!(added(&effects).contains(&"web-2"), "{effects:?}");
 }
 
