@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
-use crate::commands::{connect, flows, intercept, leave, log, quit, why};
+use crate::commands::{connect, flows, intercept, leave, log, quit, replace, why};
 use crate::output::Format;
 
 /// Puts this laptop into a Kubernetes cluster
@@ -100,6 +100,7 @@ pub(crate) enum Command {
     /// laptop until `kvpn leave`. Whoever answers them does so as before, and as fast;
     /// what this laptop answers is thrown away.
     Wiretap(intercept::InterceptArgs),
+    Replace(replace::ReplaceArgs),
     Leave(leave::LeaveArgs),
     Log(log::LogArgs),
     Flows(flows::FlowsArgs),

@@ -8,6 +8,7 @@ pub(crate) mod leave;
 mod list;
 pub(crate) mod log;
 pub(crate) mod quit;
+pub(crate) mod replace;
 mod status;
 mod version;
 pub(crate) mod why;
@@ -38,6 +39,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::List => list::run(flags).await,
         Command::Intercept(args) => intercept::run(flags, &args, Verb::Intercept).await,
         Command::Wiretap(args) => intercept::run(flags, &args, Verb::Wiretap).await,
+        Command::Replace(args) => replace::run(flags, &args).await,
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Log(args) => log::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,

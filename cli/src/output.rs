@@ -217,6 +217,9 @@ pub(crate) struct Engagement {
     filter: String,
     /// Who answers when the laptop does not: `app`, or nobody by `503`.
     on_failure: &'static str,
+    /// The container that is replaced.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    container: String,
     /// Absent where nobody has told.
     #[serde(skip_serializing_if = "Option::is_none")]
     requests: Option<Requests>,
@@ -377,6 +380,7 @@ impl From<EngagementStatus> for Engagement {
             pods_selected: status.pods_selected,
             pods_covered: status.pods_covered,
             filter: status.filter,
+            container: status.container,
             on_failure: if status.fails_closed { "503" } else { "app" },
             requests: status.counts.map(|counts| Requests {
                 matched: counts.matched,

@@ -91,6 +91,9 @@ pub struct EngagementSpec {
     /// answers them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
+    /// The container that is replaced; absent for other verbs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
 }
 
 /// Who answers instead of a laptop that does not.
@@ -108,6 +111,8 @@ pub enum Verb {
     Intercept,
     /// Copies go to the laptop, whose answers are thrown away.
     Wiretap,
+    /// Connections go to the laptop, and the app's container is stopped meanwhile.
+    Replace,
 }
 
 impl Verb {
@@ -116,12 +121,13 @@ impl Verb {
         match self {
             Self::Intercept => "intercept",
             Self::Wiretap => "wiretap",
+            Self::Replace => "replace",
         }
     }
 
     /// The verb of that word.
     pub fn of(word: &str) -> Option<Self> {
-        [Self::Intercept, Self::Wiretap]
+        [Self::Intercept, Self::Wiretap, Self::Replace]
             .into_iter()
             .find(|verb| verb.as_str() == word)
     }

@@ -20,5 +20,6 @@ pub use failure::{Failure, Reason};
 /// that the other crates need it only for the calls themselves.
 pub mod v1 {
     #![allow(unreachable_pub, clippy::wildcard_enum_match_arm)]
+    #![allow(clippy::large_enum_variant)]
     tonic::include_proto!("kvpn.v1");
 }

@@ -49,6 +49,9 @@ pub const AGENT_TOKEN_AUDIENCE: &str = "kvpn";
 /// Start of the name of an agent's container.
 pub const AGENT_CONTAINER_PREFIX: &str = "kvpn-agent-";
 
+/// Start of the name of a container that stops the processes of another one.
+pub const HOLDER_CONTAINER_PREFIX: &str = "kvpn-holder-";
+
 /// Name of the agent's nftables table in the pod's network namespace.
 pub const AGENT_NFT_TABLE: &str = "kvpn";
 

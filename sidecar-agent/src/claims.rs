@@ -27,6 +27,8 @@ pub(crate) struct PortClaims {
     copies: Vec<(Option<Filter>, String)>,
     /// The kubelet's HTTP probes of the port go to the app.
     pub(crate) http_probed: bool,
+    /// The containers whose processes are stopped.
+    stopped: BTreeSet<String>,
 }
 
 impl PortClaims {
@@ -36,6 +38,11 @@ impl PortClaims {
         !self.filtered.is_empty()
             || !self.closed.is_empty()
             || self.copies.iter().any(|(filter, _)| filter.is_some())
+    }
+
+    /// Whether the app is stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        !self.stopped.is_empty()
     }
 
     /// Whether nobody answers when the holder of the claim does not.
@@ -111,6 +118,12 @@ impl Claims {
         self.by_port.keys().copied().collect()
     }
 
+    /// The containers whose processes are to be stopped.
+    pub(crate) fn stopped(&self) -> BTreeSet<String> {
+        let ports = self.by_port.values();
+        ports.flat_map(|port| port.stopped.clone()).collect()
+    }
+
     pub(crate) fn get(&self, port: u16) -> Option<&PortClaims> {
         self.by_port.get(&port)
     }
@@ -131,6 +144,9 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
             let (port, filter, claim) = claims.read(claim)?;
             if claim.fails_closed {
                 port.closed.insert(claim.id.clone());
+            }
+            if !claim.stopped_container.is_empty() {
+                port.stopped.insert(claim.stopped_container.clone());
             }
             match filter {
                 Some(filter) => port.filtered.push((filter, claim.id)),
@@ -193,8 +209,7 @@ mod tests {
             container_port: port,
             protocol: protocol.into(),
             http_probed: id.starts_with("probed"),
-            http: None,
-            fails_closed: false,
+            ..v1::Claim::default()
         }
     }
 

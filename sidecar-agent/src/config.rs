@@ -33,6 +33,15 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Wait until the agent of this pod has its first claims in force.
     AwaitSettled,
+    /// Stop the processes of a container of this pod, as its agent says.
+    Hold {
+        /// The container, whose process namespace this one has joined.
+        #[arg(long)]
+        container: String,
+        /// How long to stay without being asked for anything, such as 10m.
+        #[arg(long, default_value = "10m", value_parser = parse_duration)]
+        linger: Duration,
+    },
 }
 
 /// What the agent is told.

@@ -19,6 +19,7 @@ use kvpn_proto::flow::{DialError, Frame, OpenTarget};
 use kvpn_tunnel::grpc::TunnelClient;
 use kvpn_tunnel::relay::{self, FrameStream};
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpStream,
     sync::Semaphore,
     time::{Instant, sleep, timeout},
@@ -53,6 +54,9 @@ const MISSED: Duration = Duration::from_secs(2);
 /// How long a client of a probed port may keep silent. The kubelet sends its
 /// request at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(50);
+
+/// What a probe is answered for an app that is stopped.
+const ALIVE: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Accepts redirected connections. Clones share the same state.
 #[derive(Clone)]
@@ -209,6 +213,10 @@ async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
     let claims = route
         .as_ref()
         .and_then(|it| it.claims.get(destination.port()));
+    let is_stopped = claims.is_some_and(|it| it.is_stopped() && it.http_probed);
+    if is_stopped && is_probe(&socket).await {
+        return answer_probe(socket).await;
+    }
     if claims.is_some_and(PortClaims::is_filtered) {
         return requests::serve(socket, source, destination, shared).await;
     }
@@ -319,6 +327,22 @@ async fn peek_probe(socket: &TcpStream) -> bool {
             // Peeking returns at once as long as there is something to read.
             Recognition::Undecided => sleep(Duration::from_millis(2)).await,
         }
+    }
+}
+
+/// Answers the kubelet for an app that is stopped, and is to be found there later.
+async fn answer_probe(mut socket: TcpStream) {
+    if let Err(error) = socket.write_all(ALIVE).await {
+        debug!(%error, "A probe is gone");
+        return;
+    }
+    // Closing with something unread would take the answer back.
+    let answered = async {
+        socket.shutdown().await?;
+        tokio::io::copy(&mut socket, &mut tokio::io::sink()).await
+    };
+    if !matches!(timeout(PROBE_DEADLINE, answered).await, Ok(Ok(_))) {
+        debug!("A probe has not ended in order");
     }
 }
 

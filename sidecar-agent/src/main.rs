@@ -5,6 +5,8 @@
 mod claims;
 mod config;
 mod forward;
+mod holder;
+mod holds;
 mod http;
 mod listening;
 mod probes;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         .init();
     let done = match (cli.command, cli.args) {
         (Some(Command::AwaitSettled), _) => settled::wait(),
+        (Some(Command::Hold { container, linger }), _) => holder::run(&container, linger),
         (None, Some(args)) => run(args),
         (None, None) => Err(anyhow::anyhow!("see --help")),
     };

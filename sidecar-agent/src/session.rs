@@ -3,7 +3,7 @@
 
 mod connect;
 
-use std::{future::pending, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::pending, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use kvpn_proto::{
@@ -30,6 +30,7 @@ use crate::{
     claims::Claims,
     config::Config,
     forward::{Forwarder, Route},
+    holds::{Holds, Standing},
     listening,
     redirect::Redirect,
     reports,
@@ -58,6 +59,7 @@ pub(crate) struct Agent {
     config: Config,
     redirect: Redirect,
     forwarder: Forwarder,
+    holds: Holds,
     /// When to leave; `None` while there are claims.
     leave_at: Option<Instant>,
     /// Tells that the first claims are in force.
@@ -78,6 +80,7 @@ impl Agent {
             config,
             redirect,
             forwarder,
+            holds: Holds::default(),
             leave_at,
             settled,
             refusals: 0,
@@ -86,6 +89,9 @@ impl Agent {
 
     /// Works until it is told to stop or has had nothing to do for long enough.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        if let Err(error) = self.holds.listen() {
+            warn!("No container can be stopped: {error:#}");
+        }
         let stop = stop(self.forwarder.clone());
         tokio::select! {
             stopped = stop => stopped?,
@@ -159,18 +165,57 @@ impl Agent {
         let reports = self.forwarder.reports();
         let reporting = tokio::spawn(reports::send(channel, reports));
         let _reporting = AbortOnDropHandle::new(reporting);
-        while let Some(response) = self.attend(responses.message()).await {
-            let response = response
-                .map_err(lost)?
-                .context("the traffic manager hung up")?;
-            *pause = FIRST_PAUSE;
-            let event = self.put_in_force(response, &tunnel);
-            timeout(CALL_DEADLINE, events.send(request(event)))
-                .await
-                .context("the traffic manager takes no reports")?
-                .context("report to the traffic manager")?;
+        // The claims in force, and what has been told of them last.
+        let mut generation = None;
+        let mut told = None;
+        let mut holds = self.holds.changes();
+        loop {
+            let next = async {
+                tokio::select! {
+                    response = responses.message() => Some(response),
+                    // The sender is the agent's own.
+                    _ = holds.changed() => None,
+                }
+            };
+            let Some(next) = self.attend(next).await else {
+                return Ok(());
+            };
+            if let Some(response) = next {
+                let response = response
+                    .map_err(lost)?
+                    .context("the traffic manager hung up")?;
+                *pause = FIRST_PAUSE;
+                told = None;
+                let of = response.generation;
+                generation = match self.put_in_force(response, &tunnel) {
+                    Ok(()) => Some(of),
+                    Err(detail) => {
+                        report(&events, failed(of, detail)).await?;
+                        None
+                    }
+                };
+            }
+            let Some(generation) = generation else {
+                continue;
+            };
+            let standing = self.holds.standing();
+            if told.as_ref() == Some(&standing) {
+                continue;
+            }
+            let event = match &standing {
+                Standing::Held => Some(Event::Applied(Applied { generation })),
+                Standing::Failed(why) => Some(failed(generation, why.clone())),
+                Standing::Waiting if told.is_some() => {
+                    let why = "a container that was stopped may run again".to_owned();
+                    Some(failed(generation, why))
+                }
+                Standing::Waiting => None,
+            };
+            told = Some(standing);
+            if let Some(event) = event {
+                report(&events, event).await?;
+            }
         }
-        Ok(())
     }
 
     /// The token of the pod; empty where there is none.
@@ -201,19 +246,20 @@ impl Agent {
         }
     }
 
-    fn put_in_force(&mut self, response: WatchClaimsResponse, tunnel: &TunnelClient) -> Event {
+    /// Fails with the reason why there are no claims in force.
+    fn put_in_force(
+        &mut self,
+        response: WatchClaimsResponse,
+        tunnel: &TunnelClient,
+    ) -> Result<(), String> {
         let generation = response.generation;
         let applied = self.apply(response, tunnel);
         self.settled.tell();
-        match applied {
-            Ok(()) => Event::Applied(Applied { generation }),
-            Err(error) => {
-                error!(generation, "Claims are not in force: {error:#}");
-                self.withdraw();
-                let detail = format!("{error:#}");
-                Event::Failed(ApplyFailed { generation, detail })
-            }
-        }
+        applied.map_err(|error| {
+            error!(generation, "Claims are not in force: {error:#}");
+            self.withdraw();
+            format!("{error:#}")
+        })
     }
 
     fn apply(
@@ -224,12 +270,14 @@ impl Agent {
         let generation = response.generation;
         let claims = Claims::try_from(response)?;
         let ports = claims.ports();
+        let stopped = claims.stopped();
         // The route first, so that it is there for the first connection.
         self.forwarder.set_route(Some(Route {
             claims,
             tunnel: tunnel.clone(),
         }));
         self.redirect.apply(&ports, self.forwarder.port())?;
+        self.holds.want(stopped);
         info!(generation, ?ports, "Claims in force");
         self.note_idle(ports.is_empty());
         Ok(())
@@ -237,6 +285,7 @@ impl Agent {
 
     /// Leaves all connections to the app.
     fn withdraw(&mut self) {
+        self.holds.want(BTreeSet::new());
         self.forwarder.set_route(None);
         if let Err(error) = self.redirect.withdraw() {
             // Connections still come, and go on to the app.
@@ -309,6 +358,17 @@ pub(crate) async fn told_to_stop() -> anyhow::Result<()> {
 
 fn lost(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("watch claims: {}", status.message())
+}
+
+fn failed(generation: u64, detail: String) -> Event {
+    Event::Failed(ApplyFailed { generation, detail })
+}
+
+async fn report(events: &mpsc::Sender<WatchClaimsRequest>, event: Event) -> anyhow::Result<()> {
+    timeout(CALL_DEADLINE, events.send(request(event)))
+        .await
+        .context("the traffic manager takes no reports")?
+        .context("report to the traffic manager")
 }
 
 fn request(event: Event) -> WatchClaimsRequest {

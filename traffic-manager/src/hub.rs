@@ -90,6 +90,7 @@ impl Hub {
                     inner.lines.revoke(&uid);
                 }
                 Effect::AddAgent { .. }
+                | Effect::AddHolder { .. }
                 | Effect::ResolveWorkload { .. }
                 | Effect::WriteEngagement { .. }
                 | Effect::WriteSession { .. }

@@ -8,8 +8,10 @@ mod change;
 mod claims;
 mod engagements;
 mod event;
+mod holders;
 mod pods;
 mod reconcile;
+mod replace;
 mod sessions;
 mod status;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
+use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -87,7 +88,7 @@ impl Webhook {
     /// Lets every pod through, and adds an agent to those that are to have one.
     fn judge(&self, question: &AdmissionRequest<Pod>) -> AdmissionResponse {
         let response = AdmissionResponse::from(question);
-        let (Some(pod), Ok(agent)) = (&question.object, random_name()) else {
+        let (Some(pod), Ok(agent)) = (&question.object, random_name(AGENT_CONTAINER_PREFIX)) else {
             return response;
         };
         let newborn = birth::newborn(question, pod);

@@ -34,16 +34,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// this laptop does not.
 #[derive(Args, Debug)]
 pub(crate) struct InterceptArgs {
-    /// Workload: NAME or KIND/NAME, such as web or deploy/web
-    #[arg(value_name = "NAME")]
-    pub(crate) target: String,
-    /// Local port, and the Service's or container's by number or name when
-    /// there are several; may be given more than once
-    #[arg(short, long = "port", required = true, value_name = "LOCAL[:REMOTE]")]
-    pub(crate) ports: Vec<PortSpec>,
-    /// Address on which the local ports listen
-    #[arg(long, default_value = "127.0.0.1", value_parser = address)]
-    pub(crate) address: IpAddr,
+    #[command(flatten)]
+    pub(crate) engage: EngageArgs,
     /// Only requests with this header: NAME=VALUE, NAME~=PATTERN, or NAME for any
     /// value; may be given more than once
     #[arg(long, value_name = "HEADER", help_heading = FILTER)]
@@ -64,6 +56,21 @@ pub(crate) struct InterceptArgs {
     /// HTTP is reset)
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     pub(crate) on_failure: OnFailure,
+}
+
+/// What is engaged, and where it is handled.
+#[derive(Args, Debug)]
+pub(crate) struct EngageArgs {
+    /// Workload: NAME or KIND/NAME, such as web or deploy/web
+    #[arg(value_name = "NAME")]
+    pub(crate) target: String,
+    /// Local port, and the Service's or container's by number or name when
+    /// there are several; may be given more than once
+    #[arg(short, long = "port", required = true, value_name = "LOCAL[:REMOTE]")]
+    pub(crate) ports: Vec<PortSpec>,
+    /// Address on which the local ports listen
+    #[arg(long, default_value = "127.0.0.1", value_parser = address)]
+    pub(crate) address: IpAddr,
     /// How long to wait until it is active, such as 90s or 2m
     #[arg(long, default_value = "60s", value_parser = timeout, value_name = "DURATION")]
     pub(crate) timeout: Duration,
@@ -89,6 +96,17 @@ impl InterceptArgs {
 
     fn request(&self, flags: &Flags, verb: Verb) -> InterceptRequest {
         InterceptRequest {
+            http: self.http().map(Into::into),
+            fails_closed: self.on_failure == OnFailure::Unavailable,
+            ..self.engage.request(flags, verb)
+        }
+    }
+}
+
+impl EngageArgs {
+    /// Without what is of one verb only.
+    pub(super) fn request(&self, flags: &Flags, verb: Verb) -> InterceptRequest {
+        InterceptRequest {
             namespace: flags.request_namespace(),
             target: self.target.clone(),
             ports: self
@@ -100,9 +118,8 @@ impl InterceptArgs {
                 })
                 .collect(),
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
-            http: self.http().map(Into::into),
             verb: verb.as_str().to_owned(),
-            fails_closed: self.on_failure == OnFailure::Unavailable,
+            ..InterceptRequest::default()
         }
     }
 }
@@ -185,9 +202,19 @@ pub(crate) async fn run(
     args: &InterceptArgs,
     verb: Verb,
 ) -> Result<ExitCode, Ended> {
+    check(args, verb)?;
+    engage(flags, &args.engage, args.request(flags, verb)).await
+}
+
+/// Engages a workload, unless the user interrupts it.
+pub(super) async fn engage(
+    flags: &Flags,
+    args: &EngageArgs,
+    request: InterceptRequest,
+) -> Result<ExitCode, Ended> {
     let mut interrupts = Interrupts::listen()?;
     let intercepted = tokio::select! {
-        outcome = intercept(flags, args, verb) => outcome?,
+        outcome = intercept(flags, args, request) => outcome?,
         // Dropping the call cancels the intercept.
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };
@@ -195,11 +222,8 @@ pub(crate) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn intercept(
-    flags: &Flags,
-    args: &InterceptArgs,
-    verb: Verb,
-) -> Result<Intercepted, Failure> {
+/// Refuses flags that make no sense together.
+fn check(args: &InterceptArgs, verb: Verb) -> Result<(), Failure> {
     if verb == Verb::Wiretap && args.on_failure == OnFailure::Unavailable {
         return Err(Failure::new(
             Reason::Usage,
@@ -214,13 +238,20 @@ async fn intercept(
             "give some, such as `--http-header x-user=alice`",
         ));
     }
-    let progress = Progress::start(format!("{} {}", output::doing(verb.as_str()), args.target));
+    Ok(())
+}
+
+async fn intercept(
+    flags: &Flags,
+    args: &EngageArgs,
+    request: InterceptRequest,
+) -> Result<Intercepted, Failure> {
+    let progress = Progress::start(format!("{} {}", output::doing(&request.verb), args.target));
     let session = Session::require(flags).await?;
     let patience = args.timeout + GRACE;
     let deadline = Instant::now() + patience;
-    let mut events = session
-        .intercept(args.request(flags, verb), patience)
-        .await?;
+    let fails_closed = request.fails_closed;
+    let mut events = session.intercept(request, patience).await?;
     let mut warnings = Vec::new();
     loop {
         let response = timeout_at(deadline, events.message())
@@ -237,7 +268,7 @@ async fn intercept(
                 warnings.push(message);
             }
             Some(Some(Event::Active(status))) => {
-                if args.on_failure == OnFailure::Unavailable && !status.fails_closed {
+                if fails_closed && !status.fails_closed {
                     return Err(falls_back(&session, status).await);
                 }
                 return Ok(intercepted(status, warnings));
@@ -276,7 +307,7 @@ fn intercepted(status: EngagementStatus, warnings: Vec<String>) -> Intercepted {
     }
 }
 
-fn late(args: &InterceptArgs) -> Failure {
+fn late(args: &EngageArgs) -> Failure {
     Failure::new(
         Reason::TimedOut,
         format!(
@@ -365,6 +396,7 @@ mod tests {
                 http: None,
                 verb: "wiretap".into(),
                 fails_closed: false,
+                container: String::new(),
             }
         );
     }

@@ -35,6 +35,7 @@ fn engagement() -> EngagementStatus {
             failed: 2,
         }),
         fails_closed: true,
+        container: String::new(),
     }
 }
 

@@ -188,6 +188,7 @@ impl Output for Versions {
 pub(crate) fn doing(verb: &str) -> &'static str {
     match verb {
         "wiretap" => "wiretapping",
+        "replace" => "replacing",
         _ => "intercepting",
     }
 }

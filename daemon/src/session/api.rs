@@ -187,6 +187,7 @@ impl SessionService for Api {
             verb: verb(&request.verb)?,
             http,
             fails_closed: request.fails_closed,
+            container: request.container,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)

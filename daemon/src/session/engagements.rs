@@ -172,6 +172,7 @@ impl Engagements {
                     .collect(),
                 http: entry.http.clone(),
                 on_failure: entry.fails_closed.then_some(OnFailure::Unavailable),
+                container: entry.container.clone(),
             },
             status: None,
         };

@@ -110,14 +110,14 @@ pub(crate) fn judge(
     engagements.sort_by_key(|engagement| {
         let spec = &engagement.spec;
         (
-            spec.verb == Verb::Intercept,
+            spec.verb != Verb::Wiretap,
             spec.http.is_none(),
             engagement.metadata.creation_timestamp.clone(),
         )
     });
     let mut rules: Vec<_> = engagements.iter().map(|it| rule(it, &asked)).collect();
     let mut taken = rules.iter_mut().filter(|rule| {
-        rule.verb == Verb::Intercept.as_str() && rule.fits && rule.inactive.is_empty()
+        rule.verb != Verb::Wiretap.as_str() && rule.fits && rule.inactive.is_empty()
     });
     if let Some(rule) = taken.next() {
         rule.decides = true;

@@ -1,5 +1,6 @@
 //! What can be engaged in a namespace, and what a user means by a name.
 
+mod containers;
 mod fetch;
 mod list;
 mod ports;
@@ -15,6 +16,7 @@ use kvpn_proto::Failure;
 use kvpn_proto::crd::{WorkloadKind, WorkloadRef};
 use kvpn_proto::rollout::Rollout;
 
+pub(crate) use containers::container;
 pub(crate) use fetch::fetch;
 pub(crate) use list::list;
 pub(crate) use ports::{RequestedPort, ResolvedPort, resolve_ports};

@@ -102,6 +102,7 @@ fn watch_claims(bytes: &[u8]) {
     let closed: BTreeSet<_> = closed.map(|claim| claim.id.clone()).collect();
     if let Ok(claims) = Claims::try_from(message) {
         let ports = claims.ports();
+        let stopped = claims.stopped();
         assert!(ports.len() <= told && claims.ids().count() == told);
         let is_closed = |id: &str, port| claims.get(port).is_some_and(|it| it.fails_closed(id));
         assert!(
@@ -116,6 +117,7 @@ fn watch_claims(bytes: &[u8]) {
             assert!(claims.all_copied().len() <= claims.copied(&Bare).len());
             assert!(claims.copied(&Bare).len() <= claims.every_copy().len());
             assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
+            assert!(!claims.is_stopped() || !stopped.is_empty());
         }
     }
 }

@@ -15,6 +15,7 @@ mod names;
 mod observe;
 mod policy;
 mod protocols;
+mod replace;
 mod replicas;
 mod requests;
 mod resolved;

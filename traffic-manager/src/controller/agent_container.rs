@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{
     Capabilities, EphemeralContainer, SeccompProfile, SecurityContext,
 };
-use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, AGENT_TOKEN_AUDIENCE, MANAGER_AGENT_PORT};
+use kvpn_proto::names::{AGENT_TOKEN_AUDIENCE, MANAGER_AGENT_PORT};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
@@ -99,9 +99,21 @@ impl AgentTemplate {
             image: Some(self.image.clone()),
             image_pull_policy: Some(self.pull_policy.clone()),
             args: Some(args.map(str::to_owned).into()),
-            security_context: Some(security_context()),
+            security_context: Some(security_context("NET_ADMIN")),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             ..EphemeralContainer::default()
+        }
+    }
+
+    /// The container that stops the processes of another one. It sees these alone.
+    fn holder(&self, name: &str, target: &str) -> EphemeralContainer {
+        let linger = format!("{}s", self.linger.as_secs());
+        let args = ["hold", "--container", target, "--linger", &linger];
+        EphemeralContainer {
+            args: Some(args.map(str::to_owned).into()),
+            target_container_name: Some(target.to_owned()),
+            security_context: Some(security_context("SYS_PTRACE")),
+            ..self.container(name, None)
         }
     }
 
@@ -154,13 +166,22 @@ impl AgentTemplate {
             "spec": { "ephemeralContainers": [self.container(name, pod)] },
         })
     }
+
+    /// The same for a container that stops another one.
+    pub(crate) fn holder_patch(&self, name: &str, pod_uid: &str, target: &str) -> Value {
+        json!({
+            "metadata": { "uid": pod_uid },
+            "spec": { "ephemeralContainers": [self.holder(name, target)] },
+        })
+    }
 }
 
-fn security_context() -> SecurityContext {
+/// Root without any capability but one.
+fn security_context(capability: &str) -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         capabilities: Some(Capabilities {
-            add: Some(vec!["NET_ADMIN".to_owned()]),
+            add: Some(vec![capability.to_owned()]),
             drop: Some(vec!["ALL".to_owned()]),
         }),
         privileged: Some(false),
@@ -175,18 +196,20 @@ fn security_context() -> SecurityContext {
     }
 }
 
-/// A name for an agent's container that no other has. Fails when the system
-/// has no randomness.
-pub(crate) fn random_name() -> Result<String, ring::error::Unspecified> {
+/// A name with that start that no other container has. Fails when the system has no
+/// randomness.
+pub(crate) fn random_name(start: &str) -> Result<String, ring::error::Unspecified> {
     let mut random = [0; 5];
     SystemRandom::new().fill(&mut random)?;
     let letter = |octet: u8| char::from(ALPHABET[usize::from(octet) % ALPHABET.len()]);
     let suffix: String = random.into_iter().map(letter).collect();
-    Ok(format!("{AGENT_CONTAINER_PREFIX}{suffix}"))
+    Ok(format!("{start}{suffix}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
+
     use super::*;
 
     fn template(manager: &[&str]) -> AgentTemplate {
@@ -222,6 +245,12 @@ mod tests {
     }
 
     #[test]
+    fn holder_sees_the_processes_of_one_container_and_may_trace_them() {
+        let template = template(&["10.96.0.9"]);
+        insta::assert_json_snapshot!(template.holder_patch("kvpn-holder-bcdfg", "u-1", "web"));
+    }
+
+    #[test]
     fn an_agent_calls_over_the_family_of_its_pod() {
         let manager = |addresses: &[&str], pod: &str| {
             let patch = template(addresses).patch("n", "u", pod.parse().ok());
@@ -237,7 +266,7 @@ mod tests {
 
     #[test]
     fn names_are_of_the_agreed_form() {
-        let name = random_name().unwrap();
+        let name = random_name(AGENT_CONTAINER_PREFIX).unwrap();
         let suffix = name.strip_prefix(AGENT_CONTAINER_PREFIX).unwrap();
         assert_eq!(suffix.len(), 5);
         assert!(

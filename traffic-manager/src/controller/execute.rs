@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client, Resource};
 use kvpn_proto::crd::{Engagement, Session, condition};
+use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -81,6 +82,9 @@ impl Executor {
             Effect::AddAgent { pod, uid, ip } => {
                 tokio::spawn(async move { this.add_agent(pod, uid, ip).await });
             }
+            Effect::AddHolder { pod, uid, target } => {
+                tokio::spawn(async move { this.add_holder(pod, uid, target).await });
+            }
             Effect::ResolveWorkload {
                 engagement,
                 uid,
@@ -136,17 +140,12 @@ impl Executor {
     }
 
     async fn add_agent(&self, pod: Key, pod_uid: String, ip: Option<IpAddr>) {
-        let Ok(container) = random_name() else {
-            let message = "no randomness for the container's name".to_owned();
-            self.hub.handle(Event::AgentNotAdded { pod_uid, message });
-            return;
-        };
-        let patch = Patch::Strategic(self.template.patch(&container, &pod_uid, ip));
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let request = PatchParams::default();
-        let added = persist(|| pods.patch_ephemeral_containers(&pod.name, &request, &patch)).await;
+        let patch = |container: &str| self.template.patch(container, &pod_uid, ip);
+        let added = self
+            .add_container(&pod, AGENT_CONTAINER_PREFIX, patch)
+            .await;
         self.hub.handle(match added {
-            Ok(_) => {
+            Ok(container) => {
                 info!(%pod, container, "agent added");
                 Event::AgentAdded { pod_uid, container }
             }
@@ -159,6 +158,52 @@ impl Executor {
                 Event::AgentNotAdded { pod_uid, message }
             }
         });
+    }
+
+    async fn add_holder(&self, pod: Key, pod_uid: String, target: String) {
+        let patch = |container: &str| self.template.holder_patch(container, &pod_uid, &target);
+        let added = self
+            .add_container(&pod, HOLDER_CONTAINER_PREFIX, patch)
+            .await;
+        self.hub.handle(match added {
+            Ok(container) => {
+                info!(%pod, target, container, "holder added");
+                Event::HolderAdded {
+                    pod_uid,
+                    target,
+                    container,
+                }
+            }
+            Err(trouble) => {
+                let is_refused = matches!(trouble, Trouble::Refused(_));
+                let (Trouble::Refused(message)
+                | Trouble::Gone(message)
+                | Trouble::Passing(message)) = trouble;
+                warn!(%pod, target, message, "holder not added");
+                Event::HolderNotAdded {
+                    pod_uid,
+                    target,
+                    message,
+                    is_refused,
+                }
+            }
+        });
+    }
+
+    /// Adds an ephemeral container with a name that begins so; returns the name.
+    async fn add_container(
+        &self,
+        pod: &Key,
+        prefix: &str,
+        patch: impl FnOnce(&str) -> Value,
+    ) -> Result<String, Trouble> {
+        let container = random_name(prefix)
+            .map_err(|_| Trouble::Passing("no randomness for the container's name".to_owned()))?;
+        let patch = Patch::Strategic(patch(&container));
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let request = PatchParams::default();
+        persist(|| pods.patch_ephemeral_containers(&pod.name, &request, &patch)).await?;
+        Ok(container)
     }
 
     fn write<K>(&self, object: Key, uid: String, status: Value)

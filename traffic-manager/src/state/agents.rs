@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::holders::Holders;
 use super::pods::AgentState;
 use super::{Claim, ClaimSet, LinkId, PodView};
 
@@ -40,6 +41,7 @@ pub(crate) struct AgentSlot {
     in_force: BTreeSet<String>,
     /// Why the agent could not put the present claims in force.
     apply_failure: Option<String>,
+    pub(super) holders: Holders,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl Default for AgentSlot {
             },
             in_force: BTreeSet::new(),
             apply_failure: None,
+            holders: Holders::default(),
         }
     }
 }
@@ -375,7 +378,10 @@ impl AgentSlot {
 
     /// When time alone changes something.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        if self.link.is_some() || self.wanted_by.is_empty() {
+        if self.link.is_some() {
+            return self.holders.deadline();
+        }
+        if self.wanted_by.is_empty() {
             return None;
         }
         match &self.launch {

@@ -19,6 +19,8 @@ pub(crate) struct Claim {
     pub(crate) http_probed: bool,
     /// When the laptop does not answer, nobody does.
     pub(crate) fails_closed: bool,
+    /// The container that is stopped meanwhile.
+    pub(crate) stops: Option<String>,
 }
 
 /// What of a port's traffic a claim is on.
@@ -55,6 +57,7 @@ impl From<Claim> for v1::Claim {
             protocol: v1::Protocol::from(claim.protocol).into(),
             http_probed: claim.http_probed,
             fails_closed: claim.fails_closed,
+            stopped_container: claim.stops.unwrap_or_default(),
             http: match claim.reach {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,

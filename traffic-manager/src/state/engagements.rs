@@ -13,7 +13,7 @@ use kvpn_proto::flow::Protocol;
 
 use super::pods::Pods;
 use super::sessions::{DELETE_AGAIN, SessionRecord};
-use super::{Identified, Key, Now, PodView};
+use super::{Identified, Key, Now, PodView, replace};
 
 /// How long a workload that selects no pod is taken for what it was.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
@@ -358,6 +358,8 @@ fn admit(
             ))
         } else if pod.key == *manager {
             Some("the traffic manager itself cannot be engaged".to_owned())
+        } else if spec.verb == Verb::Replace {
+            replace::obstacle(&record.view, pod)
         } else {
             None
         }

@@ -46,6 +46,20 @@ pub(crate) enum Event {
         pod_uid: String,
         message: String,
     },
+    /// The API server has added a container that can stop another one.
+    HolderAdded {
+        pod_uid: String,
+        target: String,
+        container: String,
+    },
+    /// It has not.
+    HolderNotAdded {
+        pod_uid: String,
+        target: String,
+        message: String,
+        /// By the API server, and not for a reason that may pass.
+        is_refused: bool,
+    },
     /// An agent has opened `WatchClaims`.
     AgentLinked {
         pod_uid: String,
@@ -87,6 +101,12 @@ pub(crate) enum Effect {
         uid: String,
         /// The pod's first address.
         ip: Option<IpAddr>,
+    },
+    /// Add a container that can stop the processes of another one.
+    AddHolder {
+        pod: Key,
+        uid: String,
+        target: String,
     },
     ResolveWorkload {
         engagement: Key,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
+use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX};
 
 use super::{Change, Identified, Key};
 
@@ -21,10 +21,34 @@ pub(crate) struct PodView {
     pub(crate) host_network: bool,
     /// Ports that the kubelet probes over HTTP.
     pub(crate) http_probed: BTreeSet<u16>,
+    /// How its containers are probed, but for initial ones, by their names.
+    pub(crate) probes: BTreeMap<String, Probes>,
+    /// Its containers see each other's processes, or those of the node.
+    pub(crate) shares_processes: bool,
     /// Ephemeral containers and sidecars that are named like agents.
     pub(crate) agents: Vec<AgentContainer>,
+    /// Containers that can stop the processes of others.
+    pub(crate) holders: Vec<HolderContainer>,
     /// The names of the Secrets that its images are pulled with.
     pub(crate) pull_secrets: BTreeSet<String>,
+}
+
+/// How the kubelet probes a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Probes {
+    /// Over HTTP or TCP.
+    pub(crate) ports: BTreeSet<u16>,
+    /// In a way that only the app can answer.
+    pub(crate) others: bool,
+}
+
+/// A container that can stop the processes of another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HolderContainer {
+    pub(crate) name: String,
+    pub(crate) target: String,
+    pub(crate) image: String,
+    pub(crate) state: AgentState,
 }
 
 /// The phases of a pod, as far as they matter here.
@@ -130,7 +154,12 @@ impl From<&Pod> for PodView {
             terminating: metadata.deletion_timestamp.is_some(),
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
             http_probed: http_probed(pod),
+            probes: spec.map(probes).unwrap_or_default(),
+            shares_processes: spec.is_some_and(|spec| {
+                [spec.share_process_namespace, spec.host_pid].contains(&Some(true))
+            }),
             agents: agents(pod),
+            holders: holders(pod),
             pull_secrets: spec.map(pull_secrets).unwrap_or_default(),
         }
     }
@@ -140,6 +169,45 @@ impl From<&Pod> for PodView {
 pub(crate) fn pull_secrets(spec: &PodSpec) -> BTreeSet<String> {
     let secrets = spec.image_pull_secrets.iter().flatten();
     secrets.map(|secret| secret.name.clone()).collect()
+}
+
+fn probes(spec: &PodSpec) -> BTreeMap<String, Probes> {
+    let probes = |container: &Container| {
+        let mut probes = Probes::default();
+        for probe in probes_of(container) {
+            let tcp = probe.tcp_socket.as_ref().map(|tcp| &tcp.port);
+            let port = probe.http_get.as_ref().map(|http| &http.port).or(tcp);
+            match port {
+                Some(port) => probes.ports.extend(number(container, port)),
+                None => probes.others = true,
+            }
+        }
+        (container.name.clone(), probes)
+    };
+    spec.containers.iter().map(probes).collect()
+}
+
+fn holders(pod: &Pod) -> Vec<HolderContainer> {
+    let spec = pod.spec.as_ref();
+    let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_deref());
+    let holders = ephemeral
+        .unwrap_or_default()
+        .iter()
+        .filter(|it| it.name.starts_with(HOLDER_CONTAINER_PREFIX));
+    let statuses = pod.status.as_ref();
+    let statuses = statuses.and_then(|status| status.ephemeral_container_statuses.as_deref());
+    holders
+        .map(|it| HolderContainer {
+            name: it.name.clone(),
+            target: it.target_container_name.clone().unwrap_or_default(),
+            image: it.image.clone().unwrap_or_default(),
+            state: statuses
+                .unwrap_or_default()
+                .iter()
+                .find(|status| status.name == it.name)
+                .map_or(AgentState::Pending, agent_state),
+        })
+        .collect()
 }
 
 fn agents(pod: &Pod) -> Vec<AgentContainer> {
@@ -221,19 +289,24 @@ fn http_probed(pod: &Pod) -> BTreeSet<u16> {
         .iter()
         .chain(native_sidecars)
         .flat_map(|container| {
-            let probes = [
-                &container.liveness_probe,
-                &container.readiness_probe,
-                &container.startup_probe,
-            ];
-            let probes = probes.into_iter().flatten();
-            probes.filter_map(|probe| probed_port(container, probe))
+            let http = probes_of(container).filter_map(|probe| probe.http_get.as_ref());
+            http.filter_map(|http| number(container, &http.port))
         })
         .collect()
 }
 
-fn probed_port(container: &Container, probe: &Probe) -> Option<u16> {
-    let number = match &probe.http_get.as_ref()?.port {
+fn probes_of(container: &Container) -> impl Iterator<Item = &Probe> {
+    let probes = [
+        &container.liveness_probe,
+        &container.readiness_probe,
+        &container.startup_probe,
+    ];
+    probes.into_iter().flatten()
+}
+
+/// The number of a probed port, which may be told by its name.
+fn number(container: &Container, port: &IntOrString) -> Option<u16> {
+    let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => container
             .ports
@@ -353,6 +426,31 @@ mod tests {
             ",
         );
         assert_eq!(view.http_probed, BTreeSet::from([8080, 15021]));
+    }
+
+    #[test]
+    fn probes_of_each_container_are_told_from_those_that_only_the_app_can_answer() {
+        let view = read(
+            "
+            metadata: {name: web, namespace: shop, uid: u}
+            spec:
+              shareProcessNamespace: true
+              containers:
+              - name: web
+                ports: [{name: http, containerPort: 8080}]
+                readinessProbe: {httpGet: {port: http}}
+                livenessProbe: {tcpSocket: {port: 9000}}
+              - name: worker
+                livenessProbe: {exec: {command: [\"true\"]}}
+            ",
+        );
+        let probes = |ports: &[u16], others| Probes {
+            ports: ports.iter().copied().collect(),
+            others,
+        };
+        assert_eq!(view.probes["web"], probes(&[8080, 9000], false));
+        assert_eq!(view.probes["worker"], probes(&[], true));
+        assert!(view.shares_processes);
     }
 
     #[test]

@@ -159,6 +159,20 @@ impl World {
             if slot.link().is_some() {
                 self.births.prove(pod);
             }
+            let due = match slot.link() {
+                Some(_) => {
+                    let stops = slot.claims().claims.iter();
+                    let targets = stops.filter_map(|claim| claim.stops.clone()).collect();
+                    let image = &self.settings.agent_image;
+                    slot.holders.advance(&targets, pod, image, now.instant)
+                }
+                None => Vec::new(),
+            };
+            effects.extend(due.into_iter().map(|target| Effect::AddHolder {
+                pod: pod.key.clone(),
+                uid: pod.uid.clone(),
+                target,
+            }));
             slot.want(demand.wanted_by);
             if slot.advance(pod, &self.settings.agent_image, now.instant) {
                 effects.push(Effect::AddAgent {
@@ -190,7 +204,10 @@ impl World {
 }
 
 fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
-    let ports = record.view.spec.ports.iter();
+    let spec = &record.view.spec;
+    let stops = spec.container.as_ref();
+    let stops = stops.filter(|_| spec.verb == Verb::Replace).cloned();
+    let ports = spec.ports.iter();
     ports
         .map(|port| Claim {
             id: Claim::id_of(&record.view.uid, port.container_port, port.protocol),
@@ -199,7 +216,9 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             http_probed: pod.http_probed.contains(&port.container_port),
             reach: record.view.spec.http.clone().into(),
             copy: record.view.spec.verb == Verb::Wiretap,
-            fails_closed: record.fails_closed(),
+            // An app that is stopped does not answer.
+            fails_closed: record.fails_closed() || stops.is_some(),
+            stops: stops.clone(),
         })
         .collect()
 }

@@ -128,7 +128,7 @@ fn survey(
         let slot = pods.get(key).and_then(|pod| slots.get(&pod.uid));
         let status = slot.map_or_else(
             || AgentStatus::Progressing(format!("pod {} has no agent yet", key.name)),
-            |slot| slot.status(&key.name),
+            |slot| agent_status(record, slot, &key.name),
         );
         let (gravity, says) = match status {
             AgentStatus::Ready => {
@@ -153,6 +153,16 @@ fn survey(
         ))
     };
     (trouble.map_or_else(all_ready, |(_, says)| says), covered)
+}
+
+/// How far a pod's agent is, and what stops its app where that is to be.
+fn agent_status(record: &EngagementRecord, slot: &AgentSlot, pod: &str) -> AgentStatus {
+    let status = slot.status(pod);
+    let container = record.view.spec.container.as_ref();
+    let trouble = container.and_then(|container| slot.holders.trouble(pod, container));
+    trouble
+        .filter(|_| status == AgentStatus::Ready)
+        .unwrap_or(status)
 }
 
 fn is_covered(record: &EngagementRecord, slot: &AgentSlot) -> bool {

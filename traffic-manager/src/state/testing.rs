@@ -49,6 +49,9 @@ pub(crate) fn pod(namespace: &str, name: &str, ip: &str) -> PodView {
         host_network: false,
         http_probed: Default::default(),
         agents: Vec::new(),
+        probes: BTreeMap::new(),
+        shares_processes: false,
+        holders: Vec::new(),
         pull_secrets: BTreeSet::new(),
     }
 }
@@ -97,6 +100,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
             }],
             http: None,
             on_failure: None,
+            container: None,
         },
         status: None,
     }

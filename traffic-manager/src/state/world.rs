@@ -102,6 +102,23 @@ impl World {
                     slot.handle_add_failed(message, now.instant)
                 });
             }
+            Event::HolderAdded {
+                pod_uid,
+                target,
+                container,
+            } => self.with_slot(&pod_uid, |slot| {
+                slot.holders.handle_added(&target, container, now.instant);
+            }),
+            Event::HolderNotAdded {
+                pod_uid,
+                target,
+                message,
+                is_refused,
+            } => self.with_slot(&pod_uid, |slot| {
+                let at = now.instant;
+                slot.holders
+                    .handle_not_added(&target, message, is_refused, at);
+            }),
             Event::AgentLinked {
                 pod_uid,
                 link,

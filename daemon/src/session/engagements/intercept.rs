@@ -36,6 +36,8 @@ pub(crate) struct Intercept {
     pub(crate) http: Option<HttpFilter>,
     /// Nobody answers when the laptop does not.
     pub(crate) fails_closed: bool,
+    /// The container to replace; empty for the one that has the ports.
+    pub(crate) container: String,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -46,6 +48,8 @@ type Events = mpsc::Sender<Result<v1::InterceptResponse, Status>>;
 struct Plan {
     workload: WorkloadRef,
     ports: Vec<ResolvedPort>,
+    /// The container that is replaced.
+    container: Option<String>,
 }
 
 impl Engagements {
@@ -66,16 +70,19 @@ impl Engagements {
             Err(failure) => return fail(&events, failure).await,
         };
         let locals: Vec<SocketAddr> = plan.ports.iter().map(|port| port.local).collect();
-        let entry = Entry::new(
+        let mut entry = Entry::new(
             request.verb,
             plan.workload,
             plan.ports,
             request.http.clone(),
             request.fails_closed,
         );
+        entry.container = plan.container;
         // Not given up halfway: whether the resource exists must be known.
-        let (created, ()) =
-            tokio::join!(self.create(&key, entry), warn_of_silence(&locals, &events));
+        let (created, ()) = tokio::join!(
+            self.create(&key, entry),
+            warn_of_silence(request.verb, &locals, &events)
+        );
         let mut observed = match created {
             Ok(observed) => observed,
             Err(failure) => return fail(&events, failure).await,
@@ -116,7 +123,7 @@ impl Engagements {
         let workload = found.workload.reference.clone();
         let http = request.http.as_ref();
         let in_the_way = match request.verb {
-            Verb::Intercept => self.table.of(namespace, &workload, &ports, http),
+            Verb::Intercept | Verb::Replace => self.table.of(namespace, &workload, &ports, http),
             Verb::Wiretap => None,
         };
         if let Some(key) = in_the_way {
@@ -129,7 +136,18 @@ impl Engagements {
                 format!("leave it first with `kvpn leave {}`", key.name),
             ));
         }
-        Ok(Plan { workload, ports })
+        let container = match request.verb {
+            Verb::Replace => {
+                let wanted = request.container.as_str();
+                Some(workloads::container(&inventory, &workload, &ports, wanted)?)
+            }
+            Verb::Intercept | Verb::Wiretap => None,
+        };
+        Ok(Plan {
+            workload,
+            ports,
+            container,
+        })
     }
 
     /// Says who has the port, and since when, where that is the matter.
@@ -238,12 +256,16 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
 }
 
 /// Warns when nothing accepts connections where they are to be handled.
-async fn warn_of_silence(locals: &[SocketAddr], events: &Events) {
+async fn warn_of_silence(verb: Verb, locals: &[SocketAddr], events: &Events) {
+    let until_then = match verb {
+        Verb::Intercept => "the pods answer themselves",
+        Verb::Wiretap => "nothing is copied",
+        Verb::Replace => "nobody answers",
+    };
     for local in locals {
         let dialled = tokio::time::timeout(LISTENING_DEADLINE, TcpStream::connect(local)).await;
         if !matches!(dialled, Ok(Ok(_))) {
-            let warning =
-                format!("nothing listens at {local} yet; until then the pods answer themselves");
+            let warning = format!("nothing listens at {local} yet; until then {until_then}");
             // The client being gone shows in what follows.
             let _ = send(events, Event::Warning(warning)).await;
         }
@@ -354,10 +376,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listening = listener.local_addr().unwrap();
         let (events, mut told) = mpsc::channel(8);
-        warn_of_silence(&[listening], &events).await;
+        warn_of_silence(Verb::Intercept, &[listening], &events).await;
         assert!(told.try_recv().is_err());
         drop(listener);
-        warn_of_silence(&[listening], &events).await;
+        warn_of_silence(Verb::Intercept, &[listening], &events).await;
         let Some(Event::Warning(text)) = told.recv().await.unwrap().unwrap().event else {
             panic!("no warning");
         };

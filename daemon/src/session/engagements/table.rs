@@ -43,6 +43,8 @@ pub(super) struct Entry {
     pub(super) ports: Vec<ResolvedPort>,
     pub(super) http: Option<HttpFilter>,
     pub(super) fails_closed: bool,
+    /// The container that is replaced.
+    pub(super) container: Option<String>,
     pub(super) observed: watch::Sender<Observed>,
     watcher: Option<AbortOnDropHandle<()>>,
 }
@@ -61,6 +63,7 @@ impl Entry {
             ports,
             http,
             fails_closed,
+            container: None,
             observed: watch::channel(Observed::default()).0,
             watcher: None,
         }
@@ -90,7 +93,9 @@ impl Entry {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             counts: None,
-            fails_closed: self.fails_closed,
+            // An app that is stopped does not.
+            fails_closed: self.fails_closed || self.verb == Verb::Replace,
+            container: self.container.clone().unwrap_or_default(),
         }
     }
 
@@ -190,7 +195,7 @@ impl Table {
         let found = entries.iter().find(|(key, entry)| {
             key.namespace == namespace
                 && entry.workload == *workload
-                && entry.verb == Verb::Intercept
+                && entry.verb != Verb::Wiretap
                 && overlap(entry.http.as_ref(), http)
                 && entry.ports.iter().any(|taken| {
                     ports

@@ -53,6 +53,7 @@ fn claim(id: &str, port: u16) -> Claim {
         http_probed: false,
         fails_closed: false,
         reach: Reach::Rest,
+        stops: None,
         copy: false,
     }
 }

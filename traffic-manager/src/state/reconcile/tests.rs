@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kvpn_proto::crd::{EngagementStatus, condition};
+use kvpn_proto::crd::{EngagementStatus, Verb, condition};
 
 use super::*;
 use crate::state::pods::Phase;
 use crate::state::testing::{Clock, agent_container, engagement, pod, selector, session};
 use crate::state::{AgentRejected, Caller, Change, Event, LinkId, Settings, StreamId};
+
+mod replaces;
 
 const IMAGE: &str = "agent:1";
 const CONTAINER: &str = "kvpn-agent-abcde";
@@ -125,6 +127,7 @@ fn sent_ports(effects: &[Effect]) -> Vec<(LinkId, Vec<u16>)> {
             }
             Effect::EndLink { .. }
             | Effect::AddAgent { .. }
+            | Effect::AddHolder { .. }
             | Effect::ResolveWorkload { .. }
             | Effect::WriteEngagement { .. }
             | Effect::WriteSession { .. }
@@ -142,6 +145,7 @@ fn added(effects: &[Effect]) -> Vec<&str> {
         .filter_map(|effect| match effect {
             Effect::AddAgent { pod, .. } => Some(&*pod.name),
             Effect::SendClaims { .. }
+            | Effect::AddHolder { .. }
             | Effect::EndLink { .. }
             | Effect::ResolveWorkload { .. }
             | Effect::WriteEngagement { .. }

@@ -1,0 +1,96 @@
+//! The container of a workload's pods that is replaced.
+
+use k8s_openapi::api::core::v1::Container;
+use kvpn_proto::crd::WorkloadRef;
+use kvpn_proto::{Failure, Reason};
+
+use super::{Inventory, ResolvedPort, is_running, no_running_pod};
+
+/// The container of that name, or without a name the one that has the ports.
+pub(crate) fn container(
+    inventory: &Inventory,
+    workload: &WorkloadRef,
+    ports: &[ResolvedPort],
+    wanted: &str,
+) -> Result<String, Failure> {
+    let mut pods = inventory.pods_of(workload);
+    let spec = pods
+        .find(|pod| is_running(pod))
+        .and_then(|pod| pod.spec.as_ref())
+        .ok_or_else(|| no_running_pod(&inventory.namespace, workload))?;
+    let all = spec.containers.as_slice();
+    let usage = |message: String| {
+        let names: Vec<&str> = all.iter().map(|it| it.name.as_str()).collect();
+        let next_step = format!("name one with --container: {}", names.join(", "));
+        Failure::new(Reason::Usage, message, next_step)
+    };
+    if !wanted.is_empty() {
+        let is_there = all.iter().any(|it| it.name == wanted);
+        return is_there
+            .then(|| wanted.to_owned())
+            .ok_or_else(|| usage(format!("{workload} has no container {wanted}")));
+    }
+    let with_ports: Vec<&Container> = all.iter().filter(|it| declares(it, ports)).collect();
+    match (with_ports.as_slice(), all) {
+        ([only], _) => Ok(only.name.clone()),
+        ([], [only]) => Ok(only.name.clone()),
+        _ => Err(usage(format!(
+            "which container of {workload} is to be replaced is not clear"
+        ))),
+    }
+}
+
+fn declares(container: &Container, ports: &[ResolvedPort]) -> bool {
+    let mut declared = container.ports.iter().flatten();
+    declared.any(|declared| {
+        let mut ports = ports.iter();
+        ports.any(|port| i32::from(port.container_port) == declared.container_port)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kvpn_proto::crd::WorkloadKind;
+
+    use super::*;
+
+    fn replaced(containers: &str, wanted: &str) -> Result<String, String> {
+        let pod: Pod = serde_yaml::from_str(&format!(
+            "{{metadata: {{name: web}}, spec: {{containers: {containers}}},
+               status: {{phase: Running}}}}"
+        ))
+        .unwrap();
+        let inventory = Inventory {
+            namespace: "shop".into(),
+            pods: vec![pod],
+            ..Inventory::default()
+        };
+        let workload = WorkloadRef {
+            kind: WorkloadKind::Pod,
+            name: "web".into(),
+        };
+        let port = ResolvedPort {
+            local: "127.0.0.1:8080".parse().unwrap(),
+            container_port: 8080,
+            service: None,
+        };
+        container(&inventory, &workload, &[port], wanted).map_err(|failure| failure.next_step)
+    }
+
+    #[test]
+    fn container_with_the_port_is_replaced_or_the_only_one() {
+        let two = "[{name: proxy}, {name: web, ports: [{containerPort: 8080}]}]";
+        assert_eq!(replaced(two, ""), Ok("web".into()));
+        assert_eq!(replaced(two, "proxy"), Ok("proxy".into()));
+        assert_eq!(replaced("[{name: web}]", ""), Ok("web".into()));
+    }
+
+    #[test]
+    fn doubt_is_told_with_the_names() {
+        for (containers, wanted) in [("[{name: a}, {name: b}]", ""), ("[{name: a}]", "c")] {
+            let error = replaced(containers, wanted).unwrap_err();
+            assert!(error.contains("--container: a"), "{error}");
+        }
+    }
+}
