@@ -226,6 +226,7 @@ const P50_BESIDE: &[Floor] = &[Floor::Value(1_000.0)];
 const P99_BESIDE: &[Floor] = &[Floor::Value(5_000.0)];
 /// As fast as without them: 1.2 allows for the noise of two medians.
 const AS_FAST: &[Floor] = &[Floor::Value(1.2)];
+const MIB: f64 = 1_048_576.0;
 const IDLE_BYTES: &[Floor] = &[Floor::Value(16_384.0)];
 
 /// All of them, as they are shown.
@@ -402,6 +403,26 @@ pub const ALL: &[Figure] = &[
         MICROSECONDS,
         "a request that the laptop answers, 1 connection, median",
         &[],
+    ),
+    filtered(
+        "http_unmatched_250_p50_us",
+        MICROSECONDS,
+        "a request that none of 250 filters takes, 1 connection, median",
+        &[Floor::Added(100.0)],
+    ),
+    alone(
+        Group::Filters,
+        "agent_memory_bytes",
+        "bytes",
+        "memory of an agent with an intercept and no requests yet",
+        &[Floor::Value(12.0 * MIB)],
+    ),
+    alone(
+        Group::Filters,
+        "agent_image_bytes",
+        "bytes",
+        "the agent's image, unpacked",
+        &[Floor::Value(15e6)],
     ),
 ];
 

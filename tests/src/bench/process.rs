@@ -18,6 +18,8 @@ pub(super) enum Role {
     Manager,
     ApiServer,
     Server,
+    /// Of the pod that is engaged; none has one before.
+    Agent,
 }
 
 impl Role {
@@ -29,6 +31,7 @@ impl Role {
             Self::Manager => "manager",
             Self::ApiServer => "apiserver",
             Self::Server => "server",
+            Self::Agent => "agent",
         }
     }
 
@@ -41,20 +44,24 @@ impl Role {
                 let process = lab.process("kube-apiserver");
                 Ok(process.context("no API server")?.pid)
             }
-            Self::Server => {
-                let mut found = cgroup::members()?;
-                found.retain(|pid| is_server(*pid));
-                ensure!(found.len() == 1, "the server's processes: {found:?}");
-                found.into_iter().next().context("none")
-            }
+            // Clients are called like the server.
+            Self::Server => only(b"/kvpn-bench\0server\0"),
+            Self::Agent => only(b"/sidecar-agent\0--manager\0"),
         }
     }
 }
 
-/// Whether a process is the server, and not a client.
-fn is_server(pid: i32) -> bool {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line == b"/kvpn-bench\0server\0"
+/// The one process of the lab whose command line begins so.
+fn only(command: &[u8]) -> Result<i32> {
+    let is_meant = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(command)
+    };
+    let mut found = cgroup::members()?;
+    found.retain(is_meant);
+    let command = String::from_utf8_lossy(command).replace('\0', " ");
+    ensure!(found.len() == 1, "processes of {command}: {found:?}");
+    found.into_iter().next().context("none")
 }
 
 /// CPU time that a process has used, in seconds.
@@ -79,6 +86,15 @@ pub(super) fn open_files(pid: i32) -> Result<usize> {
     Ok(files
         .with_context(|| format!("process {pid} has ended"))?
         .count())
+}
+
+/// Memory of a process, of files too, in bytes.
+pub(super) fn resident_bytes(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} has ended"))?;
+    let mut lines = status.lines();
+    let kib = lines.find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    Ok(kib.context("read the memory")?.parse::<u64>()? << 10)
 }
 
 /// Memory of a process that is not a file's, in bytes.

@@ -227,13 +227,31 @@ impl Rig {
         let handler = ["kvpn-sample", "--service", "laptop", "--port", "8080"];
         let mut handler = self.lab.laptop(CONNECTED)?.user().spawn(handler)?;
         handler.wait_for_line("listens", Duration::from_secs(5))?;
-        let nginx = ["intercept", "nginx", "-n", services::NAMESPACE];
-        let only = ["--port", "8080:http", "--http-header", header];
-        self.kvpn(CONNECTED, &[&nginx[..], &only].concat())?;
-        Ok(Intercept {
+        let intercept = Intercept {
             rig: self,
             _handler: handler,
-        })
+        };
+        self.intercept_with(header)?;
+        Ok(intercept)
+    }
+
+    /// The same, with intercepts of more headers beside it.
+    pub(super) fn intercept_nginx_too(
+        &self,
+        header: &str,
+        others: &[String],
+    ) -> Result<Intercept<'_>> {
+        let intercept = self.intercept_nginx(header)?;
+        for other in others {
+            self.intercept_with(other)?;
+        }
+        Ok(intercept)
+    }
+
+    fn intercept_with(&self, header: &str) -> Result<()> {
+        let nginx = ["intercept", "nginx", "-n", services::NAMESPACE];
+        let only = ["--port", "8080:http", "--http-header", header];
+        self.kvpn(CONNECTED, &[&nginx[..], &only].concat())
     }
 
     /// Runs a program on the laptop that may reach pods directly; gives what it printed.
@@ -287,7 +305,7 @@ fn measure(client: Cmd) -> Result<Value> {
     output?.json()
 }
 
-/// Ends an intercept when dropped.
+/// Ends all intercepts when dropped.
 pub(super) struct Intercept<'a> {
     rig: &'a Rig,
     _handler: Background,
@@ -295,7 +313,7 @@ pub(super) struct Intercept<'a> {
 
 impl Drop for Intercept<'_> {
     fn drop(&mut self) {
-        let leave = ["leave", "nginx", "-n", services::NAMESPACE];
+        let leave = ["leave", "--all"];
         if let Err(error) = self.rig.kvpn(CONNECTED, &leave) {
             step(format_args!("Cannot leave nginx: {error:#}"));
         }

@@ -1,14 +1,32 @@
 //! What an intercept of some requests costs all others, and the laptop's own: wrk asks
-//! nginx in a pod from outside, with an agent in the pod and without.
+//! nginx in a pod from outside, with an agent in the pod and without. And what the agent
+//! takes itself.
 
 use anyhow::{Context, Result};
 
 use super::Work;
 use crate::bench::figures::Way;
+use crate::bench::process::{Role, resident_bytes};
+use crate::lab::Lab;
 
 const UNMATCHED: [&str; 2] = ["http_unmatched_per_s", "http_unmatched_p99_us"];
 const UNMATCHED_ONE: &str = "http_unmatched_p50_us";
 const MATCHED_ONE: &str = "http_matched_p50_us";
+const UNMATCHED_MANY: &str = "http_unmatched_250_p50_us";
+const MEMORY: &str = "agent_memory_bytes";
+const IMAGE: &str = "agent_image_bytes";
+const ALL: [&str; 7] = [
+    UNMATCHED[0],
+    UNMATCHED[1],
+    UNMATCHED_ONE,
+    MATCHED_ONE,
+    UNMATCHED_MANY,
+    MEMORY,
+    IMAGE,
+];
+
+/// How many intercepts there are at a time, at the most.
+const MANY: usize = 250;
 
 /// What the laptop's requests have.
 const MATCHING: &str = "x-user: alice";
@@ -22,7 +40,7 @@ struct Measured {
 }
 
 pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
-    if !work.wants_any(&[UNMATCHED[0], UNMATCHED[1], UNMATCHED_ONE, MATCHED_ONE]) {
+    if !work.wants_any(&ALL) {
         return Ok(());
     }
     work.rig.add_services()?;
@@ -35,6 +53,12 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
                 Way::Kvpn => Some(work.rig.intercept_nginx("x-user=alice")?),
                 Way::Direct | Way::Pipe => None,
             };
+            if way == Way::Kvpn && round == 0 {
+                let [memory, image] = agent(work.rig.lab())?;
+                work.samples.add(MEMORY, way, memory);
+                work.samples.add(IMAGE, way, image);
+                work.tell(round, &[MEMORY, IMAGE]);
+            }
             let many = wrk(work, 16, &url, None)?;
             let one = wrk(work, 1, &url, None)?;
             let laptops = wrk(work, 1, &url, Some(MATCHING))?;
@@ -46,11 +70,38 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
             ] {
                 work.samples.add(key, way, value);
             }
+            if way == Way::Direct {
+                work.samples.add(UNMATCHED_MANY, way, one.p50_us);
+            }
         }
         work.tell(
             round,
             &[UNMATCHED[0], UNMATCHED[1], UNMATCHED_ONE, MATCHED_ONE],
         );
+    }
+    if work.wants(UNMATCHED_MANY) {
+        many(work, &url)?;
+    }
+    Ok(())
+}
+
+/// The memory of the agent that has an intercept, and has had no request yet, and the size
+/// of its image.
+fn agent(lab: &Lab) -> Result<[f64; 2]> {
+    let memory = resident_bytes(Role::Agent.pid(lab)?)?;
+    let image = lab.layout().cache().join("images/sidecar-agent.tar");
+    let size = image.metadata().context("the agent's image")?.len();
+    Ok([memory as f64, size as f64])
+}
+
+/// Requests that none of many intercepts takes.
+fn many(work: &mut Work<'_>, url: &str) -> Result<()> {
+    let others: Vec<String> = (1..MANY).map(|i| format!("x-user=user-{i}")).collect();
+    let _intercepts = work.rig.intercept_nginx_too("x-user=alice", &others)?;
+    for round in work.rounds() {
+        let one = wrk(work, 1, url, None)?;
+        work.samples.add(UNMATCHED_MANY, Way::Kvpn, one.p50_us);
+        work.tell(round, &[UNMATCHED_MANY]);
     }
     Ok(())
 }
