@@ -8,7 +8,7 @@ use crate::{Failure, Reason};
 /// Namespace of the traffic manager unless the user says another.
 pub const MANAGER_NAMESPACE: &str = "kvpn";
 
-/// Name of the traffic manager's Deployment and Service.
+/// Name of the traffic manager's Deployment, Service and ServiceAccount.
 pub const MANAGER_SERVICE: &str = "traffic-manager";
 
 /// Port of the Service that sessions reach through the API server's
@@ -36,8 +36,8 @@ pub const HEALTH_PATH: &str = "/healthz";
 /// Path on the traffic manager that Prometheus scrapes.
 pub const METRICS_PATH: &str = "/metrics";
 
-/// Path on the traffic manager, before a secret, that the API server asks about pods that
-/// are about to be created.
+/// Path on the traffic manager, before a secret, that the API server asks about what is
+/// about to be created or deleted.
 pub const ADMISSION_PATH: &str = "/admit/";
 
 /// Name of the MutatingWebhookConfiguration, whose webhooks the traffic manager writes.
@@ -65,6 +65,17 @@ pub const DAEMON_SOCKET: &str = "/run/kvpn/kvpnd.sock";
 /// `resourceNames` of the RBAC rule that allows it.
 pub fn manager_proxy_name() -> String {
     format!("https:{MANAGER_SERVICE}:{MANAGER_SERVICE_PORT}")
+}
+
+/// The traffic manager's name as a user of the API server
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/#service-account-tokens>).
+pub fn manager_user(namespace: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{MANAGER_SERVICE}")
+}
+
+/// What a user is called before a reader, who may be that user.
+pub fn called<'a>(user: &'a str, reader: &str) -> &'a str {
+    if user == reader { "you" } else { user }
 }
 
 /// Name of a connection unless the user says another.
@@ -132,6 +143,12 @@ mod tests {
     #[test]
     fn proxy_name_has_scheme_and_port() {
         assert_eq!(manager_proxy_name(), "https:traffic-manager:443");
+    }
+
+    #[test]
+    fn reader_is_called_you() {
+        assert_eq!(called("alice", "alice"), "you");
+        assert_eq!(called("bob", "alice"), "bob");
     }
 
     #[test]

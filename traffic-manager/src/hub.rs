@@ -21,8 +21,8 @@ pub(crate) use requests::Reporting;
 use requests::Requests;
 
 use crate::state::{
-    AgentRejected, Caller, Census, ClaimRoute, ClaimSet, Effect, Event, Key, LinkId, Newborn, Now,
-    SessionView, StreamId, World,
+    AgentRejected, Caller, Census, ClaimRoute, ClaimSet, Deletion, Effect, Event, Key, LinkId,
+    Newborn, Now, SessionView, StreamId, World,
 };
 
 /// The state and its lines.
@@ -85,9 +85,10 @@ impl Hub {
             match effect {
                 Effect::SendClaims { link, claims } => inner.lines.send_claims(link, claims),
                 Effect::EndLink { link } => inner.lines.end_link(link),
-                Effect::RevokeSession { uid } => {
-                    info!(%uid, "the session was deleted");
-                    inner.lines.revoke(&uid);
+                Effect::RevokeSession { uid, deletion } => {
+                    let by = deletion.as_ref().map(|it| it.by.as_str());
+                    info!(%uid, by, "the session was deleted");
+                    inner.lines.revoke(&uid, deletion.as_ref());
                 }
                 Effect::AddAgent { .. }
                 | Effect::AddHolder { .. }
@@ -209,6 +210,17 @@ impl Hub {
     /// Whether a pod that is about to be created gets an agent of this name.
     pub(crate) fn delivers(&self, newborn: &Newborn, agent: &str) -> bool {
         self.lock().world.delivers(newborn, agent, &Now::read())
+    }
+
+    /// Takes note of who asked the API server for a deletion.
+    pub(crate) fn note_deletion(&self, deletion: Deletion) {
+        self.lock().world.note_deletion(deletion, &Now::read());
+    }
+
+    /// The deletion of late of what is that user's.
+    pub(crate) fn deletion(&self, uid: &str, owner: &str) -> Option<Deletion> {
+        let inner = self.lock();
+        inner.world.deletion(uid, owner, &Now::read()).cloned()
     }
 
     /// Where a connection goes that an agent has intercepted.
@@ -362,11 +374,15 @@ impl Drop for OpenLink {
     }
 }
 
-/// The failure of calls for a session that is gone.
-pub(crate) fn revoked() -> Failure {
+/// The failure of calls for a session that is gone, by whom if that is known.
+pub(crate) fn revoked(deletion: Option<&Deletion>) -> Failure {
+    let how = match deletion {
+        Some(deletion) => format!("by {}", deletion.by_whom()),
+        None => "from the cluster's side".to_owned(),
+    };
     Failure::new(
         kvpn_proto::Reason::SessionRevoked,
-        "the session was ended from the cluster's side",
+        format!("the session was ended {how}"),
         "run `kvpn connect` to start another",
     )
 }

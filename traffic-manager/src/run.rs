@@ -113,13 +113,13 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
         manager,
         linger: config.agent_linger,
     });
-    let births = watch::Sender::new(None);
-    let expected = births.subscribe();
+    let questions = watch::Sender::new(None);
+    let expected = questions.subscribe();
     let executor = Executor::new(
         Arc::clone(&hub),
         client.clone(),
         Arc::clone(&template),
-        births,
+        questions,
     );
     let mut tasks = spawn_watches(&Watches {
         client: client.clone(),

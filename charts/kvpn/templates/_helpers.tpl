@@ -23,8 +23,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/*
-Whether pods are born with an agent. Not where the traffic manager is kept to some
-namespaces: who may write a webhook's configuration sees the whole cluster.
+Whether pods are born with an agent, and it is known who deletes what. Not where
+the traffic manager is kept to some namespaces: who may write a webhook's
+configuration sees the whole cluster.
 */}}
 {{- define "kvpn.webhook" -}}
 {{- if and .Values.agent.webhook (not .Values.managedNamespaces) }}true{{ end }}

@@ -71,6 +71,7 @@ fn objects(lab: &Lab, app: &str) -> Result<Vec<Value>> {
     serde_json::from_value(list["items"].take()).context("the pods")
 }
 
+/// Those that are of workloads.
 fn webhooks(lab: &Lab) -> Result<usize> {
     let get = [
         "get",
@@ -80,7 +81,12 @@ fn webhooks(lab: &Lab) -> Result<usize> {
         "json",
     ];
     let configuration: Value = lab.kubectl(get).run()?.success()?.json()?;
-    Ok(configuration["webhooks"].as_array().map_or(0, Vec::len))
+    let webhooks = configuration["webhooks"].as_array();
+    let names = webhooks
+        .into_iter()
+        .flatten()
+        .filter_map(|it| it["name"].as_str());
+    Ok(names.filter(|name| name.starts_with("workload-")).count())
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::cluster::{ClusterView, Names};
 use crate::dial::Dialer;
 use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
 use crate::metrics::{FlowStats, Origin};
-use crate::state::{Change, Event, Key, SessionView};
+use crate::state::{Change, Deletion, Event, Key, SessionView};
 
 /// How long the API server may take to show a Session.
 const GET_SESSION: Duration = Duration::from_secs(5);
@@ -66,8 +66,11 @@ impl TrafficManager for SessionApi {
         let identity = self.verify(&connection, request.into_inner()).await;
         // It may have been deleted while it was verified.
         let identity = identity.and_then(|identity| {
-            let exists = self.hub.register(&connection, &identity);
-            exists.then_some(identity).ok_or_else(revoked)
+            if self.hub.register(&connection, &identity) {
+                return Ok(identity);
+            }
+            let deletion = self.hub.deletion(&identity.uid, &identity.user);
+            Err(revoked(deletion.as_ref()))
         });
         match identity {
             Ok(identity) => {
@@ -211,19 +214,30 @@ impl TrafficManager for SessionApi {
                 "see those that there are with `kvpn status`",
             )
         })?;
+        let hub = Arc::clone(&self.hub);
+        let uid = reading.engagement_uid().to_owned();
+        let end = async move {
+            let deletion = hub.deletion(&uid, &identity.user);
+            Err(Status::from(over(&key, deletion.as_ref())))
+        };
         let decisions = ReceiverStream::new(decisions).map(move |decision| {
             // It lives as long as the stream.
             let _ = &reading;
             Ok(decision)
         });
-        let over = Failure::new(
-            Reason::NoSuchEngagement,
-            format!("engagement {key} has ended"),
-            "see those that there are with `kvpn status`",
-        );
-        let over = stream::once(std::future::ready(Err(Status::from(over))));
-        let decisions = decisions.chain(over);
+        let decisions = decisions.chain(stream::once(end));
         Ok(Response::new(until_closed(decisions, connection)))
+    }
+
+    async fn tell_deletion(
+        &self,
+        request: Request<v1::TellDeletionRequest>,
+    ) -> Result<Response<v1::TellDeletionResponse>, Status> {
+        let (_, identity) = identified(request.extensions())?;
+        let uid = request.into_inner().uid;
+        let deletion = self.hub.deletion(&uid, &identity.user);
+        let user = deletion.map(|deletion| deletion.by).unwrap_or_default();
+        Ok(Response::new(v1::TellDeletionResponse { user }))
     }
 }
 
@@ -334,6 +348,19 @@ fn identified(extensions: &Extensions) -> Result<(Arc<Connection>, Identity), St
     let connection = connection(extensions)?;
     let identity = connection.identity()?;
     Ok((connection, identity))
+}
+
+/// The end of an engagement's log, with who ended it if that is known.
+fn over(engagement: &Key, deletion: Option<&Deletion>) -> Failure {
+    let how = match deletion {
+        Some(deletion) => format!("was deleted by {}", deletion.by_whom()),
+        None => "has ended".to_owned(),
+    };
+    Failure::new(
+        Reason::NoSuchEngagement,
+        format!("engagement {engagement} {how}"),
+        "see those that there are with `kvpn status`",
+    )
 }
 
 fn unreadable(why: &str) -> Failure {

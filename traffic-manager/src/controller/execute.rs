@@ -22,7 +22,7 @@ use super::agent_container::{AgentTemplate, random_name};
 use super::selectors::resolve;
 use super::writer::StatusWriter;
 use crate::hub::Hub;
-use crate::state::{Effect, Event, Key, Nursery};
+use crate::state::{Effect, Event, Key, Questions};
 
 /// How long the API server may take for one request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -39,8 +39,8 @@ pub(crate) struct Executor {
     pub(crate) client: Client,
     pub(crate) template: Arc<AgentTemplate>,
     writer: StatusWriter,
-    /// Where births are expected.
-    births: watch::Sender<Option<Vec<Nursery>>>,
+    /// What the API server is to ask.
+    questions: watch::Sender<Option<Questions>>,
 }
 
 /// Why a request did not succeed.
@@ -58,14 +58,14 @@ impl Executor {
         hub: Arc<Hub>,
         client: Client,
         template: Arc<AgentTemplate>,
-        births: watch::Sender<Option<Vec<Nursery>>>,
+        questions: watch::Sender<Option<Questions>>,
     ) -> Self {
         Self {
             hub,
             client,
             template,
             writer: StatusWriter::default(),
-            births,
+            questions,
         }
     }
 
@@ -123,8 +123,8 @@ impl Executor {
                 uid,
                 status,
             } => self.write::<Session>(session, uid, json!(status)),
-            Effect::WriteWebhooks(nurseries) => {
-                self.births.send_replace(Some(nurseries));
+            Effect::WriteWebhooks(questions) => {
+                self.questions.send_replace(Some(questions));
             }
             Effect::DeleteEngagement { engagement, uid } => {
                 info!(%engagement, "deleting the engagement: its session is gone");

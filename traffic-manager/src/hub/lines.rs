@@ -9,7 +9,7 @@ use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Connection, revoked};
-use crate::state::{ClaimRoute, ClaimSet, LinkId, StreamId};
+use crate::state::{ClaimRoute, ClaimSet, Deletion, LinkId, StreamId};
 
 /// Dials that may wait for a session to take them. More than that at once, and
 /// the app answers instead.
@@ -134,13 +134,13 @@ impl Lines {
         connections.filter(|weak| weak.strong_count() > 0).count()
     }
 
-    /// Ends the connections of a session and the dials that wait for it.
-    pub(crate) fn revoke(&mut self, session_uid: &str) {
+    /// Ends the connections of a session that was deleted and the dials that wait for it.
+    pub(crate) fn revoke(&mut self, session_uid: &str, deletion: Option<&Deletion>) {
         self.pending
             .retain(|_, pending| pending.session_uid != session_uid);
         let connections = self.connections.remove(session_uid).unwrap_or_default();
         for connection in connections.iter().filter_map(Weak::upgrade) {
-            connection.close(revoked());
+            connection.close(revoked(deletion));
         }
     }
 }
@@ -197,7 +197,7 @@ mod tests {
         let (stream, _dials) = lines.open_dials();
         let (_, mut answer) = lines.dial(stream, route(), source()).unwrap();
         assert_eq!(lines.connections(), 2);
-        lines.revoke("alice");
+        lines.revoke("alice", None);
         assert_eq!(lines.connections(), 1);
         assert!(alice.closed().is_some());
         assert!(bob.closed().is_none());

@@ -81,6 +81,7 @@ pub(crate) struct Reporting {
 pub(crate) struct Reading {
     hub: Arc<Hub>,
     id: u64,
+    engagement_uid: String,
 }
 
 impl Hub {
@@ -130,7 +131,7 @@ impl Hub {
         let id = requests.latest;
         let reader = Reader {
             namespace: engagement.namespace.clone(),
-            engagement_uid: uid,
+            engagement_uid: uid.clone(),
             earlier_only,
             decisions,
             left_out: 0,
@@ -138,8 +139,19 @@ impl Hub {
         };
         requests.readers.insert(id, reader);
         requests.note_change();
-        let hub = Arc::clone(self);
-        Some((receiver, Reading { hub, id }))
+        let reading = Reading {
+            hub: Arc::clone(self),
+            id,
+            engagement_uid: uid,
+        };
+        Some((receiver, reading))
+    }
+}
+
+impl Reading {
+    /// Of what is read.
+    pub(crate) fn engagement_uid(&self) -> &str {
+        &self.engagement_uid
     }
 }
 

@@ -142,11 +142,9 @@ fn is_scrape(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET && request.uri().path() == names::METRICS_PATH
 }
 
-/// Whether somebody asks who knows the path's end.
+/// Whether somebody asks who knows the path.
 fn is_admission(request: &Request<Incoming>, webhook: &Webhook) -> bool {
-    let path = request.uri().path();
-    request.method() == Method::POST
-        && path.strip_prefix(names::ADMISSION_PATH) == Some(webhook.secret())
+    request.method() == Method::POST && webhook.has_path(request.uri().path())
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {

@@ -42,7 +42,7 @@ use crate::dial::Dialer;
 use crate::hub::Hub;
 use crate::metrics::{Access, Endpoint, FlowStats};
 use crate::state::testing::{agent_container, engagement, pod, selector};
-use crate::state::{Change, Effect, Event, Key, SessionView, Settings, World};
+use crate::state::{Change, Deletion, Effect, Event, Key, SessionView, Settings, World};
 use crate::tls::Authority;
 
 mod metrics;
@@ -299,6 +299,16 @@ impl DerefMut for SessionClient {
     }
 }
 
+/// Bob's, of what is alice's.
+fn deletion(uid: &str) -> Deletion {
+    Deletion {
+        uid: uid.into(),
+        owner: "alice".into(),
+        by: "bob".into(),
+        is_trial: false,
+    }
+}
+
 fn claims_request(event: v1::watch_claims_request::Event) -> v1::WatchClaimsRequest {
     v1::WatchClaimsRequest { event: Some(event) }
 }
@@ -481,6 +491,7 @@ async fn a_deleted_session_ends_its_streams_with_the_reason() {
         },
     }))
     .unwrap();
+    lab.hub.note_deletion(deletion("u-alice-1"));
     let gone = Change::Deleted(SessionView::from(&session));
     lab.hub.handle(Event::Sessions(gone));
     let status = timeout(LIMIT, dials.next())
@@ -488,7 +499,9 @@ async fn a_deleted_session_ends_its_streams_with_the_reason() {
         .unwrap()
         .unwrap()
         .unwrap_err();
-    assert_eq!(Failure::from(status).reason, Reason::SessionRevoked);
+    let failure = Failure::from(status);
+    assert_eq!(failure.reason, Reason::SessionRevoked);
+    assert_eq!(failure.message, "the session was ended by bob");
     let lookup = client.lookup(v1::LookupRequest::default()).await;
     assert_eq!(
         Failure::from(lookup.unwrap_err()).reason,

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
 
 use super::{
-    Change, ClaimSet, EngagementView, Key, LinkId, Nursery, PodView, Resolution, SessionView,
-    StreamId,
+    Change, ClaimSet, Deletion, EngagementView, Key, LinkId, Nursery, PodView, Resolution,
+    SessionView, StreamId,
 };
 
 /// What happened.
@@ -123,8 +123,8 @@ pub(crate) enum Effect {
         uid: String,
         status: SessionStatus,
     },
-    /// Have the API server ask about these pods, and no others, before they are created.
-    WriteWebhooks(Vec<Nursery>),
+    /// Have the API server ask this, and nothing else.
+    WriteWebhooks(Questions),
     DeleteEngagement {
         engagement: Key,
         uid: String,
@@ -136,7 +136,18 @@ pub(crate) enum Effect {
     /// End the connections of a session that does not exist any more.
     RevokeSession {
         uid: String,
+        /// Absent when nobody knows by whom.
+        deletion: Option<Deletion>,
     },
+}
+
+/// What the API server asks before it does it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Questions {
+    /// About these pods, and no others, before they are created.
+    pub(crate) births: Vec<Nursery>,
+    /// About Engagements and Sessions, before they are deleted.
+    pub(crate) deletions: bool,
 }
 
 /// Who an agent says it is.

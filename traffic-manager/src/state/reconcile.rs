@@ -6,7 +6,7 @@ use kvpn_proto::crd::Verb;
 
 use super::engagements::{EngagementRecord, Standing, decide};
 use super::status::engagement_status;
-use super::{Claim, Effect, Key, Now, Nursery, PodView, Resolution, World};
+use super::{Claim, Effect, Key, Now, Nursery, PodView, Questions, Resolution, World};
 
 /// What engagements want of a pod.
 #[derive(Default)]
@@ -32,11 +32,17 @@ impl World {
         self.write(standings, now, effects);
     }
 
-    /// Says which pods are to be born with an agent, when that has changed.
-    pub(super) fn expect_births(&mut self, effects: &mut Vec<Effect>) {
-        let expected = self.expected_births();
-        if self.births.expect(&expected) {
-            effects.push(Effect::WriteWebhooks(expected));
+    /// Says what the API server is to ask, when that has changed: which pods are to be born
+    /// with an agent, and whether there is something to delete.
+    pub(super) fn expect_questions(&mut self, effects: &mut Vec<Effect>) {
+        let questions = Questions {
+            births: self.expected_births(),
+            deletions: !self.sessions.is_empty() || !self.engagements.is_empty(),
+        };
+        let other_births = self.births.expect(&questions.births);
+        let other_deletions = self.deletions.expect(questions.deletions);
+        if other_births || other_deletions {
+            effects.push(Effect::WriteWebhooks(questions));
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::agents::AgentSlot;
 use super::births::{Births, Newborn};
+use super::deletions::{Deletion, Deletions};
 use super::engagements::EngagementRecord;
 use super::pods::Pods;
 use super::sessions::SessionRecord;
@@ -39,11 +40,13 @@ pub(crate) struct World {
     /// Namespaces in which something changed.
     dirty: BTreeSet<String>,
     pub(super) births: Births,
+    pub(super) deletions: Deletions,
 }
 
 impl World {
     pub(crate) fn new(settings: Settings) -> Self {
         Self {
+            deletions: Deletions::new(&settings.manager.namespace),
             settings,
             sessions: BTreeMap::new(),
             engagements: BTreeMap::new(),
@@ -158,7 +161,7 @@ impl World {
             for namespace in std::mem::take(&mut self.dirty) {
                 self.reconcile(&namespace, now, &mut effects);
             }
-            self.expect_births(&mut effects);
+            self.expect_questions(&mut effects);
         }
         effects
     }
@@ -273,6 +276,16 @@ impl World {
         self.births.deliver(newborn, agent, now.instant)
     }
 
+    /// Takes note of who asked the API server for a deletion.
+    pub(crate) fn note_deletion(&mut self, deletion: Deletion, now: &Now) {
+        self.deletions.note(deletion, now.instant);
+    }
+
+    /// The deletion of late of what is that user's.
+    pub(crate) fn deletion(&self, uid: &str, owner: &str, now: &Now) -> Option<&Deletion> {
+        self.deletions.of(uid, owner, now.instant)
+    }
+
     /// The agent of a caller that is connected: its pod, and the pod's UID with the
     /// container.
     pub(crate) fn linked_agent(&self, caller: &Caller) -> Option<(Key, (String, String))> {
@@ -334,8 +347,9 @@ impl World {
         let (gone, present) = change.resolve(&self.sessions);
         for key in gone {
             if let Some(session) = self.sessions.remove(&key) {
-                let uid = session.view.uid;
-                effects.push(Effect::RevokeSession { uid });
+                let SessionView { uid, user, .. } = session.view;
+                let deletion = self.deletion(&uid, &user, now).cloned();
+                effects.push(Effect::RevokeSession { uid, deletion });
                 self.touch_engagements_of(&key.name);
             }
         }

@@ -1,5 +1,6 @@
 //! What the API server is told to ask.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
@@ -9,18 +10,20 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use kvpn_proto::crd::{Engagement, Session};
 use kvpn_proto::names;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::state::Nursery;
+use super::Subject;
+use crate::state::{Nursery, Questions};
 
-/// How long the API server may wait for an answer before it creates the pod without, in
-/// seconds.
-const PATIENCE: i32 = 2;
+/// How long the API server may wait for an answer before it creates the pod without, or
+/// deletes something that nobody has heard of, in seconds.
+const PATIENCE: (i32, i32) = (2, 1);
 
 /// How long the API server may take for one request, and the first and longest pause after
 /// a failure.
@@ -47,16 +50,17 @@ pub(crate) struct Configuration {
 
 impl Configuration {
     /// Writes what is expected whenever that changes, for ever.
-    pub(crate) async fn keep(self, mut expected: watch::Receiver<Option<Vec<Nursery>>>) {
+    pub(crate) async fn keep(self, mut expected: watch::Receiver<Option<Questions>>) {
         let mut pause = PAUSE.0;
         loop {
-            let nurseries = expected.borrow_and_update().clone();
-            if let Some(nurseries) = nurseries {
-                match self.write(&nurseries).await {
+            let questions = expected.borrow_and_update().clone();
+            if let Some(questions) = questions {
+                match self.write(&questions).await {
                     Ok(()) => {
                         info!(
-                            webhooks = nurseries.len(),
-                            "the API server is told of births"
+                            births = questions.births.len(),
+                            deletions = questions.deletions,
+                            "the API server is told what to ask"
                         );
                         pause = PAUSE.0;
                     }
@@ -74,9 +78,9 @@ impl Configuration {
         }
     }
 
-    async fn write(&self, nurseries: &[Nursery]) -> Result<(), String> {
+    async fn write(&self, questions: &Questions) -> Result<(), String> {
         let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let patch = Patch::Merge(self.patch(nurseries));
+        let patch = Patch::Merge(self.patch(questions));
         let (name, request) = (names::WEBHOOK_CONFIGURATION, PatchParams::default());
         match timeout(REQUEST, api.patch(name, &request, &patch)).await {
             Ok(Ok(_)) => Ok(()),
@@ -85,15 +89,16 @@ impl Configuration {
         }
     }
 
-    fn patch(&self, nurseries: &[Nursery]) -> Value {
-        let webhooks = nurseries.iter().enumerate();
-        let webhooks: Vec<_> = webhooks
-            .map(|(index, it)| self.webhook(index, it))
-            .collect();
+    fn patch(&self, questions: &Questions) -> Value {
+        let births = questions.births.iter().enumerate();
+        let births = births.map(|(index, nursery)| self.births(index, nursery));
+        let deletions = questions.deletions.then(|| self.deletions());
+        let webhooks: Vec<_> = births.chain(deletions).collect();
         json!({ "webhooks": webhooks })
     }
 
-    fn webhook(&self, index: usize, nursery: &Nursery) -> MutatingWebhook {
+    /// Asks about pods that are about to be created.
+    fn births(&self, index: usize, nursery: &Nursery) -> MutatingWebhook {
         let admitting = LabelSelectorRequirement {
             key: POD_SECURITY_LABEL.to_owned(),
             operator: "NotIn".to_owned(),
@@ -102,20 +107,8 @@ impl Configuration {
         let name = (NAME_LABEL.to_owned(), nursery.namespace.clone());
         MutatingWebhook {
             name: format!("workload-{index}.agents.kvpn.dev"),
-            admission_review_versions: vec!["v1".to_owned()],
             side_effects: "None".to_owned(),
-            failure_policy: Some("Ignore".to_owned()),
-            timeout_seconds: Some(PATIENCE),
-            client_config: WebhookClientConfig {
-                ca_bundle: Some(ByteString(self.authority_pem.clone().into_bytes())),
-                service: Some(ServiceReference {
-                    name: names::MANAGER_SERVICE.to_owned(),
-                    namespace: self.namespace.clone(),
-                    path: Some(format!("{}{}", names::ADMISSION_PATH, self.secret)),
-                    port: Some(names::MANAGER_SERVICE_PORT.into()),
-                }),
-                url: None,
-            },
+            timeout_seconds: Some(PATIENCE.0),
             rules: Some(vec![RuleWithOperations {
                 api_groups: Some(vec![String::new()]),
                 api_versions: Some(vec!["v1".to_owned()]),
@@ -128,6 +121,44 @@ impl Configuration {
                 match_expressions: Some(vec![admitting]),
             }),
             object_selector: Some(nursery.selector.clone().into()),
+            ..self.webhook(Subject::Birth)
+        }
+    }
+
+    /// Asks about all that is about to be deleted of kvpn's own.
+    fn deletions(&self) -> MutatingWebhook {
+        let resources = [Engagement::plural(&()), Session::plural(&())];
+        MutatingWebhook {
+            name: "deletions.kvpn.dev".to_owned(),
+            // Who asks is remembered.
+            side_effects: "NoneOnDryRun".to_owned(),
+            timeout_seconds: Some(PATIENCE.1),
+            rules: Some(vec![RuleWithOperations {
+                api_groups: Some(vec![Engagement::group(&()).into_owned()]),
+                api_versions: Some(vec!["*".to_owned()]),
+                operations: Some(vec!["DELETE".to_owned()]),
+                resources: Some(resources.map(Cow::into_owned).to_vec()),
+                scope: Some("Namespaced".to_owned()),
+            }]),
+            ..self.webhook(Subject::Deletion)
+        }
+    }
+
+    /// What webhooks have in common: where to ask, and that no answer is as good as a yes.
+    fn webhook(&self, subject: Subject) -> MutatingWebhook {
+        MutatingWebhook {
+            admission_review_versions: vec!["v1".to_owned()],
+            failure_policy: Some("Ignore".to_owned()),
+            client_config: WebhookClientConfig {
+                ca_bundle: Some(ByteString(self.authority_pem.clone().into_bytes())),
+                service: Some(ServiceReference {
+                    name: names::MANAGER_SERVICE.to_owned(),
+                    namespace: self.namespace.clone(),
+                    path: Some(subject.path(&self.secret)),
+                    port: Some(names::MANAGER_SERVICE_PORT.into()),
+                }),
+                url: None,
+            },
             ..MutatingWebhook::default()
         }
     }
@@ -137,21 +168,39 @@ impl Configuration {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn webhooks_are_of_engaged_workloads_alone() {
+    fn configuration() -> Configuration {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = kube::Config::new("https://127.0.0.1:1".parse().unwrap());
-        let configuration = Configuration {
+        Configuration {
             client: Client::try_from(config).unwrap(),
             namespace: "kvpn".into(),
             authority_pem: "PEM".into(),
             secret: "secret".into(),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn webhooks_are_of_engaged_workloads_alone() {
+        let configuration = configuration();
         let nursery = Nursery {
             namespace: "shop".into(),
             selector: [("app".to_owned(), "web".to_owned())].into_iter().collect(),
         };
-        insta::assert_json_snapshot!(configuration.patch(&[nursery]));
-        assert_eq!(configuration.patch(&[]), json!({"webhooks": []}));
+        let questions = Questions {
+            births: vec![nursery],
+            deletions: false,
+        };
+        insta::assert_json_snapshot!(configuration.patch(&questions));
+        let nothing = configuration.patch(&Questions::default());
+        assert_eq!(nothing, json!({"webhooks": []}));
+    }
+
+    #[tokio::test]
+    async fn deletions_are_asked_about_where_there_is_something_to_delete() {
+        let questions = Questions {
+            births: Vec::new(),
+            deletions: true,
+        };
+        insta::assert_json_snapshot!(configuration().patch(&questions));
     }
 }

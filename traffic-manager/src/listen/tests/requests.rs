@@ -115,3 +115,36 @@ async fn what_an_agent_tells_reaches_the_session_of_the_engagement_once() {
     assert!(over.message().contains("has ended"), "{over}");
     assert_eq!(readers().await, []);
 }
+
+#[tokio::test]
+async fn end_of_a_log_and_its_reader_who_asks_are_told_who_deleted_the_engagement() {
+    let lab = Lab::start().await;
+    let mut client = lab.session().await;
+    lab.authenticate(&mut client, "u-alice-1").await.unwrap();
+    let [view, other] = ["web-a", "web-b"].map(|name| engagement(name, "alice", 8080, 0));
+    lab.hub
+        .handle(Event::Engagements(Change::Applied(view.clone())));
+    let request = v1::WatchRequestsRequest {
+        namespace: "shop".into(),
+        name: "web-a".into(),
+        earlier_only: false,
+    };
+    let log = client.watch_requests(request).await.unwrap();
+    let mut log = log.into_inner();
+    lab.hub.note_deletion(deletion("uid-web-a"));
+    lab.hub.note_deletion(Deletion {
+        owner: "carol".into(),
+        ..deletion("uid-web-b")
+    });
+    lab.hub.handle(Event::Engagements(Change::Deleted(view)));
+    let over = timeout(LIMIT, log.message()).await.unwrap().unwrap_err();
+    let words = "engagement shop/web-a was deleted by bob";
+    assert_eq!(Failure::from(over).message, words);
+
+    let mut tell = async |uid: String| {
+        let told = client.tell_deletion(v1::TellDeletionRequest { uid }).await;
+        told.unwrap().into_inner().user
+    };
+    assert_eq!(tell("uid-web-a".into()).await, "bob");
+    assert_eq!(tell(other.uid).await, "", "it is not alice's");
+}

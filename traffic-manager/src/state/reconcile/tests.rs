@@ -8,7 +8,7 @@ use kvpn_proto::crd::{EngagementStatus, Verb, condition};
 use super::*;
 use crate::state::pods::Phase;
 use crate::state::testing::{Clock, agent_container, engagement, pod, selector, session};
-use crate::state::{AgentRejected, Caller, Change, Event, LinkId, Settings, StreamId};
+use crate::state::{AgentRejected, Caller, Change, Deletion, Event, LinkId, Settings, StreamId};
 
 mod replaces;
 
@@ -305,9 +305,57 @@ fn a_deleted_session_ends_its_connections_and_its_claims() {
     let effects = case.send(Event::Sessions(Change::Deleted(gone)));
     assert!(effects.contains(&Effect::RevokeSession {
         uid: "uid-alice-1".into(),
+        deletion: None,
     }));
     assert_eq!(sent_ports(&effects), [(LinkId(1), vec![])]);
     case.assert_active("web-a", "False", condition::NO_SESSION);
+}
+
+#[test]
+fn a_session_is_revoked_with_who_deleted_it() {
+    let mut case = Case::new(&[]);
+    let deletion = Deletion {
+        uid: "uid-alice-1".into(),
+        owner: "alice".into(),
+        by: "bob".into(),
+        is_trial: false,
+    };
+    let now = case.clock.at(case.second);
+    case.world.note_deletion(deletion.clone(), &now);
+    case.second += 1;
+    let gone = session("alice-1", "alice");
+    let effects = case.send(Event::Sessions(Change::Deleted(gone)));
+    assert!(effects.contains(&Effect::RevokeSession {
+        uid: "uid-alice-1".into(),
+        deletion: Some(deletion),
+    }));
+}
+
+#[test]
+fn deletions_are_asked_about_while_there_is_something_to_delete() {
+    let mut case = Case::new(&[]);
+    case.world = World::new(case.world.settings.clone());
+    let told = |effects: &[Effect]| {
+        let mut told = Vec::new();
+        for effect in effects {
+            if let Effect::WriteWebhooks(questions) = effect {
+                told.push(questions.deletions);
+            }
+        }
+        told
+    };
+    assert_eq!(told(&case.send(Event::Synced)), [false]);
+    let alices = session("alice-1", "alice");
+    let view = engagement("web-a", "alice", 8080, 0);
+    let opened = case.send(Event::Sessions(Change::Applied(alices.clone())));
+    assert_eq!(told(&opened), [true]);
+    let none: [bool; 0] = [];
+    let engaged = case.send(Event::Engagements(Change::Applied(view.clone())));
+    assert_eq!(told(&engaged), none);
+    let closed = case.send(Event::Sessions(Change::Deleted(alices)));
+    assert_eq!(told(&closed), none, "an engagement is left");
+    let left = case.send(Event::Engagements(Change::Deleted(view)));
+    assert_eq!(told(&left), [false]);
 }
 
 #[test]
@@ -561,8 +609,8 @@ fn births_are_expected_while_a_workload_is_engaged_and_once_an_agent_has_run() {
     let told = |effects: &[Effect]| {
         let mut counts = Vec::new();
         for effect in effects {
-            if let Effect::WriteWebhooks(nurseries) = effect {
-                counts.push(nurseries.len());
+            if let Effect::WriteWebhooks(questions) = effect {
+                counts.push(questions.births.len());
             }
         }
         counts
