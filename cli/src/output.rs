@@ -14,8 +14,8 @@ use std::io::{ErrorKind, Write};
 use clap::ValueEnum;
 use jiff::Timestamp;
 use kvpn_proto::v1::{
-    EngagementStatus, Link, ListResponse, PortMapping, Resolver, StatusResponse, Transport,
-    WorkloadStatus,
+    DeletedEngagement, EngagementStatus, Link, ListResponse, PortMapping, Resolver, StatusResponse,
+    Transport, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason, v1};
 use serde::Serialize;
@@ -187,6 +187,8 @@ struct ConnectionDetails {
     bytes_sent: u64,
     bytes_received: u64,
     engagements: Vec<Engagement>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    deleted: Vec<Deleted>,
 }
 
 #[derive(Debug, Serialize)]
@@ -223,6 +225,20 @@ pub(crate) struct Engagement {
     /// Absent where nobody has told.
     #[serde(skip_serializing_if = "Option::is_none")]
     requests: Option<Requests>,
+}
+
+/// An engagement that was deleted from the cluster's side of late.
+#[derive(Debug, Serialize)]
+struct Deleted {
+    name: String,
+    namespace: String,
+    workload: String,
+    verb: String,
+    /// Absent when nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<Timestamp>,
 }
 
 /// What became of an engagement's requests, and of connections whose requests are not
@@ -359,6 +375,7 @@ impl From<StatusResponse> for ConnectionStatus {
                 .into_iter()
                 .map(Engagement::from)
                 .collect(),
+            deleted: status.deleted.into_iter().map(Deleted::from).collect(),
         };
         Self {
             connected: true,
@@ -387,6 +404,19 @@ impl From<EngagementStatus> for Engagement {
                 passed: counts.passed,
                 failed: counts.failed,
             }),
+        }
+    }
+}
+
+impl From<DeletedEngagement> for Deleted {
+    fn from(deleted: DeletedEngagement) -> Self {
+        Self {
+            name: deleted.name,
+            namespace: deleted.namespace,
+            workload: deleted.workload,
+            verb: deleted.verb,
+            by: Some(deleted.by).filter(|by| !by.is_empty()),
+            at: Timestamp::from_second(deleted.at).ok(),
         }
     }
 }

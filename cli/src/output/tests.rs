@@ -72,6 +72,7 @@ fn status() -> StatusResponse {
         flows_total: 17,
         dials_failed: 1,
         datagrams_dropped: 3,
+        deleted: Vec::new(),
     }
 }
 
@@ -134,6 +135,41 @@ fn status_tells_what_is_not_well() {
     status.engagements[0].pods_covered = 2;
     let text = ConnectionStatus::from(status).text();
     insta::assert_snapshot!("status_unwell", text);
+}
+
+#[test]
+fn status_tells_who_deleted_what() {
+    let deleted = |name: &str, by: &str| DeletedEngagement {
+        name: name.into(),
+        namespace: "shop".into(),
+        workload: "Deployment/web".into(),
+        verb: "intercept".into(),
+        by: by.into(),
+        at: 1_764_000_000,
+    };
+    let mut status = status();
+    status.engagements.clear();
+    status.deleted = vec![
+        deleted("web-a", "bob@example.com"),
+        deleted("web-b", "alice"),
+        deleted("web-c", ""),
+    ];
+    let status = ConnectionStatus::from(status);
+    let text = status.text();
+    let lines = text.lines().skip_while(|line| *line != "No intercepts");
+    let of = "of Deployment/web was deleted";
+    let at = "at 2025-11-24T16:00:00Z";
+    assert_eq!(
+        lines.skip(1).collect::<Vec<_>>(),
+        [
+            format!("Engagement web-a {of} by bob@example.com {at}"),
+            format!("Engagement web-b {of} by you {at}"),
+            format!("Engagement web-c {of} from the cluster's side {at}"),
+        ]
+    );
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["deleted"][0]["by"], "bob@example.com");
+    assert_eq!(json["deleted"][2].get("by"), None);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use kvpn_proto::names;
 
 use super::table::table;
 use super::{
-    Connection, ConnectionDetails, ConnectionStatus, Disconnection, Engagement, Intercepted, Left,
-    Output, Port, Requests, Versions, Workloads,
+    Connection, ConnectionDetails, ConnectionStatus, Deleted, Disconnection, Engagement,
+    Intercepted, Left, Output, Port, Requests, Versions, Workloads, printable,
 };
 
 impl Output for Connection {
@@ -107,7 +107,7 @@ impl ConnectionDetails {
             let _ = writeln!(text, "  {:<17} {value}", format!("{name}:"));
         }
         if self.engagements.is_empty() {
-            return text + "No intercepts\n";
+            text += "No intercepts\n";
         }
         for engagement in &self.engagements {
             for line in lines(engagement) {
@@ -125,7 +125,26 @@ impl ConnectionDetails {
                 );
             }
         }
+        for deleted in &self.deleted {
+            let _ = writeln!(text, "{}", deleted.text(&self.user));
+        }
         text
+    }
+}
+
+impl Deleted {
+    /// One line for this reader, such as `Engagement web-alice-k2x9p of Deployment/web was
+    /// deleted by bob at 2025-11-24T16:00:00Z`.
+    fn text(&self, reader: &str) -> String {
+        let how = match &self.by {
+            Some(by) => format!("by {}", printable(names::called(by, reader))),
+            None => "from the cluster's side".to_owned(),
+        };
+        let at = self.at.map(|at| format!(" at {at}")).unwrap_or_default();
+        format!(
+            "Engagement {} of {} was deleted {how}{at}",
+            self.name, self.workload
+        )
     }
 }
 

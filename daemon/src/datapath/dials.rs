@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tracing::{Instrument, debug, debug_span, warn};
 
 use super::registry::{FlowAbout, FlowRecord, FlowRegistry, Intercepted};
-use crate::session::engagements::Engagements;
+use crate::session::engagements::Handlers;
 use crate::session::manager::FlowClient;
 
 /// How long the local handler may take to accept.
@@ -24,7 +24,7 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) async fn answer(
     client: FlowClient,
     dial: v1::WatchDialsResponse,
-    engagements: Engagements,
+    handlers: Handlers,
     registry: FlowRegistry,
 ) {
     let span = debug_span!(
@@ -34,7 +34,7 @@ pub(crate) async fn answer(
         port = dial.container_port,
         pod = dial.pod
     );
-    let target = target(&dial, &engagements);
+    let target = target(&dial, &handlers);
     let about = target.as_ref().ok().and_then(|local| about(&dial, *local));
     let record = about.map(|about| registry.begin(about));
     handle(client, dial, target, record).instrument(span).await;
@@ -87,16 +87,13 @@ async fn connect_and_tell(
 }
 
 /// The local address that the user named for a dial.
-fn target(
-    dial: &v1::WatchDialsResponse,
-    engagements: &Engagements,
-) -> Result<SocketAddr, DialFailure> {
+fn target(dial: &v1::WatchDialsResponse, handlers: &Handlers) -> Result<SocketAddr, DialFailure> {
     let refused = |detail: &str| DialFailure::new(DialError::Refused, detail);
     if Protocol::try_from(dial.protocol()) != Ok(Protocol::Tcp) {
         return Err(refused("only TCP is handled"));
     }
     let container_port = port(dial.container_port).map_err(|error| refused(&error.to_string()))?;
-    engagements
+    handlers
         .local(
             &dial.engagement_namespace,
             &dial.engagement_name,

@@ -145,6 +145,7 @@ impl SessionService for Api {
             bytes_sent: counters.bytes_to_cluster,
             bytes_received: counters.bytes_from_cluster,
             engagements,
+            deleted: self.engagements.deleted(),
             connected_at: i64::try_from(connected_at).unwrap_or(i64::MAX),
             flows_total: totals.begun,
             dials_failed: totals.dials_failed,

@@ -11,7 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::api::{About, Api, QuitRequest};
 use super::args::SessionArgs;
 use super::cluster::Cluster;
-use super::engagements::Engagements;
+use super::engagements::{Engagements, Handlers};
 use super::events;
 use super::flows::Flows;
 use super::follow::Follower;
@@ -125,8 +125,8 @@ pub(crate) async fn connect(
     point("lease acquired");
     plan.protected.add_file(&granted.upstreams);
 
-    let engagements = Engagements::new(cluster.clone(), user.clone(), &session);
-    let dialled = engagements.clone();
+    let handlers = Handlers::default();
+    let dialled = handlers.clone();
     let registry = FlowRegistry::default();
     let entered = registry.clone();
     let opener = Opener {
@@ -134,9 +134,16 @@ pub(crate) async fn connect(
         credentials,
     };
     let (manager, extra, supervisor) = supervise(opener, connection, move |client, dial| {
-        let (engagements, registry) = (dialled.clone(), entered.clone());
-        tokio::spawn(datapath::answer_dial(client, dial, engagements, registry));
+        let (handlers, registry) = (dialled.clone(), entered.clone());
+        tokio::spawn(datapath::answer_dial(client, dial, handlers, registry));
     });
+    let engagements = Engagements::new(
+        cluster.clone(),
+        manager.clone(),
+        user.clone(),
+        &session,
+        handlers,
+    );
     let datapath = Datapath::start(
         granted.tun,
         granted.mtu,

@@ -1,13 +1,14 @@
 //! The engagements of this session: the table of what agents may have dialled
 //! here, and the Engagement resources behind it.
 
+mod deleted;
 mod intercept;
 mod outcome;
 mod table;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -18,17 +19,19 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::runtime::watcher::watch_object;
 use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, OnFailure};
 use kvpn_proto::flow::Protocol;
-use kvpn_proto::{Failure, Reason, v1};
+use kvpn_proto::{Failure, Reason, names, v1};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
+use deleted::Deleted;
 pub(crate) use intercept::Intercept;
 use outcome::Observed;
 use table::{Entry, Key, Table};
 
 use super::cluster::Cluster;
-use super::identity::{OwnSession, deleted};
+use super::identity::{self, OwnSession};
+use super::manager::Manager;
 
 /// Label that leads from an Engagement to its Session.
 const SESSION_LABEL: &str = "kvpn.dev/session";
@@ -36,25 +39,14 @@ const SESSION_LABEL: &str = "kvpn.dev/session";
 /// How long an Engagement may take to disappear once it is deleted.
 const GONE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The engagements of this session; clones share them.
-#[derive(Clone)]
-pub(crate) struct Engagements {
-    cluster: Cluster,
-    user: String,
-    session: String,
-    table: Arc<Table>,
-}
+/// How long the traffic manager may take to tell who has deleted one.
+const TELL_DEADLINE: Duration = Duration::from_secs(2);
 
-impl Engagements {
-    pub(crate) fn new(cluster: Cluster, user: String, session: &OwnSession) -> Self {
-        Self {
-            cluster,
-            user,
-            session: session.name.clone(),
-            table: Arc::default(),
-        }
-    }
+/// Where connections to engaged ports are handled; clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Handlers(Arc<Table>);
 
+impl Handlers {
     /// Where connections to a port of an engagement are handled. Nothing else
     /// is ever dialled for the cluster.
     pub(crate) fn local(
@@ -63,11 +55,47 @@ impl Engagements {
         name: &str,
         container_port: u16,
     ) -> Option<SocketAddr> {
-        self.table.local(&Key::new(namespace, name), container_port)
+        self.0.local(&Key::new(namespace, name), container_port)
+    }
+}
+
+/// The engagements of this session; clones share them.
+#[derive(Clone)]
+pub(crate) struct Engagements {
+    cluster: Cluster,
+    manager: Manager,
+    user: String,
+    session: String,
+    table: Arc<Table>,
+    deleted: Arc<Deleted>,
+}
+
+impl Engagements {
+    /// The handlers are those of its engagements from now on.
+    pub(crate) fn new(
+        cluster: Cluster,
+        manager: Manager,
+        user: String,
+        session: &OwnSession,
+        handlers: Handlers,
+    ) -> Self {
+        Self {
+            cluster,
+            manager,
+            user,
+            session: session.name.clone(),
+            table: handlers.0,
+            deleted: Arc::default(),
+        }
     }
 
     pub(crate) fn statuses(&self) -> Vec<v1::EngagementStatus> {
         self.table.statuses()
+    }
+
+    /// Those that were deleted from the cluster's side of late.
+    pub(crate) fn deleted(&self) -> Vec<v1::DeletedEngagement> {
+        self.deleted.of_late(Instant::now())
     }
 
     /// The Engagements of everyone in a namespace.
@@ -136,7 +164,10 @@ impl Engagements {
     async fn delete(&self, key: &Key) -> Result<(), Failure> {
         let api = self.api(&key.namespace);
         let params = DeleteParams::default();
-        let left = self.cluster.call(deleted(&api, &key.name, &params)).await?;
+        let left = self
+            .cluster
+            .call(identity::deleted(&api, &key.name, &params))
+            .await?;
         if let Some(uid) = left.and_then(|object| object.metadata.uid) {
             let gone = await_condition(api, &key.name, conditions::is_deleted(&uid));
             if tokio::time::timeout(GONE_DEADLINE, gone).await.is_err() {
@@ -231,18 +262,50 @@ impl Engagements {
     async fn observe(self, key: Key) {
         let stream = watch_object(self.api(&key.namespace), &key.name).default_backoff();
         let mut stream = std::pin::pin!(stream);
+        let mut uid = None;
         while let Some(change) = stream.next().await {
             match change {
-                Ok(Some(engagement)) => self.table.observe(&key, outcome::observe(&engagement)),
-                Ok(None) => {
-                    self.table.observe(&key, Observed::gone());
-                    if self.table.remove(&key).is_some() {
-                        warn!(engagement = %key, "Engagement was deleted from the cluster's side");
-                    }
-                    return;
+                Ok(Some(engagement)) => {
+                    self.table.observe(&key, outcome::observe(&engagement));
+                    uid = engagement.metadata.uid;
                 }
+                Ok(None) => return self.lose(&key, uid).await,
                 Err(error) => debug!(engagement = %key, %error, "Engagement cannot be watched"),
             }
+        }
+    }
+
+    /// Takes an engagement out of the table that somebody else has deleted, and finds out
+    /// who.
+    async fn lose(&self, key: &Key, uid: Option<String>) {
+        // Before all else, so that nothing is dialled for it any more.
+        let Some(entry) = self.table.remove(key) else {
+            return;
+        };
+        let by = match uid {
+            Some(uid) => self.deleter(uid).await,
+            None => None,
+        };
+        match &by {
+            Some(by) => warn!(engagement = %key, by, "Engagement was deleted"),
+            None => warn!(engagement = %key, "Engagement was deleted from the cluster's side"),
+        }
+        let at = SystemTime::now().duration_since(UNIX_EPOCH);
+        let message = deleted::message(key, &entry, by.as_deref(), at.unwrap_or_default());
+        self.deleted.note(message, Instant::now());
+        let by = by.map(|by| names::called(&by, &self.user).to_owned());
+        entry.observed.send_replace(Observed::gone(by));
+    }
+
+    /// Who has deleted an Engagement, if the traffic manager has heard of it.
+    async fn deleter(&self, uid: String) -> Option<String> {
+        let told = async {
+            let mut client = self.manager.wait_for_client().await;
+            client.tell_deletion(v1::TellDeletionRequest { uid }).await
+        };
+        match tokio::time::timeout(TELL_DEADLINE, told).await {
+            Ok(Ok(told)) => Some(told.into_inner().user).filter(|user| !user.is_empty()),
+            Ok(Err(_)) | Err(_) => None,
         }
     }
 

@@ -206,7 +206,7 @@ async fn activation(
         match current {
             Progress::Active => return Ok(()),
             Progress::Failed(failure) => return Err(failure),
-            Progress::Gone => return Err(deleted_meanwhile()),
+            Progress::Gone { by } => return Err(deleted_meanwhile(by.as_deref())),
             Progress::Waiting { message, .. } => {
                 if message != told {
                     progress(events, message.clone()).await;
@@ -215,17 +215,23 @@ async fn activation(
             }
         }
         if observed.changed().await.is_err() {
-            return Err(deleted_meanwhile());
+            return Err(deleted_meanwhile(None));
         }
     }
 }
 
-fn deleted_meanwhile() -> Failure {
-    Failure::new(
-        Reason::NoSuchEngagement,
-        "the engagement was deleted before it was active",
-        "try again; if it stays, look at the traffic manager's log",
-    )
+fn deleted_meanwhile(by: Option<&str>) -> Failure {
+    let (message, next_step) = match by {
+        Some(by) => (
+            format!("the engagement was deleted by {by} before it was active"),
+            "try again, unless it was deleted for a reason",
+        ),
+        None => (
+            "the engagement was deleted before it was active".to_owned(),
+            "try again; if it stays, look at the traffic manager's log",
+        ),
+    };
+    Failure::new(Reason::NoSuchEngagement, message, next_step)
 }
 
 fn cancelled() -> Failure {
@@ -243,7 +249,7 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
             agents_ready: false,
         } if observed.pods_selected > 0 => (Reason::AgentNotReady, message.as_str()),
         Progress::Waiting { message, .. } => (Reason::TimedOut, message.as_str()),
-        Progress::Active | Progress::Failed(_) | Progress::Gone => (Reason::TimedOut, ""),
+        Progress::Active | Progress::Failed(_) | Progress::Gone { .. } => (Reason::TimedOut, ""),
     };
     Failure::new(
         reason,
@@ -369,6 +375,20 @@ mod tests {
         });
         assert_eq!(task.await.unwrap(), Ok(()));
         assert!(told.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn activation_ends_with_who_deleted_the_engagement() {
+        let (tx, mut rx) = watch::channel(waiting(false, 3));
+        let (events, _told) = mpsc::channel(8);
+        tx.send_replace(Observed::gone(Some("bob".into())));
+        let failure = activation(&mut rx, &events).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::NoSuchEngagement);
+        assert_eq!(
+            failure.message,
+            "the engagement was deleted by bob before it was active"
+        );
+        drop(tx);
     }
 
     #[tokio::test]

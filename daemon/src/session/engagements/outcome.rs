@@ -24,7 +24,10 @@ pub(super) enum Progress {
     Active,
     Failed(Failure),
     /// The resource is gone.
-    Gone,
+    Gone {
+        /// Who has deleted it, as the user is told; absent when nobody knows.
+        by: Option<String>,
+    },
 }
 
 impl Default for Observed {
@@ -41,9 +44,9 @@ impl Default for Observed {
 }
 
 impl Observed {
-    pub(super) fn gone() -> Self {
+    pub(super) fn gone(by: Option<String>) -> Self {
         Self {
-            progress: Progress::Gone,
+            progress: Progress::Gone { by },
             pods_selected: 0,
             pods_covered: 0,
         }

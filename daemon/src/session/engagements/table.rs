@@ -75,7 +75,8 @@ impl Entry {
             Progress::Waiting { message, .. } => message.clone(),
             Progress::Active => String::new(),
             Progress::Failed(failure) => failure.message.clone(),
-            Progress::Gone => "deleted".to_owned(),
+            Progress::Gone { by: None } => "deleted".to_owned(),
+            Progress::Gone { by: Some(by) } => format!("deleted by {by}"),
         };
         v1::EngagementStatus {
             name: key.name.clone(),
