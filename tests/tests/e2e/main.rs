@@ -19,6 +19,7 @@ mod replace;
 mod replicas;
 mod requests;
 mod resolved;
+mod revocation;
 mod services;
 mod several;
 mod soak;
