@@ -1,6 +1,7 @@
 //! Watches the API server, and does there what the state says.
 
 mod agent_container;
+mod complaint;
 mod execute;
 mod selectors;
 mod watch;

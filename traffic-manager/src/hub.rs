@@ -202,6 +202,11 @@ impl Hub {
         self.lock().world.expects_agent(ip)
     }
 
+    /// Whether that container was added to a pod, and its agent has not called yet.
+    pub(crate) fn awaits_agent(&self, pod_uid: &str, container: &str) -> bool {
+        self.lock().world.awaits_agent(pod_uid, container)
+    }
+
     /// Whether an agent may call whose pod has no address yet that is known.
     pub(crate) fn expects_newborn(&self) -> bool {
         self.lock().world.expects_newborn(&Now::read())

@@ -62,6 +62,10 @@ What the traffic manager may do in a namespace whose workloads can be engaged.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+# The same of an agent that the kubelet cannot start, some ten seconds earlier.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 # Puts the agent into a running pod.
 - apiGroups: [""]
   resources: [pods/ephemeralcontainers]

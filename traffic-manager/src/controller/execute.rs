@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::agent_container::{AgentTemplate, random_name};
+use super::complaint::complaint;
 use super::selectors::resolve;
 use super::writer::StatusWriter;
 use crate::hub::Hub;
@@ -31,6 +32,10 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// first pause between.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often complaints of an agent are looked for, and the pause before each time. Most
+/// agents have called by then; in the end the container's status says so too.
+const COMPLAINTS: (u32, Duration) = (15, Duration::from_secs(1));
 
 /// Carries out effects.
 #[derive(Clone)]
@@ -144,20 +149,45 @@ impl Executor {
         let added = self
             .add_container(&pod, AGENT_CONTAINER_PREFIX, patch)
             .await;
-        self.hub.handle(match added {
+        match added {
             Ok(container) => {
                 info!(%pod, container, "agent added");
-                Event::AgentAdded { pod_uid, container }
+                self.hub.handle(Event::AgentAdded {
+                    pod_uid: pod_uid.clone(),
+                    container: container.clone(),
+                });
+                self.listen_to_kubelet(pod, pod_uid, container).await;
             }
             Err(Trouble::Refused(message)) => {
                 warn!(%pod, message, "agent refused");
-                Event::AgentRefused { pod_uid, message }
+                self.hub.handle(Event::AgentRefused { pod_uid, message });
             }
             Err(Trouble::Gone(message) | Trouble::Passing(message)) => {
                 warn!(%pod, message, "agent not added");
-                Event::AgentNotAdded { pod_uid, message }
+                self.hub.handle(Event::AgentNotAdded { pod_uid, message });
             }
-        });
+        }
+    }
+
+    /// Finds out what keeps the kubelet from starting an agent, for as long as it is
+    /// waited for.
+    async fn listen_to_kubelet(&self, pod: Key, pod_uid: String, container: String) {
+        for _ in 0..COMPLAINTS.0 {
+            tokio::time::sleep(COMPLAINTS.1).await;
+            if !self.hub.awaits_agent(&pod_uid, &container) {
+                return;
+            }
+            let complaint = complaint(&self.client, &pod, &pod_uid, &container).await;
+            if let Some(message) = complaint {
+                warn!(%pod, container, message, "agent not started");
+                self.hub.handle(Event::AgentStuck {
+                    pod_uid,
+                    container,
+                    message,
+                });
+                return;
+            }
+        }
     }
 
     async fn add_holder(&self, pod: Key, pod_uid: String, target: String) {

@@ -34,6 +34,9 @@ pub(crate) struct AgentSlot {
     tried_at: Option<Instant>,
     /// Containers that came up but did not call.
     given_up: BTreeSet<String>,
+    /// A container that the kubelet cannot start, and its words, which the container's
+    /// status may not have yet.
+    complaint: Option<(String, String)>,
     /// UIDs of the engagements that need an agent.
     wanted_by: BTreeSet<String>,
     set: ClaimSet,
@@ -95,6 +98,7 @@ impl Default for AgentSlot {
             tries: 0,
             tried_at: None,
             given_up: BTreeSet::new(),
+            complaint: None,
             wanted_by: BTreeSet::new(),
             set: ClaimSet {
                 generation: 1,
@@ -170,6 +174,7 @@ impl AgentSlot {
     /// The agent has called. Returns the link that it replaces.
     pub(crate) fn handle_linked(&mut self, id: LinkId, container: String) -> Option<LinkId> {
         self.given_up.remove(&container);
+        self.complaint = None;
         self.launch = Launch::Idle;
         self.in_force.clear();
         self.apply_failure = None;
@@ -231,6 +236,13 @@ impl AgentSlot {
     pub(crate) fn handle_add_failed(&mut self, message: String, now: Instant) {
         if self.launch == Launch::Adding {
             self.launch = Launch::Failed { message, at: now };
+        }
+    }
+
+    /// The kubelet says that it cannot start a container, for now.
+    pub(crate) fn handle_stuck(&mut self, container: String, message: String) {
+        if self.has_added(&container) {
+            self.complaint = Some((container, message));
         }
     }
 
@@ -299,15 +311,20 @@ impl AgentSlot {
                 }
                 // The kubelet starts a sidecar again, whatever became of it.
                 let agent = agent.filter(|agent| !agent.is_sidecar);
-                let failure = match agent.map(|agent| &agent.state) {
-                    Some(AgentState::Terminated(_)) if *returning => {
+                let complaint = self.complaint.as_ref();
+                let complaint = complaint.filter(|(about, _)| *about == *container);
+                let failure = match (agent.map(|agent| &agent.state), complaint) {
+                    (Some(AgentState::Terminated(_)), _) if *returning => {
                         self.launch = Launch::Idle;
                         return Step::Again;
                     }
-                    Some(AgentState::Terminated(words)) => format!("the agent ended: {words}"),
-                    Some(AgentState::Stuck(words)) => words.clone(),
+                    (Some(AgentState::Terminated(words)), _) => {
+                        format!("the agent ended: {words}")
+                    }
+                    (Some(AgentState::Stuck(words)), _)
+                    | (Some(AgentState::Pending) | None, Some((_, words))) => words.clone(),
                     _ if now < *since + limit => return Step::Wait,
-                    Some(AgentState::Running | AgentState::Pending) | None => {
+                    (Some(AgentState::Running | AgentState::Pending) | None, _) => {
                         self.given_up.insert(container.clone());
                         if *returning {
                             self.launch = Launch::Idle;

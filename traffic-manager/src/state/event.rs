@@ -46,6 +46,12 @@ pub(crate) enum Event {
         pod_uid: String,
         message: String,
     },
+    /// The kubelet cannot start an agent's container, and goes on trying; its own words.
+    AgentStuck {
+        pod_uid: String,
+        container: String,
+        message: String,
+    },
     /// The API server has added a container that can stop another one.
     HolderAdded {
         pod_uid: String,

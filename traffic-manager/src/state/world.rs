@@ -105,6 +105,11 @@ impl World {
                     slot.handle_add_failed(message, now.instant)
                 });
             }
+            Event::AgentStuck {
+                pod_uid,
+                container,
+                message,
+            } => self.with_slot(&pod_uid, |slot| slot.handle_stuck(container, message)),
             Event::HolderAdded {
                 pod_uid,
                 target,
@@ -238,6 +243,12 @@ impl World {
             let slot = self.slots.get(&pod.uid);
             !pod.agents.is_empty() || slot.is_some_and(AgentSlot::expects_agent)
         })
+    }
+
+    /// Whether that container was added to a pod, and its agent has not called yet.
+    pub(crate) fn awaits_agent(&self, pod_uid: &str, container: &str) -> bool {
+        let slot = self.slots.get(pod_uid);
+        slot.is_some_and(|slot| slot.has_added(container))
     }
 
     /// Whether an agent may call whose pod has no address yet that is known.

@@ -148,6 +148,30 @@ fn an_image_that_cannot_be_pulled_fails_with_the_kubelets_words() {
 }
 
 #[test]
+fn what_the_kubelet_says_of_a_container_counts_before_its_status_does() {
+    let mut case = Case::wanted();
+    assert!(case.advance(0));
+    case.slot
+        .handle_added("kvpn-agent-a".into(), case.clock.at(0).instant);
+    case.container("kvpn-agent-a", AgentState::Pending);
+    let words = || "Failed to pull image".to_owned();
+    case.slot.handle_stuck("kvpn-agent-b".into(), words());
+    assert!(!case.advance(1));
+    assert!(matches!(case.status(), AgentStatus::Progressing(_)));
+    case.slot.handle_stuck("kvpn-agent-a".into(), words());
+    assert!(!case.advance(1));
+    let failed = AgentStatus::Failed("pod web-1: Failed to pull image".into());
+    assert_eq!(case.status(), failed);
+    // Another engagement adds no other container, and is told the same.
+    case.slot.want(BTreeSet::from(["e2".to_owned()]));
+    assert!(!case.advance(2));
+    assert_eq!(case.status(), failed);
+    // The kubelet still tries.
+    case.slot.handle_linked(LinkId(1), "kvpn-agent-a".into());
+    assert_eq!(case.status(), AgentStatus::Ready);
+}
+
+#[test]
 fn an_agent_that_ends_at_once_has_failed_with_its_exit_code() {
     let mut case = Case::wanted();
     assert!(case.advance(0));
