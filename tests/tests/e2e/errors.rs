@@ -160,7 +160,7 @@ fn handler_that_does_not_listen_is_a_warning_and_the_app_answers() -> Result<()>
 #[test]
 fn workload_without_a_running_pod() -> Result<()> {
     let developer = Developer::connected(1)?;
-    let manifest = deployment("idle", SHOP, 0, "");
+    let manifest = deployment("idle", SHOP, 0);
     developer
         .lab
         .kubectl(["apply", "-f", "-"])
@@ -174,58 +174,8 @@ fn workload_without_a_running_pod() -> Result<()> {
     assert_fails(&output?, Reason::NoRunningPod, &["idle"])
 }
 
-#[test]
-fn pod_security_that_forbids_the_agent() -> Result<()> {
-    let developer = Developer::connected(1)?;
-    let lab = &developer.lab;
-    let namespace = "strict";
-    lab.kubectl(["create", "namespace", namespace]).ok()?;
-    let outcome = (|| {
-        let enforce = "pod-security.kubernetes.io/enforce=restricted";
-        lab.kubectl(["label", "namespace", namespace, enforce])
-            .ok()?;
-        let bind = [
-            "-n",
-            namespace,
-            "create",
-            "rolebinding",
-            "users",
-            "--clusterrole=kvpn-user",
-        ];
-        lab.kubectl(bind).arg("--user=alice").ok()?;
-        let security = "
-          securityContext:
-            runAsNonRoot: true
-            runAsUser: 1000
-            allowPrivilegeEscalation: false
-            capabilities: {drop: [ALL]}
-            seccompProfile: {type: RuntimeDefault}";
-        lab.kubectl(["apply", "-f", "-"])
-            .stdin(deployment("vault", namespace, 1, security))
-            .ok()?;
-        let status = [
-            "-n",
-            namespace,
-            "rollout",
-            "status",
-            "deployment/vault",
-            "--timeout=60s",
-        ];
-        lab.kubectl(status).ok()?;
-        developer.kvpn(["intercept", "vault", "--port", "8080", "-n", namespace])
-    })();
-    let left = lab
-        .kubectl(["-n", namespace, "get", "engagements", "-o", "name"])
-        .ok();
-    lab.kubectl(["delete", "namespace", namespace, "--wait=false"])
-        .ok()?;
-    assert_fails(&outcome?, Reason::AgentRefused, &["vault", "PodSecurity"])?;
-    assert_eq!(left?, "", "the engagement was left behind");
-    Ok(())
-}
-
 /// A Deployment of the sample application.
-fn deployment(name: &str, namespace: &str, replicas: u32, container: &str) -> String {
+fn deployment(name: &str, namespace: &str, replicas: u32) -> String {
     format!(
         "
 apiVersion: apps/v1
@@ -242,7 +192,7 @@ spec:
         - name: {name}
           image: localhost/kvpn-sample:lab
           imagePullPolicy: Never
-          ports: [{{containerPort: 8080}}]{container}
+          ports: [{{containerPort: 8080}}]
 "
     )
 }

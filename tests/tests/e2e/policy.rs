@@ -9,7 +9,7 @@ use kvpn_tests::{Lab, wait_for};
 use serde_json::{Value, json};
 
 use crate::errors::assert_fails;
-use crate::support::Developer;
+use crate::support::{Developer, upgrade_chart};
 
 /// A namespace in which RBAC lets alice engage a workload: kvpn's own.
 const FORBIDDEN: &str = "kvpn";
@@ -27,13 +27,7 @@ impl<'a> Policy<'a> {
 
     fn upgrade(&self, values: &Value) -> Result<()> {
         let values = format!("engagements.policy={values}");
-        self.0
-            .helm(["upgrade", "kvpn", "-n", "kvpn", "--reset-then-reuse-values"])
-            .args(["--set-json", &values])
-            .arg(self.0.layout().chart())
-            .deadline(Duration::from_secs(60))
-            .ok()
-            .map(drop)
+        upgrade_chart(self.0, ["--set-json", &values])
     }
 
     /// Waits until the API server admits what the values may forbid, or does not;

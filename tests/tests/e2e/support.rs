@@ -12,6 +12,9 @@ use serde_json::Value;
 /// Namespace of the sample application.
 pub(crate) const SHOP: &str = "shop";
 
+/// How long Kubernetes may take for a few pods.
+const SOON: Duration = Duration::from_secs(30);
+
 /// What a handler on the laptop calls itself.
 const HANDLER: &str = "laptop";
 
@@ -89,6 +92,17 @@ impl Developer {
         let elapsed = start.elapsed();
         ensure!(result["active"] == true, "not active: {result}");
         Ok((elapsed, result))
+    }
+
+    /// Waits until its only engagement covers all pods of the workload, so many.
+    pub(crate) fn covers(&self, number: usize) -> Result<()> {
+        wait_for(&format!("{number} pods are covered"), SOON, || {
+            let status = self.kvpn_json(["status"])?;
+            let engagement = &status["engagements"][0];
+            let counts = ["podsSelected", "podsCovered"].map(|it| engagement[it].as_u64());
+            ensure!(counts == [Some(number as u64); 2], "{engagement}");
+            Ok(Some(()))
+        })
     }
 
     /// Runs curl as the laptop's user.
@@ -187,25 +201,75 @@ pub(crate) fn pods(lab: &Lab, app: &str) -> Result<Vec<Pod>> {
 
 /// The running pods of an app.
 pub(crate) fn pods_in(lab: &Lab, namespace: &str, app: &str) -> Result<Vec<Pod>> {
-    let list: Value = lab
-        .kubectl([
-            "-n",
-            namespace,
-            "get",
-            "pods",
-            "-l",
-            &format!("app={app}"),
-            "-o",
-            "json",
-        ])
-        .run()?
-        .success()?
-        .json()?;
-    let items = list["items"].as_array().context("no items")?;
-    let alive = items.iter().filter(|pod| {
-        pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running"
-    });
-    Ok(alive.map(read_pod).collect())
+    let pods = live_pods(lab, namespace, app)?;
+    let running = pods
+        .iter()
+        .filter(|pod| pod["status"]["phase"] == "Running");
+    Ok(running.map(read_pod).collect())
+}
+
+/// The pods of an app that nobody has deleted, whole.
+pub(crate) fn live_pods(lab: &Lab, namespace: &str, app: &str) -> Result<Vec<Value>> {
+    let label = format!("app={app}");
+    let get = ["-n", namespace, "get", "pods", "-l", &label, "-o", "json"];
+    let mut list: Value = lab.kubectl(get).run()?.success()?.json()?;
+    let mut pods: Vec<Value> =
+        serde_json::from_value(list["items"].take()).context("read the pods")?;
+    pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    Ok(pods)
+}
+
+/// The agents that a pod was born with, and those that were added to it.
+pub(crate) fn agents(pod: &Value) -> (usize, usize) {
+    let count = |kind: &str| {
+        let containers = pod["spec"][kind].as_array();
+        let names = containers
+            .into_iter()
+            .flatten()
+            .filter_map(|it| it["name"].as_str());
+        names.filter(|name| name.starts_with("kvpn-agent-")).count()
+    };
+    (count("initContainers"), count("ephemeralContainers"))
+}
+
+/// Scales a Deployment, and waits until there are so many pods.
+pub(crate) fn scale(lab: &Lab, namespace: &str, app: &str, number: usize) -> Result<()> {
+    let (target, replicas) = (format!("deployment/{app}"), format!("--replicas={number}"));
+    let scale = ["-n", namespace, "scale", &target, &replicas];
+    lab.kubectl(scale).ok()?;
+    are_ready(lab, namespace, app, number)
+}
+
+/// Waits until a Deployment has so many pods, all ready.
+pub(crate) fn are_ready(lab: &Lab, namespace: &str, app: &str, number: usize) -> Result<()> {
+    let target = format!("deployment/{app}");
+    let ready = "jsonpath={.status.readyReplicas}";
+    let get = ["-n", namespace, "get", &target, "-o", ready];
+    wait_for(&format!("{number} pods are ready"), SOON, || {
+        // There is nothing where none is.
+        let ready: usize = lab.kubectl(get).ok()?.parse().unwrap_or(0);
+        let pods = pods_in(lab, namespace, app)?.len();
+        Ok((ready == number && pods == number).then_some(()))
+    })
+}
+
+/// How many workloads' pods the API server asks about before they are born.
+pub(crate) fn webhooks(lab: &Lab) -> Result<usize> {
+    let names = "jsonpath={.webhooks[*].name}";
+    let kind = "mutatingwebhookconfiguration";
+    let get = ["get", kind, "kvpn-agents", "-o", names];
+    Ok(lab.kubectl(get).ok()?.matches("workload-").count())
+}
+
+/// Changes a value of the chart as the lab has it installed, and waits until it is so.
+pub(crate) fn upgrade_chart(lab: &Lab, set: [&str; 2]) -> Result<()> {
+    lab.helm(["upgrade", "kvpn", "-n", "kvpn", "--reset-then-reuse-values"])
+        .args(["--wait", "--timeout=60s"])
+        .args(set)
+        .arg(lab.layout().chart())
+        .deadline(Duration::from_secs(90))
+        .ok()
+        .map(drop)
 }
 
 fn read_pod(pod: &Value) -> Pod {
