@@ -168,7 +168,7 @@ fn in_time(what: &str, killed: Instant) -> Result<()> {
 }
 
 /// Kills what `pgrep` finds with these arguments among the lab's processes.
-fn kill_processes(developer: &Developer, pgrep: &[&str]) -> Result<()> {
+pub(crate) fn kill_processes(developer: &Developer, pgrep: &[&str]) -> Result<()> {
     let found = developer.lab.node("pgrep", pgrep).run()?.success()?;
     let found: Vec<i32> = found
         .stdout

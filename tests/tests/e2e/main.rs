@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod births;
+mod chaos;
 mod chart;
 mod conflicts;
 mod errors;
