@@ -210,8 +210,12 @@ impl Host {
     /// Waits until nothing is left to be undone.
     #[track_caller]
     pub(crate) fn wait_for_end_of_journal(&self) {
-        let journal = self.run_dir().join("journal.json");
-        wait_for("the end of the journal", || !journal.exists());
+        wait_for("the end of the journal", || self.journal().is_none());
+    }
+
+    /// What is left to be undone.
+    pub(crate) fn journal(&self) -> Option<String> {
+        fs::read_to_string(self.run_dir().join("journal.json")).ok()
     }
 
     #[track_caller]

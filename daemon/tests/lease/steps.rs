@@ -163,7 +163,7 @@ fn stopping_at(host: &Host, step: usize) -> Daemon {
 /// Acquires a lease and gives it back; calls `stopped` when the daemon stops
 /// meanwhile, and tells whether it did.
 fn connect_and_quit(host: &Host, daemon: &Daemon, stopped: impl FnOnce(&UnixStream)) -> bool {
-    let before = host.snapshot();
+    let before = (host.snapshot(), host.journal());
     let mut client = host.client();
     let stream = client.stream.try_clone().unwrap();
     // Refused, or cut off, when something is killed meanwhile.
@@ -175,7 +175,8 @@ fn connect_and_quit(host: &Host, daemon: &Daemon, stopped: impl FnOnce(&UnixStre
             return has_stopped;
         }
         hang_up(&stream);
-        host.snapshot() == before && !is_stopped(daemon.pid())
+        // The host may be as it was before the daemon has made its last steps.
+        (host.snapshot(), host.journal()) == before && !is_stopped(daemon.pid())
     });
     if has_stopped {
         stopped(&stream);
