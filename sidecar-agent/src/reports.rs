@@ -175,7 +175,10 @@ impl State {
 
 impl Reports {
     pub(crate) fn new() -> Self {
-        let since = microseconds();
+        Self::since(microseconds())
+    }
+
+    fn since(since: u64) -> Self {
         Self {
             since,
             state: Mutex::new(State {
