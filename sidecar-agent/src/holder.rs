@@ -17,6 +17,7 @@ use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tracing::{debug, info, warn};
@@ -50,7 +51,13 @@ pub(crate) fn run(container: &str, linger: Duration) -> anyhow::Result<()> {
     let mut last = Instant::now();
     while last.elapsed() < linger {
         if let Ok(agent) = UnixStream::connect_addr(&address) {
-            match serve(agent, container, linger) {
+            // Whoever else in the pod has taken the name is not obeyed.
+            let is_roots = getsockopt(&agent, PeerCredentials).is_ok_and(|peer| peer.uid() == 0);
+            let served = match is_roots {
+                true => serve(agent, container, linger),
+                false => Err(anyhow::anyhow!("it is not root's")),
+            };
+            match served {
                 Ok(()) => return Ok(()),
                 Err(error) => debug!("The agent has gone: {error:#}"),
             }
@@ -61,8 +68,8 @@ pub(crate) fn run(container: &str, linger: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does what the agent says. An error when it is gone; otherwise it has asked for nothing
-/// for long enough.
+/// Does what the agent says. An error when it is gone; otherwise this process is to end, as
+/// it was asked for nothing for long enough, or may still trace something.
 fn serve(agent: UnixStream, container: &str, linger: Duration) -> anyhow::Result<()> {
     let mut writer = agent.try_clone()?;
     let mut reader = BufReader::new(agent);
@@ -79,13 +86,14 @@ fn serve(agent: UnixStream, container: &str, linger: Duration) -> anyhow::Result
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        let done = match word.trim_end() {
-            HOLD => held.hold(),
-            RELEASE => {
-                held.release();
-                Ok(())
+        let (done, is_clean) = match word.trim_end() {
+            HOLD => {
+                let held = held.hold();
+                let is_held = held.is_ok();
+                (held, is_held)
             }
-            word => Err(anyhow::anyhow!("the holder does not know {word:?}")),
+            RELEASE => (Ok(()), held.release()),
+            word => bail!("the holder does not know {word:?}"),
         };
         match done {
             Ok(()) => {
@@ -97,6 +105,10 @@ fn serve(agent: UnixStream, container: &str, linger: Duration) -> anyhow::Result
                 held.release();
                 writeln!(writer, "{}", format!("{error:#}").replace('\n', " "))?;
             }
+        }
+        if !is_clean {
+            // The end of this process lets go of whatever it still traces.
+            return Ok(());
         }
     }
 }
@@ -111,7 +123,11 @@ impl Held {
         loop {
             let mut more = false;
             for thread in processes::threads().context("list the processes")? {
-                more |= !self.0.contains_key(&thread) && self.stop(thread)?;
+                if !self.0.contains_key(&thread) {
+                    // One that is gone by now may have made others.
+                    more = true;
+                    self.stop(thread)?;
+                }
             }
             // Those that are stopped make no new ones.
             if !more {
@@ -121,12 +137,14 @@ impl Held {
         }
     }
 
-    /// Returns whether the thread was there to be stopped.
-    fn stop(&mut self, thread: i32) -> anyhow::Result<bool> {
+    /// Stops a thread, unless it is gone.
+    fn stop(&mut self, thread: i32) -> anyhow::Result<()> {
         let pid = Pid::from_raw(thread);
         match ptrace::seize(pid, ptrace::Options::empty()).and_then(|()| ptrace::interrupt(pid)) {
             Ok(()) => {}
-            Err(Errno::ESRCH) => return Ok(false),
+            Err(Errno::ESRCH) => return Ok(()),
+            // What the kernel says of those that have ended and are not waited for yet.
+            Err(Errno::EPERM) if !processes::is_alive(thread) => return Ok(()),
             Err(error) => {
                 return Err(error).context("the kernel does not let its processes be traced");
             }
@@ -146,28 +164,30 @@ impl Held {
                 }
                 WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
                     self.0.remove(&thread);
-                    return Ok(false);
+                    return Ok(());
                 }
                 WaitStatus::Stopped(_, signal) => {
                     self.0.insert(thread, Some(signal));
-                    return Ok(true);
+                    return Ok(());
                 }
                 WaitStatus::PtraceEvent(..)
                 | WaitStatus::PtraceSyscall(_)
-                | WaitStatus::Continued(_) => return Ok(true),
+                | WaitStatus::Continued(_) => return Ok(()),
             }
         }
     }
 
-    /// Lets them go on where they were.
-    fn release(&mut self) {
+    /// Lets them go on where they were. Returns whether all were let go: one that was
+    /// killed meanwhile, or has not stopped yet, is traced for as long as this process runs.
+    fn release(&mut self) -> bool {
+        let mut all = true;
         for (thread, signal) in std::mem::take(&mut self.0) {
-            match ptrace::detach(Pid::from_raw(thread), signal) {
-                // Some may have been killed meanwhile.
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => warn!(thread, %error, "A thread cannot be let go"),
+            if let Err(error) = ptrace::detach(Pid::from_raw(thread), signal) {
+                warn!(thread, %error, "A thread cannot be let go");
+                all = false;
             }
         }
+        all
     }
 }
 

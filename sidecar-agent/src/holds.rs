@@ -10,10 +10,13 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
-use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info};
 
 use crate::holder::{DONE, HOLD, RELEASE, address};
+
+/// How long until the socket is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a holder may take to do what it is told.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -46,24 +49,18 @@ pub(crate) enum Standing {
 }
 
 impl Holds {
-    /// Waits for holders.
-    pub(crate) fn listen(&self) -> anyhow::Result<()> {
-        let listener = UnixListener::bind_addr(&address()?).context("listen for holders")?;
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::UnixListener::from_std(listener)?;
+    /// Waits for holders from now on.
+    pub(crate) fn listen(&self) {
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    if let Err(error) = shared.serve(stream).await {
-                        debug!("A holder is gone: {error:#}");
-                    }
-                });
+            loop {
+                // Another agent of the pod may have the name, and leave.
+                if let Err(error) = shared.accept().await {
+                    debug!("No holder can call: {error:#}");
+                }
+                sleep(AGAIN).await;
             }
-            warn!("No holder can call any more");
         });
-        Ok(())
     }
 
     /// These containers are to be stopped, and no others.
@@ -99,6 +96,22 @@ impl Holds {
 }
 
 impl Shared {
+    /// Serves all who call, until the socket fails.
+    async fn accept(self: &Arc<Self>) -> anyhow::Result<()> {
+        let listener = UnixListener::bind_addr(&address()?).context("listen for holders")?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            let shared = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = shared.serve(stream).await {
+                    debug!("A holder is gone: {error:#}");
+                }
+            });
+        }
+    }
+
     async fn serve(&self, stream: UnixStream) -> anyhow::Result<()> {
         // Others in the pod may call too.
         ensure!(stream.peer_cred()?.uid() == 0, "it is not root's");
@@ -121,6 +134,8 @@ impl Shared {
             let is_wanted = wanted.borrow_and_update().contains(container);
             if is_wanted != is_held {
                 let word = if is_wanted { HOLD } else { RELEASE };
+                // What came of it before says nothing any more.
+                self.note(container, None);
                 let outcome = holder.ask(word).await?;
                 info!(container, ?outcome, "{word}");
                 is_held = is_wanted;
@@ -215,16 +230,19 @@ mod tests {
         let mut told = BufReader::new(reader).lines();
         assert_eq!(told.next_line().await.unwrap().unwrap(), HOLD);
         writer.write_all(b"done\n").await.unwrap();
-        changes.changed().await.unwrap();
+        let is_done = |outcomes: &Outcomes| outcomes.get("app") == Some(&Ok(()));
+        changes.wait_for(is_done).await.unwrap();
         assert_eq!(holds.standing(), Standing::Held);
         holds.want(BTreeSet::new());
         assert_eq!(told.next_line().await.unwrap().unwrap(), RELEASE);
         writer.write_all(b"done\n").await.unwrap();
-        changes.changed().await.unwrap();
+        let is_none = |outcomes: &Outcomes| !outcomes.contains_key("app");
+        changes.wait_for(is_none).await.unwrap();
         holds.want(BTreeSet::from(["app".to_owned()]));
         assert_eq!(told.next_line().await.unwrap().unwrap(), HOLD);
         writer.write_all(b"it may not\n").await.unwrap();
-        changes.changed().await.unwrap();
+        let is_failed = |outcomes: &Outcomes| matches!(outcomes.get("app"), Some(Err(_)));
+        changes.wait_for(is_failed).await.unwrap();
         assert!(matches!(holds.standing(), Standing::Failed(_)));
         drop(writer);
         drop(told);

@@ -89,9 +89,7 @@ impl Agent {
 
     /// Works until it is told to stop or has had nothing to do for long enough.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        if let Err(error) = self.holds.listen() {
-            warn!("No container can be stopped: {error:#}");
-        }
+        self.holds.listen();
         let stop = stop(self.forwarder.clone());
         tokio::select! {
             stopped = stop => stopped?,

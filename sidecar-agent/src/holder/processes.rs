@@ -57,6 +57,12 @@ pub(super) fn threads() -> io::Result<Vec<i32>> {
     Ok(threads)
 }
 
+/// Whether a thread is there, and has not ended.
+pub(super) fn is_alive(thread: i32) -> bool {
+    let stat = stat(Path::new(&format!("/proc/{thread}/stat")));
+    stat.is_some_and(|stat| !['Z', 'X'].contains(&stat.state))
+}
+
 fn descends(process: i32, processes: &HashMap<i32, Stat>) -> bool {
     let parent = |process: &i32| processes.get(process).map(|stat| stat.parent);
     // Parents may have changed while they were read.

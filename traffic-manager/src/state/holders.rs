@@ -86,10 +86,16 @@ impl Holders {
         image: &str,
         now: Instant,
     ) -> Vec<String> {
-        self.0.retain(|target, _| targets.contains(target));
         if !pod.is_running() {
+            self.0.clear();
             return Vec::new();
         }
+        self.0.retain(|target, holder| {
+            holder.follow(pod, now);
+            let is_coming = matches!(holder.launch, Launch::Adding | Launch::Starting { .. });
+            // One that comes for nobody may soon be wanted again, and is not to be two.
+            is_coming || targets.contains(target)
+        });
         let is_due = |target: &&String| {
             let holder = self.0.entry((*target).clone()).or_default();
             holder.advance(target, pod, image, now)
@@ -134,8 +140,8 @@ impl Holder {
             return false;
         }
         let mut there = pod.holders.iter().filter(|holder| {
-            let is_alive = matches!(holder.state, AgentState::Pending | AgentState::Running);
-            is_alive && holder.target == target && holder.image == image
+            let is_there = !matches!(holder.state, AgentState::Terminated(_));
+            is_there && holder.target == target && holder.image == image
         });
         if let Some(holder) = there.next() {
             self.launch = Launch::Starting {
@@ -287,6 +293,22 @@ mod tests {
         assert_eq!(tries, [0, 5, 14, 31, 64]);
         assert!(matches!(case.trouble(), Some(AgentStatus::Failed(_))));
         assert_eq!(case.deadline(), None);
+    }
+
+    #[test]
+    fn one_that_comes_is_not_added_twice_though_nobody_wanted_it_meanwhile() {
+        let mut case = Case::new();
+        assert!(case.adds(None, 0));
+        let pod = with_holder(None);
+        case.holders
+            .advance(&BTreeSet::new(), &pod, IMAGE, case.start);
+        assert!(!case.adds(None, 0));
+        case.added("kvpn-holder-a", 1);
+        let mut ends = with_holder(None);
+        ends.terminating = true;
+        case.holders
+            .advance(&BTreeSet::new(), &ends, IMAGE, case.start);
+        assert_eq!(case.deadline(), None, "it would tick until the pod is gone");
     }
 
     #[test]

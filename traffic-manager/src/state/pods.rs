@@ -38,7 +38,7 @@ pub(crate) struct PodView {
 pub(crate) struct Probes {
     /// Over HTTP or TCP.
     pub(crate) ports: BTreeSet<u16>,
-    /// In a way that only the app can answer.
+    /// In a way that only the app can answer, such as by TLS.
     pub(crate) others: bool,
 }
 
@@ -175,10 +175,8 @@ fn probes(spec: &PodSpec) -> BTreeMap<String, Probes> {
     let probes = |container: &Container| {
         let mut probes = Probes::default();
         for probe in probes_of(container) {
-            let tcp = probe.tcp_socket.as_ref().map(|tcp| &tcp.port);
-            let port = probe.http_get.as_ref().map(|http| &http.port).or(tcp);
-            match port {
-                Some(port) => probes.ports.extend(number(container, port)),
+            match plain_port(probe).and_then(|port| number(container, port)) {
+                Some(port) => drop(probes.ports.insert(port)),
                 None => probes.others = true,
             }
         }
@@ -302,6 +300,21 @@ fn probes_of(container: &Container) -> impl Iterator<Item = &Probe> {
         &container.startup_probe,
     ];
     probes.into_iter().flatten()
+}
+
+/// The port of a probe by TCP or HTTP that an agent can answer in the app's place: of the
+/// pod itself, without TLS, and known by the kubelet's own name for itself.
+fn plain_port(probe: &Probe) -> Option<&IntOrString> {
+    if let Some(tcp) = &probe.tcp_socket {
+        return tcp.host.is_none().then_some(&tcp.port);
+    }
+    let http = probe.http_get.as_ref()?;
+    let is_named = |name: &str| name.eq_ignore_ascii_case("user-agent");
+    let mut headers = http.http_headers.iter().flatten();
+    let is_plain = http.host.is_none()
+        && http.scheme.as_deref().unwrap_or("HTTP") == "HTTP"
+        && !headers.any(|header| is_named(&header.name));
+    is_plain.then_some(&http.port)
 }
 
 /// The number of a probed port, which may be told by its name.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use kvpn_proto::crd::OnFailure;
+
 use super::PodView;
 use super::engagements::EngagementView;
 
@@ -11,6 +13,9 @@ pub(super) fn obstacle(view: &EngagementView, pod: &PodView) -> Option<String> {
     let name = &pod.key.name;
     if spec.http.is_some() {
         return Some("a replace takes all requests, and has no filter".to_owned());
+    }
+    if spec.on_failure == Some(OnFailure::Unavailable) {
+        return Some("a replaced app goes on when its laptop is gone, and answers".to_owned());
     }
     let Some(container) = &spec.container else {
         return Some("a replace names the container to stop, and this one does not".to_owned());
@@ -26,8 +31,8 @@ pub(super) fn obstacle(view: &EngagementView, pod: &PodView) -> Option<String> {
     };
     if probes.others {
         return Some(format!(
-            "the kubelet probes container {container} by a command or gRPC, and would restart \
-             it while it is stopped"
+            "the kubelet probes container {container} by a command or gRPC, TLS or under \
+             another name, and would restart it while it is stopped"
         ));
     }
     let engaged: BTreeSet<u16> = spec.ports.iter().map(|port| port.container_port).collect();
@@ -78,5 +83,7 @@ mod tests {
         assert!(told(|_, pod| pod.shares_processes = true).contains("process namespace"));
         assert!(told(|_, pod| pod.probes.clear()).contains("no container web"));
         assert!(told(|view, _| view.spec.container = None).contains("names the container"));
+        let closed = told(|view, _| view.spec.on_failure = Some(OnFailure::Unavailable));
+        assert!(closed.contains("goes on when its laptop is gone"));
     }
 }

@@ -48,6 +48,18 @@ fn probes_of_each_container_are_told_from_those_that_only_the_app_can_answer() {
     assert_eq!(view.probes["web"], probes(&[8080, 9000], false));
     assert_eq!(view.probes["worker"], probes(&[], true));
     assert!(view.shares_processes);
+    for probe in [
+        "httpGet: {port: 8080, scheme: HTTPS}",
+        "httpGet: {port: 8080, host: example.com}",
+        "httpGet: {port: 8080, httpHeaders: [{name: user-agent, value: x}]}",
+        "tcpSocket: {port: unknown}",
+    ] {
+        let view = read(&format!(
+            "{{metadata: {{name: web, namespace: shop, uid: u}},
+               spec: {{containers: [{{name: web, livenessProbe: {{{probe}}}}}]}}}}"
+        ));
+        assert!(view.probes["web"].others, "{probe}");
+    }
 }
 
 #[test]
