@@ -48,18 +48,22 @@ pub(crate) fn run(container: &str, linger: Duration) -> anyhow::Result<()> {
     processes::check()?;
     info!(container, "Waiting for the agent");
     let address = address()?;
+    let mut held = Held::default();
     let mut last = Instant::now();
     while last.elapsed() < linger {
         if let Ok(agent) = UnixStream::connect_addr(&address) {
             // Whoever else in the pod has taken the name is not obeyed.
             let is_roots = getsockopt(&agent, PeerCredentials).is_ok_and(|peer| peer.uid() == 0);
             let served = match is_roots {
-                true => serve(agent, container, linger),
+                true => serve(agent, container, linger, &mut held),
                 false => Err(anyhow::anyhow!("it is not root's")),
             };
             match served {
                 Ok(()) => return Ok(()),
                 Err(error) => debug!("The agent has gone: {error:#}"),
+            }
+            if !held.release() {
+                return Ok(());
             }
             last = Instant::now();
         }
@@ -70,10 +74,14 @@ pub(crate) fn run(container: &str, linger: Duration) -> anyhow::Result<()> {
 
 /// Does what the agent says. An error when it is gone; otherwise this process is to end, as
 /// it was asked for nothing for long enough, or may still trace something.
-fn serve(agent: UnixStream, container: &str, linger: Duration) -> anyhow::Result<()> {
+fn serve(
+    agent: UnixStream,
+    container: &str,
+    linger: Duration,
+    held: &mut Held,
+) -> anyhow::Result<()> {
     let mut writer = agent.try_clone()?;
     let mut reader = BufReader::new(agent);
-    let mut held = Held::default();
     writeln!(writer, "{container}")?;
     loop {
         // What is held is held for as long as the agent is there.

@@ -203,7 +203,7 @@ impl Agent {
             let event = match &standing {
                 Standing::Held => Some(Event::Applied(Applied { generation })),
                 Standing::Failed(why) => Some(failed(generation, why.clone())),
-                Standing::Waiting if told.is_some() => {
+                Standing::Waiting if told == Some(Standing::Held) => {
                     let why = "a container that was stopped may run again".to_owned();
                     Some(failed(generation, why))
                 }

@@ -395,11 +395,11 @@ impl AgentSlot {
 
     /// When time alone changes something.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        if self.link.is_some() {
-            return self.holders.deadline();
-        }
         if self.wanted_by.is_empty() {
             return None;
+        }
+        if self.link.is_some() {
+            return self.holders.deadline();
         }
         match &self.launch {
             Launch::Idle | Launch::Adding => None,
