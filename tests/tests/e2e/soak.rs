@@ -30,7 +30,7 @@ fn thirteen_bodies_of_20_mib_come_back_whole_at_once() -> Result<()> {
 #[test]
 fn mixture_of_flows_leaves_nothing_open_and_nothing_in_memory() -> Result<()> {
     let developer = Developer::connected(1)?;
-    soak::run(&developer.lab, &developer.laptop, Duration::from_secs(20))?;
+    soak::run(&developer.lab, &developer.laptop, Duration::from_secs(10))?;
     Ok(())
 }
 
