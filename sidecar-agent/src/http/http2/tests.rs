@@ -370,6 +370,12 @@ async fn server_may_answer_before_it_has_read_everything() {
     let reason = std::future::poll_fn(|cx| send.poll_reset(cx)).await;
     assert_eq!(reason.unwrap(), Reason::NO_ERROR);
 
+    // With a body, which comes whole.
+    let (response, mut send) = case.ask("", "/who", false).await;
+    assert_eq!(text(response.await.unwrap().into_body()).await, "app");
+    let reason = std::future::poll_fn(|cx| send.poll_reset(cx)).await;
+    assert_eq!(reason.unwrap(), Reason::NO_ERROR);
+
     // And go on reading.
     let (response, mut send) = case.ask("", "/keep", false).await;
     response.await.unwrap();
@@ -392,6 +398,16 @@ async fn server_may_greet_a_client_that_is_silent_at_first() {
         let apps = connected.iter().filter(|it| **it == Server::App);
         assert_eq!(apps.count(), 1);
     }
+}
+
+#[tokio::test]
+async fn app_that_waited_for_a_word_in_vain_is_connected_to_anew() {
+    let mut case = Case::with(NEVER, MAX_STREAMS).await;
+    assert_eq!(case.who("a").await, "a");
+    let waiting = case.fake.apps.lock().unwrap().pop().unwrap();
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    assert_eq!(case.who("").await, "app");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use h2::SendStream;
 use h2::client::{self, ResponseFuture, SendRequest};
 use http::Request;
@@ -19,7 +20,7 @@ use super::{
     CONNECTION_WINDOW, FIRST_STREAMS, FRAME_BUDGET, LONGEST_HEAD, MAX_RESETS, SEND_BUFFER,
     STREAM_WINDOW,
 };
-use crate::http::{End, Server, Servers};
+use crate::http::{End, READ, Server, Servers};
 use crate::reports::Entry;
 
 /// The ways to the servers of a client's requests.
@@ -117,7 +118,8 @@ impl<'a, S: Servers> Ways<'a, S> {
 
     async fn connect(&self, server: &Server) -> io::Result<SendRequest<Bytes>> {
         let kept = match server {
-            Server::App => lock(&self.app).take(),
+            // It may have waited in vain for somebody's word.
+            Server::App => lock(&self.app).take().and_then(not_ended),
             Server::Holder(_) => None,
         };
         let end = match kept {
@@ -175,6 +177,19 @@ impl<'a, S: Servers> Ways<'a, S> {
             .unwrap_or_else(PoisonError::into_inner);
         while drivers.join_next().await.is_some() {}
     }
+}
+
+/// The end of a connection on which nothing was asked, unless the server has ended it. What
+/// the server has said waits for who reads on.
+fn not_ended(mut end: End) -> Option<End> {
+    while end.buffer.len() < READ {
+        match end.fill().now_or_never() {
+            Some(Ok(1..)) => {}
+            Some(Ok(0) | Err(_)) => return None,
+            None => break,
+        }
+    }
+    Some(end)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
