@@ -33,6 +33,10 @@ const NEEDED: &[(&str, &str)] = &[
         "/usr/lib/python3/dist-packages/grpc/__init__.py",
         "python3-grpcio",
     ),
+    (
+        "/usr/lib/python3/dist-packages/h2/__init__.py",
+        "python3-h2",
+    ),
     ("/usr/bin/wrk", "wrk"),
     ("/usr/bin/ab", "apache2-utils"),
     ("/usr/bin/tinyproxy", "tinyproxy-bin"),

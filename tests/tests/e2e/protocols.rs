@@ -22,12 +22,12 @@ import http.server, sys
 class Who(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = f"laptop {self.requestline}\n".encode()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        told = f"laptop {self.command} {self.path} {body}\n".encode()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(told)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(told)
     do_GET = do_POST = answer
 server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Who)
 print("listens", flush=True)
@@ -36,6 +36,9 @@ server.serve_forever()
 
 /// Flag of curl.
 const HTTP_2: &str = "--http2-prior-knowledge";
+
+/// Asks all at once on one connection of HTTP/2, whose library is Python's.
+const ALL_AT_ONCE: &str = include_str!("protocols/h2-ask");
 
 /// Arguments of curl for one request.
 type Request = &'static [&'static str];
@@ -193,18 +196,24 @@ impl Shop {
             command.push(format!("{base}{path}"));
         }
         let output = self.developer.laptop.user().run(&command)?.success()?;
-        let lines: Vec<&str> = output.stdout.lines().collect();
-        ensure!(lines.len() == requests.len(), "{lines:?}");
-        let is_laptop = |line: &&str| {
-            let is_laptop = line.starts_with("laptop");
-            ensure!(is_laptop || line.starts_with("nginx"), "{line}");
-            Ok(is_laptop)
-        };
-        lines.iter().map(is_laptop).collect()
+        are_laptops(&output.stdout, requests)
     }
 
-    /// Who answers requests by HTTP/2 on one connection, in any order.
-    fn answers_at_once(&self, base: &str, paths: &[&str]) -> Result<usize> {
+    /// The same by HTTP/2, all sent on one connection before any is answered.
+    fn answers_of_one_connection(&self, base: &str, requests: &[Request]) -> Result<Vec<bool>> {
+        let address = base.trim_start_matches("http://");
+        let python = ["/usr/bin/python3", "-c", ALL_AT_ONCE, address];
+        let mut command = Vec::from(python.map(str::to_owned));
+        for request in requests {
+            command.push(serde_json::to_string(request)?);
+        }
+        let output = self.developer.laptop.user().run(&command)?.success()?;
+        are_laptops(&output.stdout, requests)
+    }
+
+    /// How many requests without options the laptop answers, by nghttp, which asks on one
+    /// connection too.
+    fn count_by_nghttp(&self, base: &str, paths: &[&str]) -> Result<usize> {
         let urls = paths.iter().map(|path| format!("{base}{path}"));
         let command: Vec<String> = ["nghttp".to_owned()].into_iter().chain(urls).collect();
         let output = self.developer.laptop.user().run(&command)?.success()?;
@@ -227,6 +236,7 @@ impl Shop {
                 self.with_filter("nginx", &port, filter, || {
                     if version == HTTP_2 {
                         // curl 7.88 cannot use such a connection again.
+                        assert_eq!(self.answers_of_one_connection(base, &REQUESTS)?, expected);
                         let bare = REQUESTS
                             .iter()
                             .zip(expected)
@@ -235,7 +245,7 @@ impl Shop {
                             .map(|(request, is_laptop)| (request[0], *is_laptop))
                             .unzip();
                         let wanted = laptops.iter().filter(|it| **it).count();
-                        assert_eq!(self.answers_at_once(base, &paths)?, wanted);
+                        assert_eq!(self.count_by_nghttp(base, &paths)?, wanted);
                     } else {
                         assert_eq!(self.answers(version, base, &REQUESTS)?, expected);
                     }
@@ -251,6 +261,27 @@ impl Shop {
         }
         self.scale("nginx", 1)
     }
+}
+
+/// Which requests the laptop has answered, and not nginx. Each says what it was asked, as
+/// far as it can tell: nghttpd nothing, and nginx the body by HTTP/2 only.
+fn are_laptops(printed: &str, requests: &[Request]) -> Result<Vec<bool>> {
+    let lines: Vec<&str> = printed.lines().collect();
+    ensure!(lines.len() == requests.len(), "{lines:?}");
+    let is_laptop = |(line, request): (&&str, &Request)| {
+        let mut words = line.split_whitespace();
+        let who = words.next().unwrap_or_default();
+        ensure!(["laptop", "nginx"].contains(&who), "{line}");
+        let (path, options) = request.split_last().context("a request")?;
+        let asked = match options {
+            ["--data", body] => ["POST", *path, *body],
+            _ => ["GET", *path, ""],
+        };
+        let is_told = words.zip(asked).all(|(told, asked)| told == asked);
+        ensure!(is_told, "{line:?} after {request:?}");
+        Ok(who == "laptop")
+    };
+    lines.iter().zip(requests).map(is_laptop).collect()
 }
 
 #[test]
