@@ -37,6 +37,10 @@ const NEEDED: &[(&str, &str)] = &[
         "/usr/lib/python3/dist-packages/h2/__init__.py",
         "python3-h2",
     ),
+    (
+        "/usr/lib/python3/dist-packages/websockets/__init__.py",
+        "python3-websockets",
+    ),
     ("/usr/bin/wrk", "wrk"),
     ("/usr/bin/ab", "apache2-utils"),
     ("/usr/bin/tinyproxy", "tinyproxy-bin"),

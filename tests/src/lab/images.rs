@@ -79,6 +79,7 @@ pub const SERVICES: Image = Image {
         Ok(vec![
             (services::ROOTFS.archive(layout)?, "rootfs.tar".into()),
             (services::grpc_echo(layout), "grpc-echo".into()),
+            (services::websocket_echo(layout), "websocket-echo".into()),
         ])
     },
 };

@@ -1,4 +1,5 @@
-//! Servers that people use, in pods: PostgreSQL, Redis, nginx, MariaDB, Knot and gRPC.
+//! Servers that people use, in pods: PostgreSQL, Redis, nginx, MariaDB, Knot, gRPC and
+//! WebSocket.
 
 use std::path::PathBuf;
 
@@ -17,7 +18,15 @@ pub const USER: &str = "shop";
 pub const PASSWORD: &str = "laptop";
 pub const DATABASE: &str = "shop";
 
-const NAMES: [&str; 6] = ["postgres", "redis", "nginx", "mariadb", "knot", "grpc"];
+const NAMES: [&str; 7] = [
+    "postgres",
+    "redis",
+    "nginx",
+    "mariadb",
+    "knot",
+    "grpc",
+    "websocket",
+];
 
 /// What the image holds.
 pub(crate) const ROOTFS: Rootfs = Rootfs {
@@ -34,6 +43,7 @@ pub(crate) const ROOTFS: Rootfs = Rootfs {
         "openssl",
         "postgresql-15",
         "python3-grpcio",
+        "python3-websockets",
         "redis-server",
         "sed",
     ],
@@ -64,6 +74,11 @@ pub fn grpc_echo(layout: &Layout) -> PathBuf {
     layout.tests().join("images/services/grpc-echo")
 }
 
+/// The same of WebSocket.
+pub fn websocket_echo(layout: &Layout) -> PathBuf {
+    layout.tests().join("images/services/websocket-echo")
+}
+
 /// Deploys the servers, and waits until all of them are ready.
 pub(crate) fn deploy(layout: &Layout) -> Result<()> {
     let kubectl = |args: &[&str]| node::kubectl(layout, "admin").args(args);
@@ -82,6 +97,9 @@ pub(crate) fn deploy(layout: &Layout) -> Result<()> {
     for name in NAMES {
         sample::rollout(layout, NAMESPACE, &format!("deployment/{name}"))?;
     }
-    step("PostgreSQL, Redis, nginx, MariaDB, Knot and gRPC run in namespace services");
+    step(format_args!(
+        "{} run in namespace {NAMESPACE}",
+        NAMES.join(", ")
+    ));
     Ok(())
 }

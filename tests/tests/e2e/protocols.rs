@@ -1,6 +1,8 @@
 //! Filters held against the protocols that requests come in, with servers and clients
 //! that are not kvpn's: nginx, nghttpd, Python's, curl and gRPC's own library.
 
+mod websocket;
+
 use std::fs;
 use std::time::Duration;
 
