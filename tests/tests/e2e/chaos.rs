@@ -166,10 +166,12 @@ impl<'a> Engaged<'a> {
         })
     }
 
-    /// Waits until so many pods are there and covered, and everybody is answered by whom
-    /// they are to be.
+    /// Waits until so many pods are there and covered, those before them are gone, and
+    /// everybody is answered by whom they are to be.
     fn is_whole(&self, load: &Load, pods: usize) -> Result<()> {
         self.namespace.are_ready(pods)?;
+        // Those that end answer for some time.
+        self.namespace.has_only(pods)?;
         self.developer.covers(pods)?;
         load.settles(Who::Laptop, Who::App, SOON)
     }
@@ -256,19 +258,28 @@ fn restarted_manager_leaves_requests_to_the_app_and_comes_back() -> Result<()> {
 
 #[test]
 fn killed_agent_leaves_requests_to_the_app_until_there_is_another() -> Result<()> {
+    agents_are_killed("chaos-agent", 1)
+}
+
+#[test]
+fn agents_killed_at_once_leave_requests_to_the_app_until_there_are_others() -> Result<()> {
+    agents_are_killed("chaos-agents", 3)
+}
+
+fn agents_are_killed(namespace: &'static str, number: usize) -> Result<()> {
     let developer = Developer::connected(1)?;
-    let engaged = Engaged::new(&developer, "chaos-agent")?;
+    let engaged = Engaged::new(&developer, namespace)?;
     let load = Load::from_node(&engaged)?;
     let pods = pods_in(&developer.lab, engaged.namespace.name, WEB)?;
-    kill_agent(&pods[0].name)?;
+    kill_agents(&pods[..number])?;
     wait_for("the app answers alice", LIMIT, || {
         let (alices, _) = load.so_far();
         Ok(alices.contains(&Who::App).then_some(()))
     })?;
-    wait_for("the pod has another agent", SOON, || {
+    wait_for("the pods have other agents", SOON, || {
         let pods = engaged.namespace.pods()?;
-        let mut added = pods.iter().map(|pod| agents(pod).1);
-        Ok(added.any(|number| number == 2).then_some(()))
+        let renewed = pods.iter().filter(|pod| agents(pod).1 == 2).count();
+        Ok((renewed == number).then_some(()))
     })?;
     engaged.is_whole(&load, 3)?;
     assert_app_stood_in(&load.so_far());
@@ -285,20 +296,27 @@ fn killed_agent_leaves_requests_to_the_app_until_there_is_another() -> Result<()
     Ok(())
 }
 
-/// Kills the agent of a pod.
-fn kill_agent(pod: &str) -> Result<()> {
-    let hostname = format!("HOSTNAME={pod}");
-    let read = |pid: &i32, file: &str| {
+/// Kills the agents of pods, one right after the other.
+fn kill_agents(pods: &[Pod]) -> Result<()> {
+    let read = |pid: i32, file: &str| {
         let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         String::from_utf8_lossy(&text).into_owned()
     };
-    let mut members = cgroup::members()?.into_iter();
-    let agent = members.find(|pid| {
-        let is_agent = read(pid, "cmdline").starts_with("/sidecar-agent\0--manager\0");
-        is_agent && read(pid, "environ").split('\0').any(|it| it == hostname)
+    let mut killed = cgroup::members()?;
+    killed.retain(|pid| {
+        let is_agent = read(*pid, "cmdline").starts_with("/sidecar-agent\0--manager\0");
+        let environment = read(*pid, "environ");
+        let is_in = |pod: &Pod| {
+            let hostname = format!("HOSTNAME={}", pod.name);
+            environment.split('\0').any(|it| it == hostname)
+        };
+        is_agent && pods.iter().any(is_in)
     });
-    let agent = agent.context("the pod has no agent")?;
-    kill(Pid::from_raw(agent), Signal::SIGKILL).context("kill the agent")
+    ensure!(killed.len() == pods.len(), "an agent each: {killed:?}");
+    for agent in killed {
+        kill(Pid::from_raw(agent), Signal::SIGKILL).context("kill an agent")?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! A namespace of a test's own, with a Deployment of the sample application in it.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use kvpn_tests::{Cmd, Lab, Output};
+use kvpn_tests::{Cmd, Lab, Output, wait_for};
 use serde_json::{Value, json};
 
 use crate::support::{Developer, are_ready, live_pods, scale};
+
+/// How long pods may take to end.
+const SOON: Duration = Duration::from_secs(30);
 
 /// The Deployment and its Service.
 pub(crate) const WEB: &str = "web";
@@ -54,6 +59,16 @@ impl<'a> Namespace<'a> {
 
     pub(crate) fn are_ready(&self, number: usize) -> Result<()> {
         are_ready(self.lab, self.name, WEB, number)
+    }
+
+    /// Waits until there are only so many pods, with those that still end.
+    pub(crate) fn has_only(&self, number: usize) -> Result<()> {
+        let label = format!("app={WEB}");
+        let get = ["get", "pods", "-l", &label, "-o", "name"];
+        wait_for(&format!("there are only {number} pods"), SOON, || {
+            let names = self.kubectl(&get).ok()?;
+            Ok((names.lines().count() == number).then_some(()))
+        })
     }
 
     /// The pods that nobody has deleted.
