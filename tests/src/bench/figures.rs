@@ -37,10 +37,11 @@ pub enum Group {
     Cpu,
     Rtt,
     Filters,
+    Engage,
 }
 
 impl Group {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Data,
         Self::Latency,
         Self::Connect,
@@ -50,6 +51,7 @@ impl Group {
         Self::Cpu,
         Self::Rtt,
         Self::Filters,
+        Self::Engage,
     ];
 
     pub fn name(self) -> &'static str {
@@ -63,6 +65,7 @@ impl Group {
             Self::Cpu => "cpu",
             Self::Rtt => "rtt",
             Self::Filters => "filters",
+            Self::Engage => "engage",
         }
     }
 }
@@ -404,10 +407,17 @@ pub const ALL: &[Figure] = &[
         "a request that the laptop answers, 1 connection, median",
         &[],
     ),
+    alone(
+        Group::Filters,
+        "http_matched_pingpongs",
+        "×",
+        "what that takes more than direct, in ping-pongs through kvpn",
+        &[Floor::Value(2.0)],
+    ),
     filtered(
         "http_unmatched_250_p50_us",
         MICROSECONDS,
-        "a request that none of 250 filters takes, 1 connection, median",
+        "a request that none of 250 filters of 5 sessions takes, 1 connection, median",
         &[Floor::Added(100.0)],
     ),
     alone(
@@ -424,6 +434,38 @@ pub const ALL: &[Figure] = &[
         "the agent's image, unpacked",
         &[Floor::Value(15e6)],
     ),
+    alone(
+        Group::Engage,
+        "intercept_first_ms",
+        "ms",
+        "intercept of three pods that have no agent",
+        &[Floor::Value(1_000.0)],
+    ),
+    alone(
+        Group::Engage,
+        "intercept_again_ms",
+        "ms",
+        "the same where agents are",
+        &[Floor::Value(100.0)],
+    ),
+    alone(
+        Group::Engage,
+        "matched_connections_failed",
+        "",
+        "failed of 10,000 requests that the laptop answers, a connection each, 16 at a time",
+        &[Floor::Value(0.0)],
+    ),
+    Figure {
+        more_is_better: true,
+        base: Some(Way::Direct),
+        ..alone(
+            Group::Engage,
+            "unengaged_down_1",
+            GBITS,
+            "1 flow down of a port beside an engaged one",
+            &[Floor::Ratio(0.95)],
+        )
+    },
 ];
 
 #[cfg(test)]

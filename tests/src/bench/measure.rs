@@ -2,6 +2,7 @@
 
 mod connect;
 mod dns;
+mod engage;
 mod filters;
 mod idle;
 mod latency;
@@ -39,6 +40,7 @@ pub(super) fn all(rig: &mut Rig, figures: &[&'static Figure]) -> Result<Samples>
     idle::run(&mut work)?;
     rtt::run(&mut work)?;
     filters::run(&mut work)?;
+    engage::run(&mut work)?;
     Ok(work.samples)
 }
 

@@ -1,5 +1,7 @@
 //! The lab made ready for measuring, and afterwards as it was.
 
+mod intercept;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -221,39 +223,6 @@ impl Rig {
         pod_addresses(&self.lab, services::NAMESPACE, "app=nginx").map(|[v4, _]| v4)
     }
 
-    /// Has a handler on the laptop answer requests to nginx with that header, until the
-    /// value is dropped.
-    pub(super) fn intercept_nginx(&self, header: &str) -> Result<Intercept<'_>> {
-        let handler = ["kvpn-sample", "--service", "laptop", "--port", "8080"];
-        let mut handler = self.lab.laptop(CONNECTED)?.user().spawn(handler)?;
-        handler.wait_for_line("listens", Duration::from_secs(5))?;
-        let intercept = Intercept {
-            rig: self,
-            _handler: handler,
-        };
-        self.intercept_with(header)?;
-        Ok(intercept)
-    }
-
-    /// The same, with intercepts of more headers beside it.
-    pub(super) fn intercept_nginx_too(
-        &self,
-        header: &str,
-        others: &[String],
-    ) -> Result<Intercept<'_>> {
-        let intercept = self.intercept_nginx(header)?;
-        for other in others {
-            self.intercept_with(other)?;
-        }
-        Ok(intercept)
-    }
-
-    fn intercept_with(&self, header: &str) -> Result<()> {
-        let nginx = ["intercept", "nginx", "-n", services::NAMESPACE];
-        let only = ["--port", "8080:http", "--http-header", header];
-        self.kvpn(CONNECTED, &[&nginx[..], &only].concat())
-    }
-
     /// Runs a program on the laptop that may reach pods directly; gives what it printed.
     pub(super) fn outside(&self, command: &[&str]) -> Result<String> {
         interrupt::check()?;
@@ -303,21 +272,6 @@ fn measure(client: Cmd) -> Result<Value> {
     let output = client.deadline(GRACE).run()?.success();
     interrupt::check()?;
     output?.json()
-}
-
-/// Ends all intercepts when dropped.
-pub(super) struct Intercept<'a> {
-    rig: &'a Rig,
-    _handler: Background,
-}
-
-impl Drop for Intercept<'_> {
-    fn drop(&mut self) {
-        let leave = ["leave", "--all"];
-        if let Err(error) = self.rig.kvpn(CONNECTED, &leave) {
-            step(format_args!("Cannot leave nginx: {error:#}"));
-        }
-    }
 }
 
 /// Addresses of the only pod with a label: IPv4, then IPv6.

@@ -4,22 +4,25 @@
 
 use anyhow::{Context, Result};
 
-use super::Work;
+use super::{Work, number};
 use crate::bench::figures::Way;
 use crate::bench::process::{Role, resident_bytes};
+use crate::bench::rig::Family;
 use crate::lab::Lab;
 
 const UNMATCHED: [&str; 2] = ["http_unmatched_per_s", "http_unmatched_p99_us"];
 const UNMATCHED_ONE: &str = "http_unmatched_p50_us";
 const MATCHED_ONE: &str = "http_matched_p50_us";
+const MATCHED_MORE: &str = "http_matched_pingpongs";
 const UNMATCHED_MANY: &str = "http_unmatched_250_p50_us";
 const MEMORY: &str = "agent_memory_bytes";
 const IMAGE: &str = "agent_image_bytes";
-const ALL: [&str; 7] = [
+const ALL: [&str; 8] = [
     UNMATCHED[0],
     UNMATCHED[1],
     UNMATCHED_ONE,
     MATCHED_ONE,
+    MATCHED_MORE,
     UNMATCHED_MANY,
     MEMORY,
     IMAGE,
@@ -50,7 +53,7 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
         // Without first: an agent stays for a while after the intercept.
         for way in [Way::Direct, Way::Kvpn] {
             let _intercept = match way {
-                Way::Kvpn => Some(work.rig.intercept_nginx("x-user=alice")?),
+                Way::Kvpn => Some(work.rig.intercept_nginx(Some("x-user=alice"))?),
                 Way::Direct | Way::Pipe => None,
             };
             if way == Way::Kvpn && round == 0 {
@@ -74,14 +77,39 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
                 work.samples.add(UNMATCHED_MANY, way, one.p50_us);
             }
         }
+        if work.wants(MATCHED_MORE) {
+            pingpongs(work)?;
+        }
         work.tell(
             round,
-            &[UNMATCHED[0], UNMATCHED[1], UNMATCHED_ONE, MATCHED_ONE],
+            &[
+                UNMATCHED[0],
+                UNMATCHED[1],
+                UNMATCHED_ONE,
+                MATCHED_ONE,
+                MATCHED_MORE,
+            ],
         );
     }
     if work.wants(UNMATCHED_MANY) {
         many(work, &url)?;
     }
+    Ok(())
+}
+
+/// What of this round's matched request is not the pod's own, beside what a byte takes
+/// through kvpn to a pod and back.
+fn pingpongs(work: &mut Work<'_>) -> Result<()> {
+    let [seconds, warm] = work.time();
+    let args = ["pingpong", &seconds, &warm];
+    let measured = work.rig.client(Way::Kvpn, Family::V4, &args)?;
+    let pingpong = number(&measured, "p50_us")?;
+    let last = |way| work.samples.last(MATCHED_ONE, way);
+    let (laptop, pod) = last(Way::Kvpn).zip(last(Way::Direct)).context("a round")?;
+    let more = (laptop - pod) / pingpong;
+    work.samples.add(MATCHED_MORE, Way::Kvpn, more);
+    work.samples
+        .note(MATCHED_MORE, "pingpong_us", pingpong.into());
     Ok(())
 }
 
