@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
-use kvpn_tests::bench::{Pace, Plan, Report, figures};
+use kvpn_tests::bench::{Group, Pace, Plan, Report, figures};
 use kvpn_tests::progress::step;
 use serde::Serialize;
 
@@ -22,8 +22,7 @@ const SOAK: &str = "soak";
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Groups (data, latency, connect, dns, idle, udp, cpu, rtt) or figures by their
-    /// keys, such as tcp_down_1; all when none is given. Alone: soak
+    #[arg(help = help_of_what())]
     what: Vec<String>,
     /// Write what was measured to a file
     #[arg(long)]
@@ -49,6 +48,14 @@ pub(crate) struct BenchArgs {
     /// Measure nothing; show what an earlier run wrote
     #[arg(long, value_name = "JSON", conflicts_with_all = ["what", "rounds", "quick", "keep", "no_build"])]
     from: Option<PathBuf>,
+}
+
+fn help_of_what() -> String {
+    format!(
+        "Groups ({}) or figures by their keys, such as {}; all when none is given. Alone: {SOAK}",
+        Group::ALL.map(Group::name).join(", "),
+        figures::ALL[0]
+    )
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
@@ -120,4 +127,18 @@ fn measure(args: &BenchArgs) -> Result<Report> {
 fn read(path: &Path) -> Result<Report> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_every_group() {
+        let mut bench = BenchArgs::augment_args(clap::Command::new("bench"));
+        let help = bench.render_help().to_string();
+        for group in Group::ALL {
+            assert!(help.contains(group.name()), "{group:?}: {help}");
+        }
+    }
 }
