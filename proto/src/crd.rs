@@ -248,6 +248,10 @@ pub struct EngagementStatus {
     /// Those of them whose agent has the claims in force.
     #[serde(default)]
     pub pods_covered: u32,
+    /// Since when its ports, or requests of them, are kept for it; absent while another
+    /// engagement has them, and once its laptop has been gone for too long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_since: Option<Time>,
 }
 
 /// Condition types and reasons of an Engagement.

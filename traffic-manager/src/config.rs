@@ -51,6 +51,10 @@ pub(crate) struct Config {
     #[arg(long, env = "KVPN_SESSION_GRACE", default_value = "30s", value_parser = parse_duration)]
     pub(crate) session_grace: Duration,
 
+    /// How long the laptop of an engagement may be gone until it no longer blocks others
+    #[arg(long, env = "KVPN_ENGAGEMENT_IDLE", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) engagement_idle: Duration,
+
     /// Whether metrics are served to those whom the cluster lets read them
     #[arg(long, env = "KVPN_METRICS", default_value_t = true, action = clap::ArgAction::Set)]
     pub(crate) metrics: bool,

@@ -71,6 +71,7 @@ impl Lab {
         let key = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
         let (hub, effects) = Hub::new(World::new(Settings {
             grace: Duration::from_secs(30),
+            idle: Duration::from_secs(10),
             agent_image: IMAGE.into(),
             manager: Key::new("kvpn", "traffic-manager-0"),
         }));

@@ -65,6 +65,7 @@ mod tests {
         let clock = Clock::start();
         let mut world = World::new(Settings {
             grace: Duration::from_secs(30),
+            idle: Duration::from_secs(10),
             agent_image: "agent:1".into(),
             manager: Key::new("kvpn", "traffic-manager-0"),
         });

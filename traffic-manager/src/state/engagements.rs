@@ -1,5 +1,7 @@
 //! Engagements: what they ask for, and which of them may have it.
 
+mod holding;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,8 @@ use kvpn_proto::crd::{
 };
 use kvpn_proto::filter::{self, Filter, FilterError};
 use kvpn_proto::flow::Protocol;
+
+pub(crate) use holding::{Laptop, whole_second};
 
 use super::pods::Pods;
 use super::sessions::{DELETE_AGAIN, SessionRecord};
@@ -89,6 +93,8 @@ pub(crate) struct EngagementRecord {
     orphan_since: Option<Instant>,
     /// When the resource's deletion was last asked for.
     delete_asked: Option<Instant>,
+    /// Since when others are kept from what it asks for.
+    pub(super) held_since: Option<Timestamp>,
 }
 
 impl Identified for EngagementRecord {
@@ -103,8 +109,10 @@ impl Identified for EngagementRecord {
 
 impl EngagementRecord {
     pub(crate) fn new(view: EngagementView, arrived: u64, now: &Now) -> Self {
+        let written = view.status.clone().unwrap_or_default();
         Self {
-            written: view.status.clone().unwrap_or_default(),
+            held_since: written.held_since.as_ref().map(|time| time.0),
+            written,
             filter: compile(&view),
             view,
             arrived,
@@ -231,7 +239,7 @@ pub(crate) enum Standing {
         /// Pods that do not run yet, and whose agents do, and those that end. They get
         /// claims like the others, and are not counted.
         passing: Vec<Key>,
-        present: bool,
+        laptop: Laptop,
     },
 }
 
@@ -245,9 +253,13 @@ impl Standing {
     }
 }
 
+/// Who keeps others from a port of a pod, or from requests of it.
+type Held<'a> = HashMap<(Key, u16, Protocol), Vec<(&'a EngagementRecord, Laptop)>>;
+
 /// Decides about all engagements of one namespace. `engagements` are in any
 /// order; of two that want one port, or requests of it that both filters take, the
-/// older one gets it, unless its session is absent and the app may answer for it.
+/// one that has it keeps it, and else the older one gets it. Who is absent for too long
+/// keeps nothing from others.
 pub(crate) fn decide<'a>(
     engagements: impl Iterator<Item = &'a EngagementRecord>,
     sessions: &BTreeMap<Key, SessionRecord>,
@@ -255,38 +267,59 @@ pub(crate) fn decide<'a>(
     pods: &Pods,
     manager: &Key,
 ) -> BTreeMap<Key, Standing> {
-    let mut engagements: Vec<_> = engagements.collect();
-    engagements.sort_by_key(|record| (record.view.created, record.arrived));
-    let mut held: HashMap<(Key, u16, Protocol), Vec<&EngagementRecord>> = HashMap::new();
+    let mut admitted = Vec::new();
     let mut standings = BTreeMap::new();
     for record in engagements {
         let session = sessions.get(&Key::new(sessions_namespace, &record.view.spec.session));
-        let mut standing = admit(record, session, pods, manager);
-        if let Standing::Admitted {
-            pods,
-            passing,
-            present,
-        } = &standing
-            && (*present || record.fails_closed())
-        {
-            let wanted = wanted(record, pods.iter().chain(passing));
-            let holder = wanted.iter().find_map(|want| {
-                let mut holders = held.get(want)?.iter();
-                Some((want, holders.find(|holder| record.overlaps(holder))?))
-            });
-            if let Some(((_, port, _), holder)) = holder {
-                standing = Standing::Unclaimed {
-                    reason: condition::CONFLICT,
-                    message: conflict(*port, holder),
-                    selected: count(pods),
-                };
-            } else {
-                for want in wanted {
-                    held.entry(want).or_default().push(record);
-                }
-            }
+        let standing = admit(record, session, pods, manager);
+        if let Standing::Admitted { laptop, .. } = &standing {
+            admitted.push((record, *laptop));
         }
         standings.insert(record.view.key.clone(), standing);
+    }
+    let present = admitted.iter().filter(|(_, laptop)| laptop.is_present());
+    let present: Vec<_> = present.map(|(record, _)| *record).collect();
+    for (record, laptop) in &mut admitted {
+        if let Laptop::Away(since) = *laptop
+            && present.iter().any(|it| record.is_in_its_users_way(it))
+        {
+            *laptop = Laptop::Idle(since);
+        }
+    }
+    admitted.sort_by_key(|(record, laptop)| record.turn(*laptop));
+    let mut held = Held::new();
+    for (record, is_at) in admitted {
+        let Some(standing) = standings.get_mut(&record.view.key) else {
+            continue;
+        };
+        let Standing::Admitted {
+            pods,
+            passing,
+            laptop,
+        } = standing
+        else {
+            continue;
+        };
+        *laptop = is_at;
+        if !record.holds(is_at) {
+            continue;
+        }
+        let wanted = wanted(record, pods.iter().chain(&*passing));
+        let holder = wanted.iter().find_map(|want| {
+            let mut holders = held.get(want)?.iter();
+            Some((want, holders.find(|(holder, _)| record.overlaps(holder))?))
+        });
+        if let Some(((_, port, _), (holder, laptop))) = holder {
+            *standing = Standing::Unclaimed {
+                reason: condition::CONFLICT,
+                message: holding::conflict(*port, holder, *laptop),
+                selected: count(pods),
+            };
+        } else {
+            for want in wanted {
+                held.entry(want).or_default().push((record, is_at));
+            }
+        }
     }
     standings
 }
@@ -373,7 +406,7 @@ fn admit(
         None => Standing::Admitted {
             pods: keys,
             passing,
-            present: session.is_present(),
+            laptop: Laptop::of(session),
         },
     }
 }
@@ -406,18 +439,6 @@ fn wanted<'a>(
             .map(|port| (pod.clone(), port.container_port, port.protocol))
     })
     .collect()
-}
-
-fn conflict(port: u16, holder: &EngagementRecord) -> String {
-    let view = &holder.view;
-    let what = match &view.spec.http {
-        Some(filter) => format!("requests of port {port} by {filter}"),
-        None => format!("port {port}"),
-    };
-    format!(
-        "{} has had {what} since {} (engagement {})",
-        view.spec.user, view.created, view.key
-    )
 }
 
 /// A number of pods, as a status has it.

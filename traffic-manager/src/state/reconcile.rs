@@ -27,6 +27,11 @@ impl World {
             &self.pods,
             &self.settings.manager,
         );
+        for (key, standing) in &standings {
+            if let Some(record) = self.engagements.get_mut(key) {
+                record.settle(standing, now);
+            }
+        }
         let demands = self.demands(&standings);
         self.serve(namespace, demands, now, effects);
         self.write(standings, now, effects);
@@ -112,14 +117,14 @@ impl World {
                 Standing::Admitted {
                     pods,
                     passing,
-                    present,
+                    laptop,
                 },
                 Some(record),
             ) = (standing, self.engagements.get(key))
             else {
                 continue;
             };
-            if !present && !record.fails_closed() {
+            if !laptop.is_present() && !record.fails_closed() {
                 continue;
             }
             let all = pods.iter().chain(passing);

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kvpn_proto::crd::{Session, SessionStatus};
 
+use super::engagements::whole_second;
 use super::{Identified, Key, Now, StreamId};
 
 /// How often the status of a present session is renewed.
@@ -57,7 +59,9 @@ pub(crate) struct SessionRecord {
     pub(crate) view: SessionView,
     /// Open `WatchDials`; the session is present while there is one.
     streams: BTreeSet<StreamId>,
-    absent_since: Instant,
+    absent_since: Now,
+    /// Absent for so long that its engagements block nobody.
+    is_idle: bool,
     /// What the resource's status says.
     written: SessionStatus,
     renew_at: Instant,
@@ -82,7 +86,8 @@ impl SessionRecord {
             written: view.status.clone().unwrap_or_default(),
             view,
             streams: BTreeSet::new(),
-            absent_since: now.instant,
+            absent_since: *now,
+            is_idle: false,
             renew_at: now.instant,
             delete_asked: None,
         }
@@ -99,13 +104,33 @@ impl SessionRecord {
     }
 
     pub(crate) fn handle_opened(&mut self, stream: StreamId) {
+        self.is_idle = false;
         self.streams.insert(stream);
     }
 
     pub(crate) fn handle_closed(&mut self, stream: StreamId, now: &Now) {
         if self.streams.remove(&stream) && self.streams.is_empty() {
-            self.absent_since = now.instant;
+            self.absent_since = *now;
         }
+    }
+
+    /// Since when it is absent, while it is; as far as this process knows.
+    pub(crate) fn absent_since(&self) -> Option<Timestamp> {
+        (!self.is_present()).then(|| whole_second(self.absent_since.wall))
+    }
+
+    /// Whether it was absent for so long that its engagements block nobody.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_idle
+    }
+
+    /// Whether that is so from now on. True once for each absence.
+    pub(crate) fn becomes_idle(&mut self, limit: Duration, now: &Now) -> bool {
+        if self.is_present() || self.is_idle || now.instant < self.absent_since.instant + limit {
+            return false;
+        }
+        self.is_idle = true;
+        true
     }
 
     /// The status to write, when the one written no longer holds.
@@ -134,17 +159,19 @@ impl SessionRecord {
     }
 
     fn delete_at(&self, grace: Duration) -> Instant {
-        let over = self.absent_since + grace;
+        let over = self.absent_since.instant + grace;
         self.delete_asked
             .map_or(over, |at| over.max(at + DELETE_AGAIN))
     }
 
     /// When time alone changes something.
-    pub(crate) fn deadline(&self, grace: Duration) -> Instant {
+    pub(crate) fn deadline(&self, grace: Duration, idle: Duration) -> Instant {
         if self.is_present() {
             self.renew_at
-        } else {
+        } else if self.is_idle {
             self.delete_at(grace)
+        } else {
+            self.delete_at(grace).min(self.absent_since.instant + idle)
         }
     }
 }
@@ -155,6 +182,7 @@ mod tests {
     use crate::state::testing::{Clock, session};
 
     const GRACE: Duration = Duration::from_secs(30);
+    const IDLE: Duration = Duration::from_secs(10);
 
     #[test]
     fn presence_lasts_as_long_as_any_stream() {
@@ -174,11 +202,12 @@ mod tests {
     fn a_session_that_never_connects_expires_after_the_grace() {
         let clock = Clock::start();
         let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(5));
+        assert!(record.becomes_idle(IDLE, &clock.at(15)));
         assert!(!record.expires(GRACE, &clock.at(34)));
-        assert_eq!(record.deadline(GRACE), clock.at(35).instant);
+        assert_eq!(record.deadline(GRACE, IDLE), clock.at(35).instant);
         assert!(record.expires(GRACE, &clock.at(35)));
         assert!(!record.expires(GRACE, &clock.at(64)), "it was asked for");
-        assert_eq!(record.deadline(GRACE), clock.at(65).instant);
+        assert_eq!(record.deadline(GRACE, IDLE), clock.at(65).instant);
         assert!(
             record.expires(GRACE, &clock.at(65)),
             "it did not come about"
@@ -194,6 +223,24 @@ mod tests {
         record.handle_closed(StreamId(1), &clock.at(100));
         assert!(!record.expires(GRACE, &clock.at(129)));
         assert!(record.expires(GRACE, &clock.at(130)));
+    }
+
+    #[test]
+    fn a_session_is_idle_once_for_each_absence() {
+        let clock = Clock::start();
+        let mut record = SessionRecord::new(session("alice-1", "alice"), &clock.at(0));
+        record.handle_opened(StreamId(1));
+        assert!(!record.becomes_idle(IDLE, &clock.at(100)));
+        assert_eq!(record.absent_since(), None);
+        record.handle_closed(StreamId(1), &clock.at(100));
+        assert_eq!(record.absent_since(), Some(clock.at(100).wall));
+        assert_eq!(record.deadline(GRACE, IDLE), clock.at(110).instant);
+        assert!(!record.becomes_idle(IDLE, &clock.at(109)) && !record.is_idle());
+        assert!(record.becomes_idle(IDLE, &clock.at(110)) && record.is_idle());
+        assert!(!record.becomes_idle(IDLE, &clock.at(111)));
+        assert_eq!(record.deadline(GRACE, IDLE), clock.at(130).instant);
+        record.handle_opened(StreamId(2));
+        assert!(!record.is_idle());
     }
 
     #[test]

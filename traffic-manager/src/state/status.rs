@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kvpn_proto::crd::{EngagementStatus, condition};
 
 use super::agents::{AgentSlot, AgentStatus};
-use super::engagements::{EngagementRecord, Standing, count, no_running_pod};
+use super::engagements::{EngagementRecord, Laptop, Standing, count, no_running_pod};
 use super::pods::Pods;
 use super::{Claim, Key};
 
@@ -59,14 +59,14 @@ pub(crate) fn engagement_status(
             (says.clone(), says, 0, 0)
         }
         Standing::Admitted {
-            pods: keys,
-            present,
-            ..
+            pods: keys, laptop, ..
         } => {
             let (agents, covered) = survey(record, keys, pods, slots);
-            let covered = if *present { covered } else { Vec::new() };
-            let active = if !*present {
-                let message = format!("{}'s laptop is not connected", record.view.spec.user);
+            let present = laptop.is_present();
+            let covered = if present { covered } else { Vec::new() };
+            let active = if let Laptop::Away(since) | Laptop::Idle(since) = laptop {
+                let user = &record.view.spec.user;
+                let message = format!("{user}'s laptop has not been connected since {since}");
                 Says::no(condition::SESSION_ABSENT, message)
             } else if !agents.holds || covered.len() == keys.len() {
                 agents.clone()
@@ -111,6 +111,7 @@ pub(crate) fn engagement_status(
         ],
         pods_selected: selected,
         pods_covered: covered,
+        held_since: record.held_since.map(Time),
     }
 }
 

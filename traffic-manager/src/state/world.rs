@@ -20,6 +20,8 @@ use super::{
 pub(crate) struct Settings {
     /// How long an absent session lives on.
     pub(crate) grace: Duration,
+    /// How long an engagement of one that is absent keeps its ports from others.
+    pub(crate) idle: Duration,
     pub(crate) agent_image: String,
     /// The traffic manager's own pod; its namespace holds the sessions.
     pub(crate) manager: Key,
@@ -176,11 +178,11 @@ impl World {
         if !self.synced {
             return None;
         }
-        let grace = self.settings.grace;
+        let Settings { grace, idle, .. } = self.settings;
         let sessions = self
             .sessions
             .values()
-            .map(|session| session.deadline(grace));
+            .map(|session| session.deadline(grace, idle));
         let engagements = self
             .engagements
             .values()
@@ -434,11 +436,15 @@ impl World {
         self.dirty.extend(namespaces);
     }
 
-    /// Writes the status of sessions, and deletes those that were absent for
-    /// too long, with their engagements.
+    /// Writes the status of sessions, has their engagements block nobody after a while of
+    /// absence, and deletes those that were absent for too long, with their engagements.
     fn keep_sessions(&mut self, now: &Now, effects: &mut Vec<Effect>) {
+        let mut idle = Vec::new();
         for session in self.sessions.values_mut() {
             let (key, uid) = (session.view.key.clone(), session.view.uid.clone());
+            if session.becomes_idle(self.settings.idle, now) {
+                idle.push(key.name.clone());
+            }
             if session.expires(self.settings.grace, now) {
                 let engagements = self
                     .engagements
@@ -457,6 +463,9 @@ impl World {
                     status,
                 });
             }
+        }
+        for name in idle {
+            self.touch_engagements_of(&name);
         }
     }
 }

@@ -14,7 +14,7 @@ use tonic::Status;
 use tracing::info;
 
 use super::Engagements;
-use super::outcome::{Observed, Progress, holder};
+use super::outcome::{Observed, Progress, absence, held_since, holder};
 use super::table::{Entry, Key};
 use crate::session::identity::label;
 use crate::session::workloads::{self, RequestedPort, ResolvedPort};
@@ -164,7 +164,7 @@ impl Engagements {
         let Some(other) = own.and_then(|own| holder(&everyone, own)) else {
             return failure;
         };
-        let since = other.metadata.creation_timestamp.as_ref();
+        let since = held_since(other);
         let since = since
             .map(|time| format!(" since {}", time.0))
             .unwrap_or_default();
@@ -178,9 +178,11 @@ impl Engagements {
         let filter = filter
             .map(|filter| format!(", {filter}"))
             .unwrap_or_default();
+        let absence = absence(other);
+        let absence = absence.map(|it| format!("; {it}")).unwrap_or_default();
         Failure {
             message: format!(
-                "{} engages {} (port {}{filter}){since}",
+                "{} engages {} (port {}{filter}){since}{absence}",
                 other.spec.user,
                 other.spec.workload,
                 ports.join(", ")

@@ -1,6 +1,7 @@
 //! What an Engagement's status means: still on its way, in force, or failed
 //! and why.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kvpn_proto::crd::{Engagement, Verb, condition};
 use kvpn_proto::filter::{self, Filter, HttpFilter};
 use kvpn_proto::{Failure, Reason};
@@ -160,6 +161,16 @@ pub(super) fn overlap(one: Option<&HttpFilter>, other: Option<&HttpFilter>) -> b
     }
 }
 
+/// That the laptop of an engagement is not connected, and since when, if so.
+pub(super) fn absence(engagement: &Engagement) -> Option<&str> {
+    let status = engagement.status.as_ref()?;
+    let mut conditions = status.conditions.iter();
+    let absent = conditions.find(|found| {
+        found.type_ == condition::ACTIVE && found.reason == condition::SESSION_ABSENT
+    })?;
+    Some(&absent.message)
+}
+
 /// Who has the port that `own` did not get, and since when.
 pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option<&'a Engagement> {
     everyone
@@ -177,7 +188,20 @@ pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option
                     .any(|port| port.container_port == taken.container_port)
             })
         })
-        .min_by_key(|other| other.metadata.creation_timestamp.clone())
+        // One whose laptop was gone for too long has nothing.
+        .min_by_key(|other| (!is_holding(other), held_since(other).cloned()))
+}
+
+fn is_holding(engagement: &Engagement) -> bool {
+    let status = engagement.status.as_ref();
+    status.is_some_and(|status| status.held_since.is_some())
+}
+
+/// Since when an engagement has what it asks for, or when it was made.
+pub(super) fn held_since(engagement: &Engagement) -> Option<&Time> {
+    let status = engagement.status.as_ref();
+    let held = status.and_then(|status| status.held_since.as_ref());
+    held.or(engagement.metadata.creation_timestamp.as_ref())
 }
 
 #[cfg(test)]
@@ -297,6 +321,18 @@ mod tests {
     }
 
     #[test]
+    fn holder_that_is_absent_is_told_since_when() {
+        let absent = "bob\u{2019}s laptop has not been connected since 2026-11-01T10:00:00Z";
+        let gone = engagement(&format!(
+            "[{}]",
+            condition("Active", "False", "SessionAbsent", absent)
+        ));
+        assert_eq!(absence(&gone), Some(absent));
+        let there = engagement(&format!("[{}]", condition("Active", "True", "Ready", "")));
+        assert_eq!(absence(&there), None);
+    }
+
+    #[test]
     fn pods_are_counted() {
         let observed = observe(&engagement("[]"));
         assert_eq!((observed.pods_selected, observed.pods_covered), (3, 2));
@@ -313,5 +349,26 @@ mod tests {
         let everyone = [own.clone(), elsewhere, other];
         assert_eq!(holder(&everyone, &own).unwrap().spec.user, "bob");
         assert!(holder(&everyone[..2], &own).is_none());
+    }
+
+    #[test]
+    fn the_holder_is_who_has_it_and_not_who_is_older() {
+        let own = engagement("[]");
+        let other = |name: &str, created: &str, held: Option<&str>| {
+            let time = |text: &str| Time(text.parse().unwrap());
+            let mut other = engagement("[]");
+            other.metadata.name = Some(name.into());
+            other.metadata.creation_timestamp = Some(time(created));
+            other.status.as_mut().unwrap().held_since = held.map(time);
+            other
+        };
+        let [first, second, third] =
+            ["10:00", "11:00", "12:00"].map(|at| format!("2026-11-01T{at}:00Z"));
+        let gone = other("gone", &first, None);
+        let has = other("has", &second, Some(&third));
+        let everyone = [gone, has];
+        let found = holder(&everyone, &own).unwrap();
+        assert_eq!(found.metadata.name.as_deref(), Some("has"));
+        assert_eq!(held_since(found), Some(&Time(third.parse().unwrap())));
     }
 }

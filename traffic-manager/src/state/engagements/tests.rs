@@ -42,16 +42,22 @@ impl Case {
         self.engagements.last_mut().unwrap()
     }
 
-    fn standing(&self, name: &str) -> Standing {
+    fn decide(&self) -> BTreeMap<Key, Standing> {
         let manager = Key::new("kvpn", "traffic-manager-0");
-        let standings = decide(
-            self.engagements.iter(),
-            &self.sessions,
-            "kvpn",
-            &self.pods,
-            &manager,
-        );
-        standings[&Key::new("shop", name)].clone()
+        let engagements = self.engagements.iter();
+        decide(engagements, &self.sessions, "kvpn", &self.pods, &manager)
+    }
+
+    fn standing(&self, name: &str) -> Standing {
+        self.decide()[&Key::new("shop", name)].clone()
+    }
+
+    /// Has all take note of what is decided at that second.
+    fn settle(&mut self, second: u64) {
+        let standings = self.decide();
+        for record in &mut self.engagements {
+            record.settle(&standings[&record.view.key], &self.clock.at(second));
+        }
     }
 
     fn reason(&self, name: &str) -> (&'static str, String) {
@@ -82,7 +88,7 @@ fn a_lone_engagement_gets_all_running_pods() {
         Standing::Admitted {
             passing: vec![Key::new("shop", "web-4")],
             pods: vec![Key::new("shop", "web-1"), Key::new("shop", "web-2")],
-            present: true,
+            laptop: Laptop::Present,
         }
     );
 }
@@ -118,18 +124,119 @@ fn two_ports_of_one_workload_do_not_conflict() {
     assert_eq!(case.reason("web-b").0, "");
 }
 
+/// Alice's laptop goes after a second.
+fn leave(case: &mut Case) {
+    let alice = case.sessions.get_mut(&Key::new("kvpn", "alice-1")).unwrap();
+    alice.handle_closed(StreamId(1), &case.clock.at(1));
+}
+
 #[test]
-fn an_engagement_whose_session_is_absent_blocks_nobody() {
+fn who_is_absent_for_a_short_time_keeps_what_it_had() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080).held_since = Some(case.clock.at(0).wall);
+    case.engage("web-b", "bob", 8080);
+    leave(&mut case);
+    let (reason, message) = case.reason("web-b");
+    assert_eq!(reason, condition::CONFLICT);
+    assert_eq!(
+        message,
+        "alice has had port 8080 since 2026-01-01T00:00:00Z (engagement shop/web-a), whose \
+         laptop has not been connected since 2026-01-01T00:00:01Z"
+    );
+    let since = case.clock.at(1).wall;
+    assert!(matches!(
+        case.standing("web-a"),
+        Standing::Admitted { laptop: Laptop::Away(at), .. } if at == since
+    ));
+}
+
+#[test]
+fn who_never_had_anything_keeps_nothing_while_absent() {
     let mut case = Case::new();
     case.engage("web-a", "alice", 8080);
     case.engage("web-b", "bob", 8080);
-    let alice = case.sessions.get_mut(&Key::new("kvpn", "alice-1")).unwrap();
-    alice.handle_closed(StreamId(1), &case.clock.at(1));
+    leave(&mut case);
     assert_eq!(case.reason("web-b").0, "");
-    assert!(matches!(
-        case.standing("web-a"),
-        Standing::Admitted { present: false, .. }
-    ));
+}
+
+#[test]
+fn who_is_absent_for_long_keeps_nothing_and_who_has_it_then_keeps_it() {
+    let mut case = Case::new();
+    let start = case.clock.at(0).wall;
+    case.engage("web-a", "alice", 8080).held_since = Some(start);
+    case.engage("web-b", "bob", 8080);
+    leave(&mut case);
+    let alice = Key::new("kvpn", "alice-1");
+    let (limit, at) = (Duration::from_secs(10), case.clock.at(11));
+    let session = case.sessions.get_mut(&alice).unwrap();
+    assert!(session.becomes_idle(limit, &at));
+    assert_eq!(case.reason("web-b").0, "");
+    case.settle(12);
+    assert_eq!(case.engagements[0].held_since, None);
+    assert_eq!(case.engagements[1].held_since, Some(case.clock.at(12).wall));
+
+    let session = case.sessions.get_mut(&alice).unwrap();
+    session.handle_opened(StreamId(2));
+    let (reason, message) = case.reason("web-a");
+    assert_eq!(reason, condition::CONFLICT);
+    assert!(message.starts_with("bob has had port 8080 since 2026-01-01T00:00:12Z"));
+    assert_eq!(case.reason("web-b").0, "");
+}
+
+#[test]
+fn who_is_absent_and_fails_closed_yields_only_to_who_wants_it() {
+    let mut case = Case::new();
+    let record = case.engage("web-a", "alice", 8080);
+    record.view.spec.on_failure = Some(OnFailure::Unavailable);
+    record.held_since = Some(record.view.created);
+    leave(&mut case);
+    let session = case.sessions.get_mut(&Key::new("kvpn", "alice-1")).unwrap();
+    assert!(session.becomes_idle(Duration::ZERO, &case.clock.at(2)));
+    assert!(matches!(case.standing("web-a"), Standing::Admitted { .. }));
+    case.engage("web-b", "bob", 8080);
+    assert_eq!(case.reason("web-b").0, "");
+    assert_eq!(case.reason("web-a").0, condition::CONFLICT);
+}
+
+#[test]
+fn who_is_absent_is_not_in_the_way_of_its_own_user() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080).held_since = Some(case.clock.at(0).wall);
+    leave(&mut case);
+    let mut again = SessionRecord::new(session("alice-2", "alice"), &case.clock.at(2));
+    again.handle_opened(StreamId(1));
+    case.sessions.insert(again.view.key.clone(), again);
+    case.engage("web-b", "alice", 8080).view.spec.session = "alice-2".into();
+    assert_eq!(case.reason("web-b").0, "");
+    case.settle(3);
+    assert_eq!(case.engagements[0].held_since, None);
+}
+
+#[test]
+fn who_has_a_port_keeps_it_before_those_that_are_older() {
+    let mut case = Case::new();
+    case.engage("web-a", "alice", 8080);
+    case.engage("web-b", "bob", 8080).held_since = Some(case.clock.at(60).wall);
+    assert_eq!(case.reason("web-b").0, "");
+    assert_eq!(case.reason("web-a").0, condition::CONFLICT);
+}
+
+#[test]
+fn what_an_engagement_had_is_known_after_a_restart() {
+    let clock = Clock::start();
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.status = Some(EngagementStatus {
+        held_since: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            clock.at(7).wall,
+        )),
+        ..EngagementStatus::default()
+    });
+    let mut record = EngagementRecord::new(view, 0, &clock.at(100));
+    assert_eq!(record.held_since, Some(clock.at(7).wall));
+    // Its workload is not read yet.
+    let looking = Standing::unclaimed(condition::PROGRESSING, "looking up");
+    record.settle(&looking, &clock.at(100));
+    assert_eq!(record.held_since, Some(clock.at(7).wall));
 }
 
 #[test]
@@ -207,7 +314,7 @@ fn a_pod_is_engaged_by_its_name() {
         Standing::Admitted {
             passing: vec![],
             pods: vec![Key::new("shop", "web-2")],
-            present: true,
+            laptop: Laptop::Present,
         }
     );
 }

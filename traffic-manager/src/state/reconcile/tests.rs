@@ -26,6 +26,7 @@ impl Case {
     fn new(pods: &[&str]) -> Self {
         let world = World::new(Settings {
             grace: Duration::from_secs(30),
+            idle: Duration::from_secs(10),
             agent_image: IMAGE.into(),
             manager: Key::new("kvpn", "traffic-manager-0"),
         });
@@ -245,6 +246,38 @@ fn claims_are_withdrawn_when_the_session_leaves_and_return_with_it() {
 }
 
 #[test]
+fn a_port_is_kept_for_a_laptop_that_is_gone_for_a_short_time_and_no_longer() {
+    let mut case = Case::new(&["web-1"]);
+    case.engage("web-a", "alice", 8080);
+    case.link("web-1", 1);
+    case.apply("web-1");
+    case.second = 5;
+    let gone = case.close("alice", 0);
+    assert_eq!(sent_ports(&gone), [(LinkId(1), vec![])], "the app answers");
+    case.second = 6;
+    case.engage("web-b", "bob", 8080);
+    case.assert_active("web-b", "False", condition::CONFLICT);
+    case.second = 10;
+    case.send(Event::Tick);
+    assert_eq!(case.world.deadline(), Some(case.clock.at(15).instant));
+    case.second = 15;
+    let effects = case.send(Event::Tick);
+    assert_eq!(sent_ports(&effects), [(LinkId(1), vec![8080])]);
+    case.apply("web-1");
+    case.assert_active("web-b", "True", condition::READY);
+    case.assert_active("web-a", "False", condition::SESSION_ABSENT);
+    case.second = 20;
+    let effects = case.open("alice", 7);
+    assert!(sent_ports(&effects).is_empty(), "bob keeps it");
+    case.assert_active("web-a", "False", condition::CONFLICT);
+    case.assert_active("web-b", "True", condition::READY);
+    let gone = engagement("web-b", "bob", 8080, 6);
+    case.send(Event::Engagements(Change::Deleted(gone)));
+    case.apply("web-1");
+    case.assert_active("web-a", "True", condition::READY);
+}
+
+#[test]
 fn a_session_that_stays_away_is_deleted_with_its_engagements() {
     let mut case = Case::new(&["web-1"]);
     case.engage("web-a", "alice", 8080);
@@ -383,11 +416,14 @@ fn after_a_restart_nothing_is_decided_before_all_is_listed() {
         matches!(effects[0], Effect::ResolveWorkload { .. }),
         "{effects:?}"
     );
-    assert_eq!(
-        case.world.deadline(),
-        Some(case.clock.at(30).instant),
-        "the grace counts from the start"
-    );
+    let deadline = |case: &Case, second| {
+        let at = case.clock.at(second).instant;
+        assert_eq!(case.world.deadline(), Some(at), "it counts from the start");
+    };
+    deadline(&case, 10);
+    case.second = 10;
+    case.send(Event::Tick);
+    deadline(&case, 30);
 }
 
 #[test]
