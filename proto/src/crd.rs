@@ -94,6 +94,10 @@ pub struct EngagementSpec {
     /// The container that is replaced; absent for other verbs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// Its user rolls the workload out where running pods are refused an agent, so that
+    /// its pods may be born with one although none has run in their namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub roll_out: bool,
 }
 
 /// Who answers instead of a laptop that does not.
@@ -178,6 +182,14 @@ impl WorkloadKind {
             Self::Job => "batch",
             Self::Rollout => "argoproj.io",
             Self::Pod => "",
+        }
+    }
+
+    /// Whether a change of its template has its pods made anew, one after the other.
+    pub fn has_roll_out(self) -> bool {
+        match self {
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet | Self::Rollout => true,
+            Self::ReplicaSet | Self::Job | Self::Pod => false,
         }
     }
 
@@ -269,6 +281,9 @@ pub mod condition {
     pub const NO_RUNNING_POD: &str = "NoRunningPod";
     /// The API server or the kubelet refused the agent; the message is theirs.
     pub const AGENT_REFUSED: &str = "AgentRefused";
+    /// The API server refused the agent to running pods, in the message's words; new ones
+    /// could be born with it.
+    pub const ROLL_OUT_NEEDED: &str = "RollOutNeeded";
     /// The agent was admitted but does not come up, or cannot set its redirect.
     pub const AGENT_FAILED: &str = "AgentFailed";
     /// Another engagement has the port.

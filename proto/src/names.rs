@@ -43,6 +43,13 @@ pub const ADMISSION_PATH: &str = "/admit/";
 /// Name of the MutatingWebhookConfiguration, whose webhooks the traffic manager writes.
 pub const WEBHOOK_CONFIGURATION: &str = "kvpn-agents";
 
+/// Annotation of pods that keep an agent, also while nobody engages them, and its value.
+pub const AGENT_ANNOTATION: &str = "kvpn.dev/agent";
+pub const AGENT_ENABLED: &str = "enabled";
+
+/// Annotation of a pod template with when kvpn had its workload rolled out.
+pub const ROLL_OUT_ANNOTATION: &str = "kvpn.dev/restartedAt";
+
 /// Audience of the tokens by which agents show whose pod they are in.
 pub const AGENT_TOKEN_AUDIENCE: &str = "kvpn";
 

@@ -56,6 +56,10 @@ pub(crate) struct InterceptArgs {
     /// HTTP is reset)
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
     pub(crate) on_failure: OnFailure,
+    /// Where the cluster refuses the agent to running pods, roll the workload out once, so
+    /// that its pods are born with it; needs the right to patch the workload
+    #[arg(long)]
+    pub(crate) rollout: bool,
 }
 
 /// What is engaged, and where it is handled.
@@ -98,6 +102,7 @@ impl InterceptArgs {
         InterceptRequest {
             http: self.http().map(Into::into),
             fails_closed: self.on_failure == OnFailure::Unavailable,
+            roll_out: self.rollout,
             ..self.engage.request(flags, verb)
         }
     }
@@ -397,6 +402,7 @@ mod tests {
                 verb: "wiretap".into(),
                 fails_closed: false,
                 container: String::new(),
+                roll_out: false,
             }
         );
     }

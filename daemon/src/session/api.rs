@@ -189,6 +189,7 @@ impl SessionService for Api {
             http,
             fails_closed: request.fails_closed,
             container: request.container,
+            rolls_out: request.roll_out,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)

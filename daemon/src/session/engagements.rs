@@ -4,6 +4,7 @@
 mod deleted;
 mod intercept;
 mod outcome;
+mod roll_out;
 mod table;
 
 use std::net::SocketAddr;
@@ -204,6 +205,7 @@ impl Engagements {
                 http: entry.http.clone(),
                 on_failure: entry.fails_closed.then_some(OnFailure::Unavailable),
                 container: entry.container.clone(),
+                roll_out: entry.rolls_out,
             },
             status: None,
         };

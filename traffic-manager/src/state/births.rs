@@ -26,6 +26,8 @@ const RECENT: Duration = Duration::from_secs(5);
 pub(crate) struct Nursery {
     pub(crate) namespace: String,
     pub(crate) selector: Selector,
+    /// Also where no agent has run.
+    pub(crate) is_unproven: bool,
 }
 
 /// A pod that is about to be created.
@@ -37,6 +39,8 @@ pub(crate) struct Newborn {
     pub(crate) owner: String,
     /// The names of the Secrets that its images are pulled with.
     pub(crate) pull_secrets: BTreeSet<String>,
+    /// It is to have one also while nobody engages it.
+    pub(crate) is_annotated: bool,
     /// Nothing comes of it.
     pub(crate) is_trial: bool,
 }
@@ -95,9 +99,11 @@ impl Births {
     pub(super) fn deliver(&mut self, newborn: &Newborn, agent: &str, now: Instant) -> bool {
         let nurseries = self.expected.as_deref().unwrap_or_default();
         let is_expected = nurseries.iter().any(|nursery| {
-            nursery.namespace == newborn.namespace && nursery.selector.matches(&newborn.labels)
+            nursery.namespace == newborn.namespace
+                && nursery.selector.matches(&newborn.labels)
+                && (nursery.is_unproven || self.is_proven_for(newborn))
         });
-        if !is_expected || !self.is_proven_for(newborn) {
+        if !is_expected && !newborn.is_annotated {
             return false;
         }
         self.without.retain(|_, until| now < *until);
@@ -161,6 +167,7 @@ mod tests {
             labels: BTreeMap::from([("app".into(), "web".into())]),
             owner: "replica-set".into(),
             pull_secrets: BTreeSet::new(),
+            is_annotated: false,
             is_trial: false,
         }
     }
@@ -170,6 +177,7 @@ mod tests {
         let nursery = Nursery {
             namespace: "shop".into(),
             selector: [("app".to_owned(), "web".to_owned())].into_iter().collect(),
+            is_unproven: false,
         };
         assert!(births.expect(std::slice::from_ref(&nursery)));
         assert!(!births.expect(&[nursery]), "nothing new");
@@ -213,6 +221,28 @@ mod tests {
         assert!(!births.deliver(&other, "c", now));
         births.expect(&[]);
         assert!(!births.deliver(&newborn(), "d", now));
+    }
+
+    #[test]
+    fn pods_get_an_agent_that_has_not_run_there_when_somebody_asks_for_it() {
+        let mut births = expecting();
+        births.proven.clear();
+        let now = Instant::now();
+        assert!(!births.deliver(&newborn(), "a", now));
+        let mut nurseries = births.expected.clone().unwrap();
+        nurseries[0].is_unproven = true;
+        births.expect(&nurseries);
+        assert!(births.deliver(&newborn(), "b", now), "by who rolls it out");
+        births.expect(&[]);
+        assert!(!births.deliver(&newborn(), "c", now));
+        let annotated = Newborn {
+            is_annotated: true,
+            owner: "another".into(),
+            ..newborn()
+        };
+        assert!(births.deliver(&annotated, "d", now), "by its annotation");
+        let later = now + 2 * SEEN;
+        assert!(!births.deliver(&annotated, "e", later), "it was refused");
     }
 
     #[test]

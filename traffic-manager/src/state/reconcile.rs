@@ -52,7 +52,7 @@ impl World {
     }
 
     /// The pods of every workload that somebody engages whose session there is, where an
-    /// agent has run already.
+    /// agent has run already, or the workload is to be rolled out for one.
     fn expected_births(&self) -> Vec<Nursery> {
         let home = &self.settings.manager.namespace;
         let engaged = self.engagements.values().filter(|record| {
@@ -60,17 +60,24 @@ impl World {
             let session = self.sessions.get(&Key::new(home, &spec.session));
             session.is_some_and(|session| session.view.user == spec.user)
         });
-        let engaged = engaged.filter(|it| self.births.is_proven(&it.view.key.namespace));
+        let engaged = engaged
+            .filter(|it| it.view.spec.roll_out || self.births.is_proven(&it.view.key.namespace));
         let nurseries = engaged.filter_map(|record| match &record.workload {
             Some(Resolution::Selector(selector)) => Some(Nursery {
                 namespace: record.view.key.namespace.clone(),
                 selector: selector.clone(),
+                is_unproven: record.view.spec.roll_out,
             }),
             Some(Resolution::Missing | Resolution::Unreadable(_)) | None => None,
         });
         let mut nurseries: Vec<_> = nurseries.collect();
-        nurseries.sort_by_cached_key(|it| (it.namespace.clone(), it.selector.to_string()));
-        nurseries.dedup();
+        // Of those that are the same, what allows more stays.
+        nurseries.sort_by_cached_key(|it| {
+            let selector = it.selector.to_string();
+            (it.namespace.clone(), selector, !it.is_unproven)
+        });
+        nurseries
+            .dedup_by(|one, kept| one.namespace == kept.namespace && one.selector == kept.selector);
         nurseries
     }
 
@@ -201,7 +208,14 @@ impl World {
             let Some(record) = self.engagements.get_mut(&key) else {
                 continue;
             };
-            let status = engagement_status(record, &standing, &self.pods, &self.slots, now.wall);
+            let status = engagement_status(
+                record,
+                &standing,
+                &self.pods,
+                &self.slots,
+                self.settings.has_births,
+                now.wall,
+            );
             if status != record.written {
                 record.written = status.clone();
                 effects.push(Effect::WriteEngagement {

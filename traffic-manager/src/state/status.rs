@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kvpn_proto::crd::{EngagementStatus, condition};
+use kvpn_proto::crd::{EngagementStatus, Verb, condition};
 
 use super::agents::{AgentSlot, AgentStatus};
 use super::engagements::{EngagementRecord, Laptop, Standing, count, no_running_pod};
@@ -43,6 +43,7 @@ pub(crate) fn engagement_status(
     standing: &Standing,
     pods: &Pods,
     slots: &BTreeMap<String, AgentSlot>,
+    has_births: bool,
     now: Timestamp,
 ) -> EngagementStatus {
     let (agents_ready, active, selected, covered) = match standing {
@@ -61,7 +62,7 @@ pub(crate) fn engagement_status(
         Standing::Admitted {
             pods: keys, laptop, ..
         } => {
-            let (agents, covered) = survey(record, keys, pods, slots);
+            let (agents, covered) = survey(record, keys, pods, slots, has_births);
             let present = laptop.is_present();
             let covered = if present { covered } else { Vec::new() };
             let active = if let Laptop::Away(since) | Laptop::Idle(since) = laptop {
@@ -122,6 +123,7 @@ fn survey(
     keys: &[Key],
     pods: &Pods,
     slots: &BTreeMap<String, AgentSlot>,
+    has_births: bool,
 ) -> (Says, Vec<Key>) {
     let mut covered = Vec::new();
     let mut trouble: Option<(u8, Says)> = None;
@@ -140,7 +142,14 @@ fn survey(
             }
             AgentStatus::Progressing(message) => (0, Says::no(condition::PROGRESSING, message)),
             AgentStatus::Failed(message) => (1, Says::no(condition::AGENT_FAILED, message)),
-            AgentStatus::Refused(message) => (2, Says::no(condition::AGENT_REFUSED, message)),
+            AgentStatus::Refused(message) => {
+                let helps = has_births && roll_out_helps(record, &message);
+                let reason = match helps {
+                    true => condition::ROLL_OUT_NEEDED,
+                    false => condition::AGENT_REFUSED,
+                };
+                (2, Says::no(reason, message))
+            }
         };
         if trouble.as_ref().is_none_or(|(worst, _)| gravity > *worst) {
             trouble = Some((gravity, says));
@@ -154,6 +163,17 @@ fn survey(
         ))
     };
     (trouble.map_or_else(all_ready, |(_, says)| says), covered)
+}
+
+/// Whether pods that are made anew may have the agent that the API server, in these words,
+/// refuses to running ones.
+fn roll_out_helps(record: &EngagementRecord, words: &str) -> bool {
+    let spec = &record.view.spec;
+    // It judges both alike, and its words are of its own code
+    // (<https://kubernetes.io/docs/concepts/security/pod-security-admission/>).
+    let by_pod_security = words.contains("violates PodSecurity");
+    // What stops an app can only be added to a pod that runs.
+    spec.workload.kind.has_roll_out() && spec.verb != Verb::Replace && !by_pod_security
 }
 
 /// How far a pod's agent is, and what stops its app where that is to be.

@@ -101,6 +101,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
             http: None,
             on_failure: None,
             container: None,
+            roll_out: false,
         },
         status: None,
     }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::core::admission::AdmissionRequest;
-use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
+use kvpn_proto::names::{AGENT_ANNOTATION, AGENT_CONTAINER_PREFIX, AGENT_ENABLED};
 use serde_json::{Value, json};
 
 use crate::controller::{AgentTemplate, Allowance};
@@ -25,9 +25,18 @@ pub(super) fn newborn(question: &AdmissionRequest<Pod>, pod: &Pod) -> Newborn {
         labels: metadata.labels.clone().unwrap_or_default(),
         owner,
         pull_secrets: pod.spec.as_ref().map(pull_secrets).unwrap_or_default(),
+        is_annotated: is_annotated(pod),
         is_trial: question.dry_run,
         namespace,
     }
+}
+
+/// Whether it is to have an agent whoever engages it. The API server judges it likewise,
+/// before it asks.
+fn is_annotated(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let value = annotations.and_then(|annotations| annotations.get(AGENT_ANNOTATION));
+    value.is_some_and(|value| value == AGENT_ENABLED)
 }
 
 /// Kinds of controllers that create a pod again when it was refused.
@@ -148,6 +157,18 @@ mod tests {
             "{containers: [{name: a}], initContainers: [{name: kvpn-agent-abcde}]}",
         ] {
             assert!(!can_have_agent(&pod(spec)), "{spec}");
+        }
+    }
+
+    #[test]
+    fn only_the_word_of_the_annotation_asks_for_an_agent() {
+        let annotated = |annotations: &str| {
+            let pod = format!("{{metadata: {{annotations: {annotations}}}}}");
+            is_annotated(&serde_yaml::from_str(&pod).unwrap())
+        };
+        assert!(annotated("{kvpn.dev/agent: enabled}"));
+        for others in ["{}", "{kvpn.dev/agent: disabled}", "{agent: enabled}"] {
+            assert!(!annotated(others), "{others}");
         }
     }
 

@@ -1,18 +1,19 @@
 //! What the API server is told to ask.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference,
-    WebhookClientConfig,
+    MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations,
+    ServiceReference, WebhookClientConfig,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use kvpn_proto::crd::{Engagement, Session};
-use kvpn_proto::names;
+use kvpn_proto::names::{self, AGENT_ANNOTATION, AGENT_ENABLED};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -93,20 +94,48 @@ impl Configuration {
         let births = questions.births.iter().enumerate();
         let births = births.map(|(index, nursery)| self.births(index, nursery));
         let deletions = questions.deletions.then(|| self.deletions());
-        let webhooks: Vec<_> = births.chain(deletions).collect();
+        let webhooks: Vec<_> = births.chain([self.annotated()]).chain(deletions).collect();
         json!({ "webhooks": webhooks })
     }
 
-    /// Asks about pods that are about to be created.
+    /// Asks about pods of a workload that are about to be created.
     fn births(&self, index: usize, nursery: &Nursery) -> MutatingWebhook {
+        let name = (NAME_LABEL.to_owned(), nursery.namespace.clone());
+        MutatingWebhook {
+            name: format!("workload-{index}.agents.kvpn.dev"),
+            object_selector: Some(nursery.selector.clone().into()),
+            ..self.pods(Some([name].into()))
+        }
+    }
+
+    /// Asks about annotated pods that are about to be created. Selectors know labels only;
+    /// the API server judges the condition itself
+    /// (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/#matching-requests-matchconditions>).
+    fn annotated(&self) -> MutatingWebhook {
+        let all = "object.metadata.annotations";
+        let expression = format!(
+            "has({all}) && '{AGENT_ANNOTATION}' in {all} && \
+             {all}['{AGENT_ANNOTATION}'] == '{AGENT_ENABLED}'"
+        );
+        MutatingWebhook {
+            name: "annotated.agents.kvpn.dev".to_owned(),
+            match_conditions: Some(vec![MatchCondition {
+                name: "is-annotated".to_owned(),
+                expression,
+            }]),
+            ..self.pods(None)
+        }
+    }
+
+    /// Asks about pods that are about to be created, in namespaces of these labels that
+    /// admit agents.
+    fn pods(&self, namespaces: Option<BTreeMap<String, String>>) -> MutatingWebhook {
         let admitting = LabelSelectorRequirement {
             key: POD_SECURITY_LABEL.to_owned(),
             operator: "NotIn".to_owned(),
             values: Some(WITHOUT_AGENTS.map(str::to_owned).to_vec()),
         };
-        let name = (NAME_LABEL.to_owned(), nursery.namespace.clone());
         MutatingWebhook {
-            name: format!("workload-{index}.agents.kvpn.dev"),
             side_effects: "None".to_owned(),
             timeout_seconds: Some(PATIENCE.0),
             rules: Some(vec![RuleWithOperations {
@@ -117,10 +146,9 @@ impl Configuration {
                 scope: Some("Namespaced".to_owned()),
             }]),
             namespace_selector: Some(LabelSelector {
-                match_labels: Some([name].into()),
+                match_labels: namespaces,
                 match_expressions: Some(vec![admitting]),
             }),
-            object_selector: Some(nursery.selector.clone().into()),
             ..self.webhook(Subject::Birth)
         }
     }
@@ -180,11 +208,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn webhooks_are_of_engaged_workloads_alone() {
+    async fn webhooks_are_of_engaged_workloads_and_annotated_pods_alone() {
         let configuration = configuration();
         let nursery = Nursery {
             namespace: "shop".into(),
             selector: [("app".to_owned(), "web".to_owned())].into_iter().collect(),
+            is_unproven: false,
         };
         let questions = Questions {
             births: vec![nursery],
@@ -192,7 +221,9 @@ mod tests {
         };
         insta::assert_json_snapshot!(configuration.patch(&questions));
         let nothing = configuration.patch(&Questions::default());
-        assert_eq!(nothing, json!({"webhooks": []}));
+        let names = nothing["webhooks"].as_array().unwrap().iter();
+        let names: Vec<_> = names.map(|webhook| &webhook["name"]).collect();
+        assert_eq!(names, ["annotated.agents.kvpn.dev"]);
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::Engagements;
 use super::outcome::{Observed, Progress, absence, held_since, holder};
+use super::roll_out::roll_out;
 use super::table::{Entry, Key};
 use crate::session::identity::label;
 use crate::session::workloads::{self, RequestedPort, ResolvedPort};
@@ -38,6 +39,9 @@ pub(crate) struct Intercept {
     pub(crate) fails_closed: bool,
     /// The container to replace; empty for the one that has the ports.
     pub(crate) container: String,
+    /// The workload is rolled out once where only pods that are born with the agent can
+    /// have it.
+    pub(crate) rolls_out: bool,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -78,6 +82,7 @@ impl Engagements {
             request.fails_closed,
         );
         entry.container = plan.container;
+        entry.rolls_out = request.rolls_out;
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) = tokio::join!(
             self.create(&key, entry),
@@ -89,7 +94,7 @@ impl Engagements {
         };
         let timeout = request.timeout.unwrap_or(DEFAULT_TIMEOUT);
         let outcome = tokio::select! {
-            outcome = tokio::time::timeout(timeout, activation(&mut observed, &events)) => {
+            outcome = tokio::time::timeout(timeout, self.arrive(&request, &workload, &mut observed, &events)) => {
                 outcome.unwrap_or_else(|_| Err(late(&workload, timeout, &observed.borrow())))
             }
             () = events.closed() => Err(cancelled()),
@@ -107,6 +112,37 @@ impl Engagements {
                 self.give_up(&key).await;
                 fail(&events, failure).await;
             }
+        }
+    }
+
+    /// Waits until an engagement is active. Has its workload rolled out if only that helps
+    /// and the user wants it so.
+    async fn arrive(
+        &self,
+        request: &Intercept,
+        workload: &WorkloadRef,
+        observed: &mut watch::Receiver<Observed>,
+        events: &Events,
+    ) -> Result<(), Failure> {
+        let refusal = match activation(observed, events, false).await {
+            Ok(Reached::Active) => return Ok(()),
+            Ok(Reached::Refusal(failure)) if request.rolls_out => failure,
+            Ok(Reached::Refusal(failure)) => return Err(failure),
+            Err(failure) if request.rolls_out => return Err(in_vain(failure, workload)),
+            Err(failure) => return Err(failure),
+        };
+        let warning = format!(
+            "{}; rolling {workload} out once, so that its pods are born with the agent",
+            refusal.message
+        );
+        // Nothing is rolled out for a client that is gone.
+        let told = send(events, Event::Warning(warning)).await;
+        told.map_err(|()| cancelled())?;
+        roll_out(&self.cluster, &request.namespace, workload).await?;
+        info!(%workload, "Workload rolled out");
+        match activation(observed, events, true).await? {
+            Reached::Active => Ok(()),
+            Reached::Refusal(failure) => Err(failure),
         }
     }
 
@@ -197,24 +233,42 @@ impl Engagements {
     }
 }
 
-/// Tells the client what is waited for, until the engagement is decided.
+/// How waiting for an engagement has ended, if it has not failed.
+#[derive(Debug, PartialEq, Eq)]
+enum Reached {
+    Active,
+    /// The agent is refused to running pods alone.
+    Refusal(Failure),
+}
+
+/// Tells the client what is waited for, until the engagement is decided. While the workload
+/// is being rolled out, pods may be without an agent, or there may be none.
 async fn activation(
     observed: &mut watch::Receiver<Observed>,
     events: &Events,
-) -> Result<(), Failure> {
+    is_rolled_out: bool,
+) -> Result<Reached, Failure> {
     let mut told = String::new();
     loop {
         let current = observed.borrow_and_update().progress.clone();
-        match current {
-            Progress::Active => return Ok(()),
+        let message = match current {
+            Progress::Active => return Ok(Reached::Active),
+            Progress::RollOutNeeded(_) if is_rolled_out => {
+                "waiting for the roll-out: pods without the agent still run".to_owned()
+            }
+            Progress::RollOutNeeded(failure) => return Ok(Reached::Refusal(failure)),
+            Progress::Failed(failure)
+                if is_rolled_out && failure.reason == Reason::NoRunningPod =>
+            {
+                failure.message
+            }
             Progress::Failed(failure) => return Err(failure),
             Progress::Gone { by } => return Err(deleted_meanwhile(by.as_deref())),
-            Progress::Waiting { message, .. } => {
-                if message != told {
-                    progress(events, message.clone()).await;
-                    told = message;
-                }
-            }
+            Progress::Waiting { message, .. } => message,
+        };
+        if message != told {
+            progress(events, message.clone()).await;
+            told = message;
         }
         if observed.changed().await.is_err() {
             return Err(deleted_meanwhile(None));
@@ -236,6 +290,21 @@ fn deleted_meanwhile(by: Option<&str>) -> Failure {
     Failure::new(Reason::NoSuchEngagement, message, next_step)
 }
 
+/// Says why a workload whose pods are refused the agent is not rolled out.
+fn in_vain(failure: Failure, workload: &WorkloadRef) -> Failure {
+    if failure.reason != Reason::AgentRefused {
+        return failure;
+    }
+    let why = match workload.kind.has_roll_out() {
+        true => "a roll-out would not help, as new pods could not have it either".to_owned(),
+        false => format!("a {} is never rolled out", workload.kind.as_str()),
+    };
+    Failure {
+        message: format!("{}; {why}", failure.message),
+        ..failure
+    }
+}
+
 fn cancelled() -> Failure {
     Failure::new(
         Reason::TimedOut,
@@ -251,6 +320,8 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
             agents_ready: false,
         } if observed.pods_selected > 0 => (Reason::AgentNotReady, message.as_str()),
         Progress::Waiting { message, .. } => (Reason::TimedOut, message.as_str()),
+        // Of pods from before the roll-out, or of those that were born without.
+        Progress::RollOutNeeded(failure) => (Reason::AgentNotReady, failure.message.as_str()),
         Progress::Active | Progress::Failed(_) | Progress::Gone { .. } => (Reason::TimedOut, ""),
     };
     Failure::new(
@@ -342,6 +413,18 @@ mod tests {
     }
 
     #[test]
+    fn why_nothing_is_rolled_out_is_told() {
+        let refused = Failure::new(Reason::AgentRefused, "refused", "ask");
+        let of = |kind| WorkloadRef { kind, ..web() };
+        let told = in_vain(refused.clone(), &of(WorkloadKind::Job));
+        assert_eq!(told.message, "refused; a Job is never rolled out");
+        let told = in_vain(refused, &of(WorkloadKind::Deployment));
+        assert!(told.message.starts_with("refused; a roll-out would not"));
+        let other = Failure::new(Reason::NoRunningPod, "none", "start one");
+        assert_eq!(in_vain(other.clone(), &web()), other);
+    }
+
+    #[test]
     fn being_late_says_what_was_waited_for() {
         let timeout = Duration::from_secs(7);
         let failure = late(&web(), timeout, &waiting(false, 3));
@@ -364,7 +447,7 @@ mod tests {
     async fn activation_tells_each_step_once_and_ends_when_active() {
         let (tx, mut rx) = watch::channel(waiting(false, 3));
         let (events, mut told) = mpsc::channel(8);
-        let task = tokio::spawn(async move { activation(&mut rx, &events).await });
+        let task = tokio::spawn(async move { activation(&mut rx, &events, false).await });
         let first = told.recv().await.unwrap().unwrap();
         assert_eq!(
             first.event,
@@ -375,8 +458,34 @@ mod tests {
             progress: Progress::Active,
             ..waiting(true, 3)
         });
-        assert_eq!(task.await.unwrap(), Ok(()));
+        assert_eq!(task.await.unwrap(), Ok(Reached::Active));
         assert!(told.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn refusal_ends_the_waiting_until_the_workload_is_rolled_out() {
+        let refusal = Failure::new(Reason::AgentRefused, "refused", "--rollout");
+        let refused = Observed {
+            progress: Progress::RollOutNeeded(refusal.clone()),
+            ..waiting(false, 3)
+        };
+        let (tx, mut rx) = watch::channel(refused);
+        let (events, mut told) = mpsc::channel(8);
+        let reached = activation(&mut rx, &events, false).await;
+        assert_eq!(reached, Ok(Reached::Refusal(refusal)));
+        let task = tokio::spawn(async move { activation(&mut rx, &events, true).await });
+        assert!(told.recv().await.is_some(), "it goes on");
+        let without_pods = Failure::new(Reason::NoRunningPod, "no running pod", "");
+        tx.send_replace(Observed {
+            progress: Progress::Failed(without_pods),
+            ..waiting(false, 0)
+        });
+        assert!(told.recv().await.is_some(), "it goes on");
+        tx.send_replace(Observed {
+            progress: Progress::Active,
+            ..waiting(true, 3)
+        });
+        assert_eq!(task.await.unwrap(), Ok(Reached::Active));
     }
 
     #[tokio::test]
@@ -384,7 +493,7 @@ mod tests {
         let (tx, mut rx) = watch::channel(waiting(false, 3));
         let (events, _told) = mpsc::channel(8);
         tx.send_replace(Observed::gone(Some("bob".into())));
-        let failure = activation(&mut rx, &events).await.unwrap_err();
+        let failure = activation(&mut rx, &events, false).await.unwrap_err();
         assert_eq!(failure.reason, Reason::NoSuchEngagement);
         assert_eq!(
             failure.message,

@@ -24,6 +24,8 @@ pub(super) enum Progress {
     },
     Active,
     Failed(Failure),
+    /// The agent is refused to running pods, and may be had by new ones.
+    RollOutNeeded(Failure),
     /// The resource is gone.
     Gone {
         /// Who has deleted it, as the user is told; absent when nobody knows.
@@ -69,9 +71,13 @@ pub(super) fn observe(engagement: &Engagement) -> Observed {
             .into_iter()
             .flatten()
             .filter(|condition| condition.status != "True")
-            .find_map(|condition| failure(engagement, &condition.reason, &condition.message));
+            .find_map(|condition| {
+                let failure = failure(engagement, &condition.reason, &condition.message)?;
+                Some((&*condition.reason, failure))
+            });
         match failed {
-            Some(failure) => Progress::Failed(failure),
+            Some((condition::ROLL_OUT_NEEDED, failure)) => Progress::RollOutNeeded(failure),
+            Some((_, failure)) => Progress::Failed(failure),
             None => waiting(
                 [agents, active]
                     .into_iter()
@@ -124,6 +130,16 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
             format!(
                 "ask an administrator to admit ephemeral containers with NET_ADMIN in namespace {namespace} \
                  (a PodSecurity level of privileged, or an exemption)"
+            ),
+        ),
+        condition::ROLL_OUT_NEEDED => Failure::new(
+            Reason::AgentRefused,
+            format!(
+                "the cluster does not admit the agent into the running pods of {workload}: {detail}"
+            ),
+            format!(
+                "have them made anew once, with the agent from birth, by --rollout, or ask an \
+                 administrator to admit ephemeral containers with NET_ADMIN in namespace {namespace}"
             ),
         ),
         condition::AGENT_FAILED => Failure::new(
@@ -318,6 +334,19 @@ mod tests {
             panic!("not failed");
         };
         assert!(failure.message.contains("violates PodSecurity"));
+    }
+
+    #[test]
+    fn roll_out_is_offered_where_it_helps() {
+        for type_ in ["AgentsReady", "Active"] {
+            let conditions = [condition(type_, "False", "RollOutNeeded", "pod web-1: no")];
+            let Progress::RollOutNeeded(failure) = progress(&conditions) else {
+                panic!("{type_}");
+            };
+            assert_eq!(failure.reason, Reason::AgentRefused);
+            assert!(failure.message.contains("pod web-1: no"));
+            assert!(failure.next_step.contains("--rollout"));
+        }
     }
 
     #[test]

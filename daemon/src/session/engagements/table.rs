@@ -45,6 +45,8 @@ pub(super) struct Entry {
     pub(super) fails_closed: bool,
     /// The container that is replaced.
     pub(super) container: Option<String>,
+    /// The workload is rolled out where only that brings the agent.
+    pub(super) rolls_out: bool,
     pub(super) observed: watch::Sender<Observed>,
     watcher: Option<AbortOnDropHandle<()>>,
 }
@@ -64,6 +66,7 @@ impl Entry {
             http,
             fails_closed,
             container: None,
+            rolls_out: false,
             observed: watch::channel(Observed::default()).0,
             watcher: None,
         }
@@ -74,7 +77,7 @@ impl Entry {
         let message = match &observed.progress {
             Progress::Waiting { message, .. } => message.clone(),
             Progress::Active => String::new(),
-            Progress::Failed(failure) => failure.message.clone(),
+            Progress::Failed(failure) | Progress::RollOutNeeded(failure) => failure.message.clone(),
             Progress::Gone { by: None } => "deleted".to_owned(),
             Progress::Gone { by: Some(by) } => format!("deleted by {by}"),
         };

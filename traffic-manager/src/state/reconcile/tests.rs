@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kvpn_proto::crd::{EngagementStatus, Verb, condition};
+use kvpn_proto::crd::{EngagementStatus, Verb, WorkloadKind, condition};
 
 use super::*;
 use crate::state::pods::Phase;
 use crate::state::testing::{Clock, agent_container, engagement, pod, selector, session};
-use crate::state::{AgentRejected, Caller, Change, Deletion, Event, LinkId, Settings, StreamId};
+use crate::state::{
+    AgentRejected, Caller, Change, Deletion, EngagementView, Event, LinkId, Settings, StreamId,
+};
 
 mod replaces;
 
@@ -27,6 +29,7 @@ impl Case {
         let world = World::new(Settings {
             grace: Duration::from_secs(30),
             idle: Duration::from_secs(10),
+            has_births: true,
             agent_image: IMAGE.into(),
             manager: Key::new("kvpn", "traffic-manager-0"),
         });
@@ -443,6 +446,31 @@ fn a_refused_agent_is_told_in_the_api_servers_words() {
 }
 
 #[test]
+fn an_agent_that_only_running_pods_are_refused_needs_a_roll_out() {
+    let reason = |change: fn(&mut EngagementView), has_births: bool| {
+        let mut case = Case::new(&["web-1"]);
+        case.world.settings.has_births = has_births;
+        let mut view = engagement("web-a", "alice", 8080, 0);
+        change(&mut view);
+        case.send(Event::Engagements(Change::Applied(view)));
+        case.send(Event::WorkloadResolved {
+            engagement: Key::new("shop", "web-a"),
+            uid: "uid-web-a".into(),
+            resolution: selector("app", "web"),
+        });
+        case.send(Event::AgentRefused {
+            pod_uid: "uid-web-1".into(),
+            message: "ephemeral containers are forbidden".into(),
+        });
+        case.active("web-a").1
+    };
+    assert_eq!(reason(|_| (), true), condition::ROLL_OUT_NEEDED);
+    assert_eq!(reason(|_| (), false), condition::AGENT_REFUSED);
+    let of_kind = |view: &mut EngagementView| view.spec.workload.kind = WorkloadKind::ReplicaSet;
+    assert_eq!(reason(of_kind, true), condition::AGENT_REFUSED);
+}
+
+#[test]
 fn claims_that_an_agent_cannot_apply_are_its_failure() {
     let mut case = Case::new(&["web-1"]);
     case.engage("web-a", "alice", 8080);
@@ -671,4 +699,32 @@ fn births_are_expected_while_a_workload_is_engaged_and_once_an_agent_has_run() {
     let pod = running("web-1", 0);
     case.send(Event::Pods(Change::Deleted(pod)));
     assert_eq!(told(&engage(&mut case, "web-c", "alice")), [1]);
+}
+
+#[test]
+fn births_are_expected_where_no_agent_has_run_for_who_rolls_out() {
+    let mut case = Case::new(&["web-1"]);
+    let told = |effects: &[Effect]| {
+        let mut told = Vec::new();
+        for effect in effects {
+            if let Effect::WriteWebhooks(questions) = effect {
+                told.extend(questions.births.iter().map(|it| it.is_unproven));
+            }
+        }
+        told
+    };
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.spec.roll_out = true;
+    case.send(Event::Engagements(Change::Applied(view)));
+    let effects = case.send(Event::WorkloadResolved {
+        engagement: Key::new("shop", "web-a"),
+        uid: "uid-web-a".into(),
+        resolution: selector("app", "web"),
+    });
+    assert_eq!(told(&effects), [true]);
+    case.link("web-1", 1);
+    case.engage("web-b", "bob", 9090);
+    let gone = engagement("web-a", "alice", 8080, 0);
+    let effects = case.send(Event::Engagements(Change::Deleted(gone)));
+    assert_eq!(told(&effects), [false], "bob's are proven");
 }
