@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod arrival;
 mod births;
 mod chaos;
 mod chart;
