@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 /// The first process of a container.
-const FIRST: i32 = 1;
+pub(super) const FIRST: i32 = 1;
 
 /// The link that tells the host's own process namespace (`PROC_PID_INIT_INO` of the kernel).
 const HOSTS_NAMESPACE: &str = "pid:[4026531836]";
@@ -34,9 +34,9 @@ pub(super) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All threads of the first process and of those that descend from it, but for those that
-/// have ended. What was executed in the container from outside is not among them.
-pub(super) fn threads() -> io::Result<Vec<i32>> {
+/// All threads of a process and of those that descend from it, but for those that have
+/// ended. What was executed in a container from outside does not descend from its first.
+pub(super) fn threads(first: i32) -> io::Result<Vec<i32>> {
     let mut processes = HashMap::new();
     for process in numbers(Path::new("/proc"))? {
         if let Some(stat) = stat(Path::new(&format!("/proc/{process}/stat"))) {
@@ -44,7 +44,10 @@ pub(super) fn threads() -> io::Result<Vec<i32>> {
         }
     }
     let mut threads = Vec::new();
-    for process in processes.keys().filter(|it| descends(**it, &processes)) {
+    for process in processes
+        .keys()
+        .filter(|it| descends(**it, first, &processes))
+    {
         let directory = format!("/proc/{process}/task");
         // Who has ended meanwhile has no threads.
         for thread in numbers(Path::new(&directory)).unwrap_or_default() {
@@ -63,12 +66,12 @@ pub(super) fn is_alive(thread: i32) -> bool {
     stat.is_some_and(|stat| !['Z', 'X'].contains(&stat.state))
 }
 
-fn descends(process: i32, processes: &HashMap<i32, Stat>) -> bool {
+fn descends(process: i32, first: i32, processes: &HashMap<i32, Stat>) -> bool {
     let parent = |process: &i32| processes.get(process).map(|stat| stat.parent);
     // Parents may have changed while they were read.
     std::iter::successors(Some(process), parent)
         .take(processes.len() + 1)
-        .any(|process| process == FIRST)
+        .any(|process| process == first)
 }
 
 fn numbers(directory: &Path) -> io::Result<Vec<i32>> {
@@ -109,7 +112,7 @@ mod tests {
         let processes =
             HashMap::from([(1, of(0)), (7, of(1)), (8, of(7)), (9, of(0)), (10, of(9))]);
         let mut descending: Vec<i32> = processes.keys().copied().collect();
-        descending.retain(|process| descends(*process, &processes));
+        descending.retain(|process| descends(*process, FIRST, &processes));
         descending.sort_unstable();
         assert_eq!(descending, [1, 7, 8]);
     }
