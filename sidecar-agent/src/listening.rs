@@ -1,16 +1,19 @@
 //! Which ports the pod's processes listen on, by `/proc/net/tcp` and `/proc/net/tcp6`.
 
 use std::collections::BTreeSet;
-use std::{fs, io};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 
-/// The state of a socket that listens, as the kernel writes it.
+/// The states of a socket that listens, and of a connection that is about to be accepted,
+/// as the kernel writes them.
 const LISTEN: &str = "0A";
+const SYN_RECV: &str = "03";
 
 /// The TCP ports that somebody listens on, at any address.
 pub(crate) fn ports() -> io::Result<BTreeSet<u16>> {
-    let mut ports = parse(&fs::read_to_string("/proc/self/net/tcp")?);
-    match fs::read_to_string("/proc/self/net/tcp6") {
-        Ok(table) => ports.append(&mut parse(&table)),
+    let mut ports = parse(BufReader::new(File::open("/proc/self/net/tcp")?))?;
+    match File::open("/proc/self/net/tcp6") {
+        Ok(table) => ports.append(&mut parse(BufReader::new(table))?),
         // A kernel without IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -18,15 +21,26 @@ pub(crate) fn ports() -> io::Result<BTreeSet<u16>> {
     Ok(ports)
 }
 
-fn parse(table: &str) -> BTreeSet<u16> {
-    let listening = |line: &str| {
-        let mut words = line.split_whitespace().skip(1);
-        let (local, _remote, state) = (words.next()?, words.next()?, words.next()?);
-        let (_, port) = local.rsplit_once(':')?;
-        let port = u16::from_str_radix(port, 16).ok()?;
-        (state == LISTEN).then_some(port)
-    };
-    table.lines().filter_map(listening).collect()
+/// Reads no further than to the first connection: the kernel tells those who listen first
+/// (`tcp_get_idx`), and a pod may have very many connections.
+fn parse(table: impl BufRead) -> io::Result<BTreeSet<u16>> {
+    let mut ports = BTreeSet::new();
+    for line in table.lines().skip(1) {
+        match socket(&line?) {
+            Some((port, LISTEN)) => drop(ports.insert(port)),
+            Some((_, SYN_RECV)) | None => {}
+            Some(_) => break,
+        }
+    }
+    Ok(ports)
+}
+
+/// The local port of a socket, and its state.
+fn socket(line: &str) -> Option<(u16, &str)> {
+    let mut words = line.split_whitespace().skip(1);
+    let (local, _remote, state) = (words.next()?, words.next()?, words.next()?);
+    let (_, port) = local.rsplit_once(':')?;
+    Some((u16::from_str_radix(port, 16).ok()?, state))
 }
 
 #[cfg(test)]
@@ -38,9 +52,28 @@ mod tests {
         let table = "\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
-   1: 0100007F:0050 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 2 1
-   2: 00000000000000000000000000000000:01BB 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0";
-        assert_eq!(parse(table), BTreeSet::from([8080, 443]));
+   1: 00000000000000000000000000000000:01BB 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0
+   2: 0100007F:1F90 0100007F:C350 03 00000000:00000000 00:00000000 00000000     0        0 2 1
+   3: 00000000:0051 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
+   4: 0100007F:0050 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 2 1
+   and no further";
+        let ports = parse(table.as_bytes()).unwrap();
+        assert_eq!(ports, BTreeSet::from([8080, 443, 81]));
+    }
+
+    #[test]
+    fn listeners_come_before_connections() {
+        let listeners = [(); 20].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let connections = listeners.each_ref().map(|listener| {
+            let address = listener.local_addr().unwrap();
+            let client = std::net::TcpStream::connect(address).unwrap();
+            (client, listener.accept().unwrap())
+        });
+        let ports = ports().unwrap();
+        for listener in &listeners {
+            assert!(ports.contains(&listener.local_addr().unwrap().port()));
+        }
+        drop(connections);
     }
 
     #[test]
