@@ -11,7 +11,7 @@ mod requests;
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -67,6 +67,8 @@ pub(crate) struct Forwarder {
 struct Shared {
     port: u16,
     route: Mutex<Option<Arc<Route>>>,
+    /// The ports that were claimed when the claims were last known.
+    ports: Mutex<BTreeSet<u16>>,
     flows: TaskTracker,
     reports: Arc<Reports>,
     /// When the holders of claims on copies could not be had the last time.
@@ -106,6 +108,7 @@ impl Forwarder {
         let shared = Arc::new(Shared {
             port: listeners.port(),
             route: Mutex::new(None),
+            ports: Mutex::default(),
             flows,
             reports: Arc::new(Reports::new()),
             missed_copies: Mutex::default(),
@@ -130,16 +133,18 @@ impl Forwarder {
     /// Says who gets new connections: the holders of claims, or the app alone.
     pub(crate) fn set_route(&self, route: Option<Route>) {
         match &route {
-            Some(route) => self.shared.reports.keep(&route.claims),
+            Some(route) => {
+                self.shared.reports.keep(&route.claims);
+                *self.shared.ports() = route.claims.ports();
+            }
             None => self.shared.reports.rest(),
         }
         *self.shared.lock() = route.map(Arc::new);
     }
 
-    /// The ports whose connections are taken.
+    /// The ports whose connections are taken, or were when somebody said so last.
     pub(crate) fn ports(&self) -> BTreeSet<u16> {
-        let route = self.shared.route();
-        route.map(|route| route.claims.ports()).unwrap_or_default()
+        self.shared.ports().clone()
     }
 
     /// Whether no redirected connection is open.
@@ -178,8 +183,12 @@ impl Shared {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Route>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Route>>> {
         self.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ports(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -366,3 +375,6 @@ async fn to_app(mut socket: TcpStream, destination: SocketAddr) {
         Err(error) => debug!(%destination, %error, "Cut off from the app"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -279,6 +279,24 @@ fn stopped_agent_goes_on_until_the_app_takes_no_connections() {
 }
 
 #[test]
+fn stopped_agent_without_a_manager_stays_as_long() {
+    let mut pod = Pod::start();
+    let [v4, _] = addresses(WEB);
+    pod.claim(1, vec![claim("c1", WEB)]);
+    drop(pod.manager);
+    let network = &pod.network;
+    eventually("the redirect is removed", || {
+        !network.nft("list ruleset").contains("redirect")
+    });
+    pod.agent.signal(Signal::SIGTERM);
+    pod.manager = Manager::start(&pod.network, &pod.identity);
+    pod.claim(1, vec![claim("c2", WEB)]);
+    assert_eq!(pod.ask(v4), format!("laptop c2 {PEER_V4}"));
+    pod.web.stop_listening();
+    assert!(pod.agent.wait().success());
+}
+
+#[test]
 fn stopped_agent_lets_open_connections_end() {
     let mut pod = Pod::start();
     pod.claim(1, vec![claim("c1", WEB)]);
