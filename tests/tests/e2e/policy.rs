@@ -85,6 +85,12 @@ fn what_the_values_forbid_is_refused_and_nothing_else() -> Result<()> {
     ];
     assert_fails(&everything, Reason::Forbidden, &words)?;
     let [flag, header] = ["--http-header", "x-user=alice"];
+    let replace = developer.kvpn(["replace", "web", "--port", "8080"])?;
+    let words = [
+        "error: replaces, which take all requests, are forbidden in this cluster\n",
+        "hint: intercept with a filter, such as --http-header x-user=alice\n",
+    ];
+    assert_fails(&replace, Reason::Forbidden, &words)?;
     let verb = developer.kvpn(["wiretap", "web", "--port", "8080", flag, header])?;
     let words = [
         "error: wiretaps are forbidden in this cluster\n",

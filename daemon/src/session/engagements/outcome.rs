@@ -128,8 +128,9 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
             Reason::AgentRefused,
             format!("the cluster does not admit the agent into the pods of {workload}: {detail}"),
             format!(
-                "ask an administrator to admit ephemeral containers with NET_ADMIN in namespace {namespace} \
-                 (a PodSecurity level of privileged, or an exemption)"
+                "ask an administrator to admit ephemeral containers with {} in namespace {namespace} \
+                 (a PodSecurity level of privileged, or an exemption)",
+                capabilities(engagement.spec.verb)
             ),
         ),
         condition::ROLL_OUT_NEEDED => Failure::new(
@@ -165,6 +166,14 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
         _ => return None,
     };
     Some(failure)
+}
+
+/// What the containers that an engagement needs are given, for people.
+fn capabilities(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Intercept | Verb::Wiretap => "NET_ADMIN",
+        Verb::Replace => "NET_ADMIN, and others with SYS_PTRACE,",
+    }
 }
 
 /// Tells whether engagements with these filters are in each other's way. One that
@@ -359,6 +368,21 @@ mod tests {
         assert_eq!(absence(&gone), Some(absent));
         let there = engagement(&format!("[{}]", condition("Active", "True", "Ready", "")));
         assert_eq!(absence(&there), None);
+    }
+
+    #[test]
+    fn what_has_to_be_admitted_depends_on_the_verb() {
+        let refused = condition("AgentsReady", "False", "AgentRefused", "no");
+        let mut engagement = engagement(&format!("[{refused}]"));
+        let mut next_step = |verb| {
+            engagement.spec.verb = verb;
+            let Progress::Failed(failure) = observe(&engagement).progress else {
+                panic!("not failed");
+            };
+            failure.next_step
+        };
+        assert!(!next_step(Verb::Intercept).contains("SYS_PTRACE"));
+        assert!(next_step(Verb::Replace).contains("SYS_PTRACE"));
     }
 
     #[test]
