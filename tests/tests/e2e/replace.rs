@@ -20,6 +20,12 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 const CLOCK: &str = "http://clock.shop/";
 
+/// How often the app does something unasked.
+const JOBS_MS: u64 = 5;
+
+/// How many jobs show that it goes on: some of its threads wake up as they are let go.
+const JOBS: u64 = 50;
+
 /// An app that the kubelet restarts when it does not answer for two seconds; gone when
 /// dropped.
 struct Clock<'a>(&'a Lab);
@@ -30,7 +36,8 @@ impl<'a> Clock<'a> {
                            "failureThreshold": 2});
         let container = json!({
             "name": "clock", "image": "localhost/kvpn-sample:lab", "imagePullPolicy": "Never",
-            "env": [{"name": "SERVICE", "value": "clock"}],
+            "env": [{"name": "SERVICE", "value": "clock"},
+                    {"name": "JOBS_MS", "value": JOBS_MS.to_string()}],
             "ports": [{"name": "http", "containerPort": 8080}],
             "livenessProbe": probe, "readinessProbe": probe,
         });
@@ -83,6 +90,19 @@ impl<'a> Clock<'a> {
         })?;
         let by_app = |answer: &crate::support::Answer| answer.service == "clock";
         wait_for_answer(self.0, CLOCK, "the app answers", LIMIT, by_app)
+    }
+
+    /// How often the app's threads have gone to sleep, which each job ends with.
+    fn jobs(&self) -> Result<u64> {
+        let app = self.process()?;
+        let mut jobs = 0;
+        for task in fs::read_dir(format!("/proc/{app}/task"))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            jobs += count.context("no count")?.trim().parse::<u64>()?;
+        }
+        Ok(jobs)
     }
 
     /// The app's process on the node.
@@ -169,6 +189,7 @@ fn replaced_app_stands_still_and_goes_on_where_it_was() -> Result<()> {
     let status = developer.kvpn_json(["status"])?;
     assert_eq!(status["engagements"][0]["container"], "clock", "{status}");
 
+    let jobs = clock.jobs()?;
     // Nobody stands in for the laptop.
     drop(handler);
     let code = ["-o", "/dev/null", "-w", "%{http_code}", CLOCK];
@@ -180,6 +201,7 @@ fn replaced_app_stands_still_and_goes_on_where_it_was() -> Result<()> {
     while start.elapsed() < Duration::from_secs(6) {
         ensure!(developer.get([CLOCK])?.is_from_laptop());
     }
+    assert_eq!(clock.jobs()?, jobs, "the app has done something");
     let during = clock.pod()?;
     assert_eq!((&during.uid, during.restarts), (&before.uid, 0));
     developer.kvpn(["leave", "clock"])?.success()?;
@@ -208,9 +230,10 @@ fn replaced_app_goes_on_whoever_is_killed() -> Result<()> {
         .success()?;
     ensure!(clock.stands_still()?, "the app still runs");
 
+    let jobs = clock.jobs()?;
     clock.kill("hold --container clock")?;
     wait_for("the app goes on", LIMIT, || {
-        Ok((!clock.stands_still()? || clock.holders()? > 1).then_some(()))
+        Ok((clock.jobs()? > jobs + JOBS).then_some(()))
     })?;
     // Until there is another one.
     is_whole(&developer, &clock)?;

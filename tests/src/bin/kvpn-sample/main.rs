@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -40,6 +41,9 @@ struct Options {
     /// HOST:PORT of the service that /chain calls
     #[arg(long, env = "UPSTREAM")]
     upstream: Option<String>,
+    /// Milliseconds between jobs, which are nothing but waking up
+    #[arg(long, env = "JOBS_MS")]
+    jobs_ms: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -68,6 +72,13 @@ async fn serve(options: Options) -> Result<()> {
         let quic = quic::Server::new(bind(port)?)?;
         tokio::spawn(manners::serve(listen(port)?, quic.certificate()));
         tokio::spawn(quic.serve());
+    }
+    if let Some(pause) = options.jobs_ms.map(Duration::from_millis) {
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(pause);
+            }
+        });
     }
     say(&format!(
         "{} listens on port {}",
