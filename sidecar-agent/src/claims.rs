@@ -25,10 +25,12 @@ pub(crate) struct PortClaims {
     closed: BTreeSet<String>,
     /// Who gets copies, of the requests that fit or of everything.
     copies: Vec<(Option<Filter>, String)>,
-    /// The kubelet's HTTP probes of the port go to the app.
+    /// The kubelet's HTTP probes of the port go to the app, or are answered for it.
     pub(crate) http_probed: bool,
     /// The containers whose processes are stopped.
     stopped: BTreeSet<String>,
+    /// Those of them for which the probes are answered.
+    answered: BTreeSet<String>,
 }
 
 impl PortClaims {
@@ -40,9 +42,9 @@ impl PortClaims {
             || self.copies.iter().any(|(filter, _)| filter.is_some())
     }
 
-    /// Whether the app is stopped.
-    pub(crate) fn is_stopped(&self) -> bool {
-        !self.stopped.is_empty()
+    /// Whether the kubelet's HTTP probes are answered for the app, as it is stopped.
+    pub(crate) fn answers_probes(&self, is_stopped: impl Fn(&str) -> bool) -> bool {
+        self.http_probed && self.answered.iter().any(|it| is_stopped(it))
     }
 
     /// Whether nobody answers when the holder of the claim does not.
@@ -147,6 +149,9 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
             }
             if !claim.stopped_container.is_empty() {
                 port.stopped.insert(claim.stopped_container.clone());
+                if claim.answers_probes {
+                    port.answered.insert(claim.stopped_container.clone());
+                }
             }
             match filter {
                 Some(filter) => port.filtered.push((filter, claim.id)),
@@ -302,6 +307,30 @@ mod tests {
     fn no_claims_redirect_no_port() {
         let claims = read(vec![]).unwrap();
         assert!(claims.ports().is_empty());
+    }
+
+    #[test]
+    fn probes_are_answered_while_the_container_that_they_are_of_is_stopped() {
+        let claim = |id: &str, port, answers_probes| v1::Claim {
+            stopped_container: "app".into(),
+            answers_probes,
+            ..claim(id, port, v1::Protocol::Tcp)
+        };
+        let claims = vec![
+            claim("probed-a", 80, true),
+            claim("probed-b", 81, false),
+            claim("c", 82, true),
+        ];
+        let claims = read(claims).unwrap();
+        assert_eq!(claims.stopped(), BTreeSet::from(["app".to_owned()]));
+        let answers = |port, stopped: &str| {
+            let port = claims.get(port).unwrap();
+            port.answers_probes(|container| container == stopped)
+        };
+        assert!(answers(80, "app"));
+        assert!(!answers(80, "none"), "it goes on, and answers itself");
+        assert!(!answers(81, "app"), "another container answers");
+        assert!(!answers(82, "app"), "the port is not probed over HTTP");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 pub(crate) use self::listeners::Listeners;
 use crate::{
     claims::{Claims, PortClaims},
+    holds::Holds,
     http::Server,
     probes::{self, Recognition},
     reports::{Entry, Reports},
@@ -55,6 +56,10 @@ const MISSED: Duration = Duration::from_secs(2);
 /// request at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(50);
 
+/// The same while probes are answered for an app that is stopped, and would not answer one
+/// that comes late. The kubelet waits as long itself, or longer.
+const STOPPED_PROBE_DEADLINE: Duration = Duration::from_secs(1);
+
 /// What a probe is answered for an app that is stopped.
 const ALIVE: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -77,10 +82,11 @@ struct Shared {
     copies: Arc<Semaphore>,
 }
 
-/// The claims in force, and the way to those who hold them.
+/// The claims in force, the way to those who hold them, and which apps are stopped.
 pub(crate) struct Route {
     pub(crate) claims: Claims,
     pub(crate) tunnel: TunnelClient,
+    pub(crate) holds: Holds,
 }
 
 /// Why the app gets a claimed connection.
@@ -222,15 +228,17 @@ async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
     let claims = route
         .as_ref()
         .and_then(|it| it.claims.get(destination.port()));
-    let is_stopped = claims.is_some_and(|it| it.is_stopped() && it.http_probed);
-    if is_stopped && is_probe(&socket).await {
+    let answers_probes = route.as_ref().zip(claims).is_some_and(|(route, claims)| {
+        claims.answers_probes(|container| route.holds.is_stopped(container))
+    });
+    if answers_probes && is_probe(&socket, STOPPED_PROBE_DEADLINE).await {
         return answer_probe(socket).await;
     }
     if claims.is_some_and(PortClaims::is_filtered) {
         return requests::serve(socket, source, destination, shared).await;
     }
     if let Some(claims) = claims.filter(|it| it.is_copied()) {
-        if claims.http_probed && is_probe(&socket).await {
+        if claims.http_probed && is_probe(&socket, PROBE_DEADLINE).await {
             return to_app(socket, destination).await;
         }
         return requests::serve_whole(socket, source, destination, shared).await;
@@ -261,7 +269,7 @@ async fn claim_holder(
     let claims = route.claims.get(destination.port());
     let claims = claims.ok_or(NotServed::Unclaimed)?;
     let claim = claims.rest().ok_or(NotServed::Unclaimed)?;
-    if claims.http_probed && is_probe(socket).await {
+    if claims.http_probed && is_probe(socket, PROBE_DEADLINE).await {
         return Err(NotServed::Probe);
     }
     let mut entry = Entry::new(reports, source, destination.port(), Some(claim));
@@ -315,11 +323,9 @@ async fn open(
     }
 }
 
-/// Peeks at what the client sends first.
-async fn is_probe(socket: &TcpStream) -> bool {
-    timeout(PROBE_DEADLINE, peek_probe(socket))
-        .await
-        .unwrap_or(false)
+/// Peeks at what the client sends first, if that comes in time.
+async fn is_probe(socket: &TcpStream, deadline: Duration) -> bool {
+    timeout(deadline, peek_probe(socket)).await.unwrap_or(false)
 }
 
 async fn peek_probe(socket: &TcpStream) -> bool {

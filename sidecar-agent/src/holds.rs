@@ -1,28 +1,38 @@
 //! Has the processes of containers stopped by their holders.
 
+mod holder;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
-use crate::holder::{DONE, HOLD, RELEASE, address};
+use self::holder::Holder;
+use crate::holder::{HOLD, RELEASE, address};
 
 /// How long until the socket is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(100);
 
-/// How long a holder may take to do what it is told.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How often a holder hears that has nothing to do, and is to stay.
+const STAY: Duration = match cfg!(test) {
+    true => Duration::from_millis(10),
+    false => Duration::from_secs(5),
+};
 
-/// The holders of this pod, and what they are to stop.
-#[derive(Default)]
+/// How long a container is left in peace that could not be stopped: at first, and at most.
+const FIRST_REST: Duration = Duration::from_secs(5);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// The holders of this pod, and what they are to stop. Clones share the same state.
+#[derive(Clone, Default)]
 pub(crate) struct Holds {
     shared: Arc<Shared>,
 }
@@ -30,29 +40,39 @@ pub(crate) struct Holds {
 #[derive(Default)]
 struct Shared {
     wanted: watch::Sender<BTreeSet<String>>,
-    outcomes: watch::Sender<Outcomes>,
+    standings: watch::Sender<Standings>,
+    turns: Mutex<BTreeMap<String, Turn>>,
 }
 
-/// What came of stopping a container; `Err` with the reason why it is not stopped.
-type Outcome = Result<(), String>;
+/// The containers that have a holder which was told to stop them.
+pub(crate) type Standings = BTreeMap<String, Standing>;
 
-/// What came of it, by container.
-type Outcomes = BTreeMap<String, Outcome>;
-
-/// Whether all that is to be stopped is.
+/// How far a container is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    Held,
-    /// A holder is missing, or about to.
-    Waiting,
+    /// Some of its processes may have stopped.
+    Stopping,
+    Stopped,
+    /// It goes on, for this reason.
     Failed(String),
 }
 
+/// One holder at a time deals with a container, whichever images they are of.
+type Turn = Arc<tokio::sync::Mutex<Tries>>;
+
+/// What has come of stopping a container since it was to be.
+#[derive(Debug, Default)]
+struct Tries {
+    failures: u32,
+    /// Why the last one failed, and until when there is no other.
+    last: Option<(String, Instant)>,
+}
+
 impl Holds {
-    /// Waits for holders from now on.
-    pub(crate) fn listen(&self) {
+    /// Waits for holders until the handle is dropped, and then lets go of them all.
+    pub(crate) fn listen(&self) -> AbortOnDropHandle<()> {
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
+        AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 // Another agent of the pod may have the name, and leave.
                 if let Err(error) = shared.accept().await {
@@ -60,7 +80,7 @@ impl Holds {
                 }
                 sleep(AGAIN).await;
             }
-        });
+        }))
     }
 
     /// These containers are to be stopped, and no others.
@@ -72,26 +92,33 @@ impl Holds {
         });
     }
 
-    pub(crate) fn standing(&self) -> Standing {
-        let outcomes = self.shared.outcomes.borrow();
-        let mut standing = Standing::Held;
-        for container in self.shared.wanted.borrow().iter() {
-            match outcomes.get(container) {
-                Some(Ok(())) => {}
-                None => standing = Standing::Waiting,
-                Some(Err(why)) => {
-                    return Standing::Failed(format!(
-                        "container {container} is not stopped: {why}"
-                    ));
-                }
-            }
+    /// The containers that are to be stopped and are not, and why; empty while they may
+    /// soon be.
+    pub(crate) fn not_stopped(&self) -> BTreeMap<String, String> {
+        let standings = self.shared.standings.borrow();
+        let wanted = self.shared.wanted.borrow();
+        let not_stopped = wanted.iter().filter_map(|container| {
+            let why = match standings.get(container) {
+                Some(Standing::Stopped) => return None,
+                Some(Standing::Stopping) | None => String::new(),
+                Some(Standing::Failed(why)) => why.clone(),
+            };
+            Some((container.clone(), why))
+        });
+        not_stopped.collect()
+    }
+
+    /// Whether the processes of a container are stopped, or about to.
+    pub(crate) fn is_stopped(&self, container: &str) -> bool {
+        match self.shared.standings.borrow().get(container) {
+            Some(Standing::Stopping | Standing::Stopped) => true,
+            Some(Standing::Failed(_)) | None => false,
         }
-        standing
     }
 
     /// Tells when something has come of it.
-    pub(crate) fn changes(&self) -> watch::Receiver<Outcomes> {
-        self.shared.outcomes.subscribe()
+    pub(crate) fn changes(&self) -> watch::Receiver<Standings> {
+        self.shared.standings.subscribe()
     }
 }
 
@@ -101,152 +128,158 @@ impl Shared {
         let listener = UnixListener::bind_addr(&address()?).context("listen for holders")?;
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
+        // They end with this.
+        let mut holders = JoinSet::new();
         loop {
-            let (stream, _) = listener.accept().await?;
-            let shared = Arc::clone(self);
-            tokio::spawn(async move {
-                if let Err(error) = shared.serve(stream).await {
-                    debug!("A holder is gone: {error:#}");
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let (stream, _) = accepted?;
+                    holders.spawn(Arc::clone(self).serve(stream));
                 }
-            });
+                Some(served) = holders.join_next() => {
+                    if let Ok(Err(error)) = served {
+                        debug!("A holder is gone: {error:#}");
+                    }
+                }
+            }
         }
     }
 
-    async fn serve(&self, stream: UnixStream) -> anyhow::Result<()> {
+    async fn serve(self: Arc<Self>, stream: UnixStream) -> anyhow::Result<()> {
         // Others in the pod may call too.
         ensure!(stream.peer_cred()?.uid() == 0, "it is not root's");
-        let (reader, writer) = stream.into_split();
-        let mut holder = Holder {
-            lines: BufReader::new(reader).lines(),
-            writer,
-        };
+        let mut holder = Holder::new(stream);
         let container = holder.line().await?;
-        let served = self.direct(&mut holder, &container).await;
-        self.note(&container, None);
-        served
+        let mut tries = self.turn(&mut holder, &container).await?;
+        let _forget = Forget(&self, &container);
+        self.direct(&mut holder, &container, &mut tries).await
+    }
+
+    /// Waits until no other holder deals with the container.
+    async fn turn(
+        &self,
+        holder: &mut Holder,
+        container: &str,
+    ) -> anyhow::Result<tokio::sync::OwnedMutexGuard<Tries>> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(container.to_owned()).or_default())
+        };
+        let mut turn = std::pin::pin!(turn.lock_owned());
+        loop {
+            tokio::select! {
+                tries = &mut turn => return Ok(tries),
+                gone = holder.gone() => return Err(gone),
+                () = sleep(STAY) => {
+                    // Should it leave, another one would be added to the pod.
+                    if self.wanted.borrow().contains(container) {
+                        holder.ask(RELEASE).await?.map_err(anyhow::Error::msg)?;
+                    }
+                }
+            }
+        }
     }
 
     /// Tells the holder of a container what to do, for as long as it is there.
-    async fn direct(&self, holder: &mut Holder, container: &str) -> anyhow::Result<()> {
+    async fn direct(
+        &self,
+        holder: &mut Holder,
+        container: &str,
+        tries: &mut Tries,
+    ) -> anyhow::Result<()> {
         let mut wanted = self.wanted.subscribe();
         let mut is_held = false;
         loop {
             let is_wanted = wanted.borrow_and_update().contains(container);
-            if is_wanted != is_held {
-                let word = if is_wanted { HOLD } else { RELEASE };
+            let mut again = None;
+            if !is_wanted {
+                *tries = Tries::default();
                 // What came of it before says nothing any more.
                 self.note(container, None);
-                let outcome = holder.ask(word).await?;
-                info!(container, ?outcome, "{word}");
-                is_held = is_wanted;
-                self.note(container, is_held.then_some(outcome));
+                if std::mem::take(&mut is_held) {
+                    holder.ask(RELEASE).await?.map_err(anyhow::Error::msg)?;
+                    info!(container, "Let go");
+                }
+            } else if !is_held {
+                if tries.is_due(Instant::now()) {
+                    self.hold(holder, container, tries).await?;
+                }
+                is_held = tries.last.is_none();
+                let standing = match &tries.last {
+                    None => Standing::Stopped,
+                    Some((why, at)) => {
+                        again = Some(*at);
+                        Standing::Failed(why.clone())
+                    }
+                };
+                self.note(container, Some(standing));
             }
+            let again = async {
+                match again {
+                    Some(again) => sleep_until(again).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = wanted.changed() => {}
-                // It says nothing unasked.
-                line = holder.lines.next_line() => {
-                    ensure!(line?.is_some(), "it has hung up");
-                }
+                gone = holder.gone() => return Err(gone),
+                () = again => {}
             }
         }
     }
 
-    fn note(&self, container: &str, outcome: Option<Outcome>) {
-        self.outcomes.send_modify(|outcomes| {
-            match outcome {
-                Some(outcome) => outcomes.insert(container.to_owned(), outcome),
-                None => outcomes.remove(container),
+    /// Has a container stopped. An error when its holder is not there any more.
+    async fn hold(
+        &self,
+        holder: &mut Holder,
+        container: &str,
+        tries: &mut Tries,
+    ) -> anyhow::Result<()> {
+        self.note(container, Some(Standing::Stopping));
+        let outcome = holder.ask(HOLD).await;
+        info!(container, ?outcome, "Told to stop");
+        match outcome {
+            Ok(Ok(())) => *tries = Tries::default(),
+            Ok(Err(why)) => tries.fail(why, Instant::now()),
+            Err(error) => {
+                tries.fail(format!("its holder: {error:#}"), Instant::now());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, container: &str, standing: Option<Standing>) {
+        self.standings.send_if_modified(|standings| {
+            let before = match &standing {
+                Some(standing) => standings.insert(container.to_owned(), standing.clone()),
+                None => standings.remove(container),
             };
+            before != standing
         });
     }
 }
 
-struct Holder {
-    lines: Lines<BufReader<OwnedReadHalf>>,
-    writer: OwnedWriteHalf,
-}
-
-impl Holder {
-    async fn ask(&mut self, word: &str) -> anyhow::Result<Outcome> {
-        self.writer
-            .write_all(format!("{word}\n").as_bytes())
-            .await?;
-        Ok(match self.line().await?.as_str() {
-            DONE => Ok(()),
-            why => Err(why.to_owned()),
-        })
+impl Tries {
+    fn is_due(&self, now: Instant) -> bool {
+        self.last.as_ref().is_none_or(|(_, again)| now >= *again)
     }
 
-    async fn line(&mut self) -> anyhow::Result<String> {
-        let line = timeout(DEADLINE, self.lines.next_line()).await;
-        line.context("it does not answer")??
-            .context("it has hung up")
+    fn fail(&mut self, why: String, now: Instant) {
+        let rest = FIRST_REST * 2u32.saturating_pow(self.failures);
+        self.failures += 1;
+        self.last = Some((why, now + rest.min(LONGEST_REST)));
+    }
+}
+
+/// Notes that a container has no holder any more, when dropped.
+struct Forget<'a>(&'a Shared, &'a str);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.note(self.1, None);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn wanting(containers: &[&str]) -> Holds {
-        let holds = Holds::default();
-        holds.want(containers.iter().map(|it| (*it).to_owned()).collect());
-        holds
-    }
-
-    #[test]
-    fn all_is_held_once_each_holder_has_said_so() {
-        let holds = wanting(&["app", "worker"]);
-        assert_eq!(holds.standing(), Standing::Waiting);
-        holds.shared.note("app", Some(Ok(())));
-        assert_eq!(holds.standing(), Standing::Waiting);
-        holds.shared.note("worker", Some(Ok(())));
-        assert_eq!(holds.standing(), Standing::Held);
-        holds.shared.note("app", None);
-        assert_eq!(holds.standing(), Standing::Waiting);
-        holds.shared.note("app", Some(Err("no".into())));
-        let why = "container app is not stopped: no".to_owned();
-        assert_eq!(holds.standing(), Standing::Failed(why));
-        assert_eq!(wanting(&[]).standing(), Standing::Held);
-    }
-
-    #[tokio::test]
-    async fn holder_is_told_what_is_wanted_and_its_end_is_noticed() {
-        let holds = wanting(&["app"]);
-        let mut changes = holds.changes();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (reader, writer) = theirs.into_split();
-        let shared = Arc::clone(&holds.shared);
-        let served = tokio::spawn(async move {
-            let mut holder = Holder {
-                lines: BufReader::new(reader).lines(),
-                writer,
-            };
-            let served = shared.direct(&mut holder, "app").await;
-            shared.note("app", None);
-            served
-        });
-        let (reader, mut writer) = ours.into_split();
-        let mut told = BufReader::new(reader).lines();
-        assert_eq!(told.next_line().await.unwrap().unwrap(), HOLD);
-        writer.write_all(b"done\n").await.unwrap();
-        let is_done = |outcomes: &Outcomes| outcomes.get("app") == Some(&Ok(()));
-        changes.wait_for(is_done).await.unwrap();
-        assert_eq!(holds.standing(), Standing::Held);
-        holds.want(BTreeSet::new());
-        assert_eq!(told.next_line().await.unwrap().unwrap(), RELEASE);
-        writer.write_all(b"done\n").await.unwrap();
-        let is_none = |outcomes: &Outcomes| !outcomes.contains_key("app");
-        changes.wait_for(is_none).await.unwrap();
-        holds.want(BTreeSet::from(["app".to_owned()]));
-        assert_eq!(told.next_line().await.unwrap().unwrap(), HOLD);
-        writer.write_all(b"it may not\n").await.unwrap();
-        let is_failed = |outcomes: &Outcomes| matches!(outcomes.get("app"), Some(Err(_)));
-        changes.wait_for(is_failed).await.unwrap();
-        assert!(matches!(holds.standing(), Standing::Failed(_)));
-        drop(writer);
-        drop(told);
-        assert!(served.await.unwrap().is_err());
-        assert_eq!(holds.standing(), Standing::Waiting);
-    }
-}
+mod tests;

@@ -3,14 +3,20 @@
 
 mod connect;
 
-use std::{collections::BTreeSet, future::pending, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use kvpn_proto::{
     v1::{
         WatchClaimsRequest, WatchClaimsResponse,
         agent_hub_client::AgentHubClient,
-        watch_claims_request::{Applied, ApplyFailed, Event, Hello},
+        watch_claims_request::{Applied, ApplyFailed, Event, Hello, NotStopped},
     },
     version::VERSION,
 };
@@ -30,7 +36,7 @@ use crate::{
     claims::Claims,
     config::Config,
     forward::{Forwarder, Route},
-    holds::{Holds, Standing},
+    holds::Holds,
     listening,
     redirect::Redirect,
     reports,
@@ -89,7 +95,6 @@ impl Agent {
 
     /// Works until it is told to stop or has had nothing to do for long enough.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        self.holds.listen();
         let stop = stop(self.forwarder.clone());
         tokio::select! {
             stopped = stop => stopped?,
@@ -163,6 +168,8 @@ impl Agent {
         let reports = self.forwarder.reports();
         let reporting = tokio::spawn(reports::send(channel, reports));
         let _reporting = AbortOnDropHandle::new(reporting);
+        // Another agent may have lost the traffic manager for good: this one has it.
+        let _listening = self.holds.listen();
         // The claims in force, and what has been told of them last.
         let mut generation = None;
         let mut told = None;
@@ -188,7 +195,9 @@ impl Agent {
                 generation = match self.put_in_force(response, &tunnel) {
                     Ok(()) => Some(of),
                     Err(detail) => {
-                        report(&events, failed(of, detail)).await?;
+                        let generation = of;
+                        let failed = ApplyFailed { generation, detail };
+                        report(&events, Event::Failed(failed)).await?;
                         None
                     }
                 };
@@ -196,23 +205,13 @@ impl Agent {
             let Some(generation) = generation else {
                 continue;
             };
-            let standing = self.holds.standing();
-            if told.as_ref() == Some(&standing) {
+            let not_stopped = self.holds.not_stopped();
+            if told.as_ref() == Some(&not_stopped) {
                 continue;
             }
-            let event = match &standing {
-                Standing::Held => Some(Event::Applied(Applied { generation })),
-                Standing::Failed(why) => Some(failed(generation, why.clone())),
-                Standing::Waiting if told == Some(Standing::Held) => {
-                    let why = "a container that was stopped may run again".to_owned();
-                    Some(failed(generation, why))
-                }
-                Standing::Waiting => None,
-            };
-            told = Some(standing);
-            if let Some(event) = event {
-                report(&events, event).await?;
-            }
+            let applied = applied(generation, &not_stopped);
+            told = Some(not_stopped);
+            report(&events, Event::Applied(applied)).await?;
         }
     }
 
@@ -273,6 +272,7 @@ impl Agent {
         self.forwarder.set_route(Some(Route {
             claims,
             tunnel: tunnel.clone(),
+            holds: self.holds.clone(),
         }));
         self.redirect.apply(&ports, self.forwarder.port())?;
         self.holds.want(stopped);
@@ -358,8 +358,15 @@ fn lost(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("watch claims: {}", status.message())
 }
 
-fn failed(generation: u64, detail: String) -> Event {
-    Event::Failed(ApplyFailed { generation, detail })
+fn applied(generation: u64, not_stopped: &BTreeMap<String, String>) -> Applied {
+    let not_stopped = not_stopped.iter().map(|(container, detail)| NotStopped {
+        container: container.clone(),
+        detail: detail.clone(),
+    });
+    Applied {
+        generation,
+        not_stopped: not_stopped.collect(),
+    }
 }
 
 async fn report(events: &mpsc::Sender<WatchClaimsRequest>, event: Event) -> anyhow::Result<()> {

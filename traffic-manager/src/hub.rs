@@ -5,6 +5,7 @@ mod connection;
 mod lines;
 mod requests;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -348,12 +349,14 @@ impl OpenLink {
         &self.pod
     }
 
-    pub(crate) fn applied(&self, generation: u64) {
-        debug!(pod = %self.pod, generation, "claims applied");
+    /// The claims are in force; these containers are not stopped, and why.
+    pub(crate) fn applied(&self, generation: u64, not_stopped: BTreeMap<String, String>) {
+        debug!(pod = %self.pod, generation, ?not_stopped, "claims applied");
         self.hub.handle(Event::AgentApplied {
             pod_uid: self.pod_uid.clone(),
             link: self.link,
             generation,
+            not_stopped,
         });
     }
 

@@ -21,6 +21,7 @@ fn route(ports: &[u16]) -> Route {
     Route {
         claims: Claims::try_from(told).unwrap(),
         tunnel: TunnelClient::new(channel),
+        holds: Holds::default(),
     }
 }
 

@@ -11,18 +11,25 @@ mod pod;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::net::UnixStream,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use kvpn_proto::v1::{self, watch_claims_request::Event};
+use kvpn_proto::v1::{
+    self,
+    watch_claims_request::{Applied, Event, NotStopped},
+};
 use nix::sys::signal::Signal;
 
 use crate::{
     manager::{Holder, Identity, Manager},
     network::{Network, PEER_V4, PEER_V6, POD_V4, POD_V6, Side, addresses},
-    pod::{Agent, App, ask, ask_from, connect, eventually, exchange, first_line, talk_for_a_while},
+    pod::{
+        Agent, App, Holding, ask, ask_from, connect, eventually, exchange, first_line,
+        talk_for_a_while,
+    },
 };
 
 const WEB: u16 = 8080;
@@ -68,8 +75,7 @@ impl Pod {
 
     fn claim(&self, generation: u64, claims: Vec<v1::Claim>) {
         let event = self.manager.claim(generation, claims);
-        let applied = v1::watch_claims_request::Applied { generation };
-        assert_eq!(event, Event::Applied(applied));
+        assert_eq!(event, applied(generation, &[]));
     }
 
     fn ask(&self, address: SocketAddr) -> String {
@@ -83,6 +89,18 @@ impl Pod {
     fn redirects(&self) -> bool {
         self.network.nft("list ruleset").contains("redirect")
     }
+}
+
+/// The claims of a generation are in force; these containers are not stopped, and why.
+fn applied(generation: u64, not_stopped: &[(&str, &str)]) -> Event {
+    let not_stopped = not_stopped.iter().map(|(container, detail)| NotStopped {
+        container: (*container).into(),
+        detail: (*detail).into(),
+    });
+    Event::Applied(Applied {
+        generation,
+        not_stopped: not_stopped.collect(),
+    })
 }
 
 fn claim(id: &str, port: u16) -> v1::Claim {
@@ -419,6 +437,58 @@ fn probes_of_the_kubelet_reach_the_app() {
         assert!(client(b"GET / HT").starts_with("laptop"));
         assert!(client(b"").starts_with("laptop"));
     }
+}
+
+#[test]
+fn probes_are_answered_for_a_container_that_is_stopped_while_the_agent_has_its_manager() {
+    let pod = Pod::start();
+    let replace = v1::Claim {
+        http_probed: true,
+        stopped_container: "app".into(),
+        answers_probes: true,
+        ..claim("c1", WEB)
+    };
+    let event = pod.manager.claim(1, vec![replace, claim("c2", ADMIN)]);
+    assert_eq!(event, applied(1, &[("app", "")]));
+    let probe = |pause: Duration| {
+        let mut client = connect(&pod.network, Side::Peer, addresses(WEB)[0]).unwrap();
+        thread::sleep(pause);
+        client.write_all(PROBE).unwrap();
+        first_line(&client).unwrap()
+    };
+    let at_once = Duration::ZERO;
+    assert_eq!(probe(at_once), "app");
+    assert!(pod.ask(addresses(ADMIN)[0]).starts_with("laptop c2"));
+
+    let holder = Holding::call(&pod.network, "app");
+    assert_eq!(holder.told().unwrap(), "hold");
+    assert_eq!(probe(at_once), "HTTP/1.1 200 OK");
+    holder.answer("done");
+    assert_eq!(pod.manager.next_event(), applied(1, &[]));
+    assert_eq!(probe(Duration::from_millis(200)), "HTTP/1.1 200 OK");
+    drop(holder);
+    assert_eq!(pod.manager.next_event(), applied(1, &[("app", "")]));
+    assert_eq!(probe(at_once), "app");
+
+    let holder = Holding::call(&pod.network, "app");
+    assert_eq!(holder.told().unwrap(), "hold");
+    holder.answer("it may not");
+    assert_eq!(
+        pod.manager.next_event(),
+        applied(1, &[("app", "it may not")])
+    );
+    assert_eq!(probe(at_once), "app");
+    let Pod {
+        manager,
+        network,
+        agent: _agent,
+        ..
+    } = pod;
+    drop(manager);
+    assert_eq!(holder.told(), None, "it is let go");
+    let address = Holding::address();
+    let refused = network.within(Side::Pod, move || UnixStream::connect_addr(&address));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]

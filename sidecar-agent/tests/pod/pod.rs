@@ -4,6 +4,8 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
+    os::linux::net::SocketAddrExt,
+    os::unix::net::{self as unix, UnixStream},
     process::{Child, Command, ExitStatus},
     thread,
     time::{Duration, Instant},
@@ -94,6 +96,44 @@ fn answer(mut client: &TcpStream) -> io::Result<()> {
     client.write_all(b"app\n")?;
     io::copy(&mut client.try_clone()?, &mut client)?;
     client.shutdown(Shutdown::Write)
+}
+
+/// A connection to the agent, as of what stops a container.
+pub(crate) struct Holding(UnixStream);
+
+impl Holding {
+    pub(crate) fn address() -> unix::SocketAddr {
+        unix::SocketAddr::from_abstract_name("kvpn-agent-holders").unwrap()
+    }
+
+    /// Calls for a container, once the agent takes calls.
+    pub(crate) fn call(network: &Network, container: &str) -> Self {
+        let stream = network.within(Side::Pod, || {
+            let deadline = Instant::now() + DEADLINE;
+            loop {
+                match UnixStream::connect_addr(&Self::address()) {
+                    Ok(stream) => return stream,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let holding = Self(stream);
+        holding.answer(container);
+        holding
+    }
+
+    /// The next word of the agent; `None` when it has hung up.
+    pub(crate) fn told(&self) -> Option<String> {
+        let mut word = String::new();
+        BufReader::new(&self.0).read_line(&mut word).unwrap();
+        word.strip_suffix('\n').map(str::to_owned)
+    }
+
+    pub(crate) fn answer(&self, line: &str) {
+        writeln!(&self.0, "{line}").unwrap();
+    }
 }
 
 pub(crate) fn connect(network: &Network, side: Side, address: SocketAddr) -> io::Result<TcpStream> {

@@ -195,7 +195,11 @@ async fn serve_link(
             }
             event = events.message() => match event?.map(|event| event.event) {
                 None => return Ok(()),
-                Some(Some(Event::Applied(applied))) => open.applied(applied.generation),
+                Some(Some(Event::Applied(applied))) => {
+                    let not_stopped = applied.not_stopped.into_iter();
+                    let not_stopped = not_stopped.map(|it| (it.container, it.detail)).collect();
+                    open.applied(applied.generation, not_stopped);
+                }
                 Some(Some(Event::Failed(failed))) => {
                     warn!(pod = %open.pod(), failed.detail, "agent cannot apply claims");
                     open.apply_failed(failed.generation, failed.detail);

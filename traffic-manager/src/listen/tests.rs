@@ -434,7 +434,10 @@ async fn an_intercepted_connection_travels_to_the_laptop_and_back() {
         .unwrap();
     assert_eq!(set.claims[0].container_port, 8080);
     let generation = set.generation;
-    let applied = v1::watch_claims_request::Applied { generation };
+    let applied = v1::watch_claims_request::Applied {
+        generation,
+        not_stopped: Vec::new(),
+    };
     let applied = v1::watch_claims_request::Event::Applied(applied);
     events.send(claims_request(applied)).await.unwrap();
     lab.wait_active("True").await;

@@ -1,6 +1,6 @@
 //! The agent of one pod: how it comes, and which claims it has in force.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::holders::Holders;
@@ -42,6 +42,8 @@ pub(crate) struct AgentSlot {
     set: ClaimSet,
     /// Ids of the claims that the agent has put in force and that still hold.
     in_force: BTreeSet<String>,
+    /// The containers that are to be stopped and are not, and why, as far as it is known.
+    not_stopped: BTreeMap<String, String>,
     /// Why the agent could not put the present claims in force.
     apply_failure: Option<String>,
     pub(super) holders: Holders,
@@ -105,6 +107,7 @@ impl Default for AgentSlot {
                 claims: Vec::new(),
             },
             in_force: BTreeSet::new(),
+            not_stopped: BTreeMap::new(),
             apply_failure: None,
             holders: Holders::default(),
         }
@@ -134,9 +137,17 @@ impl AgentSlot {
         &self.set
     }
 
-    /// Whether new connections of that claim go to the laptop.
+    /// Whether new connections of that claim go to the laptop, and what it stops is stopped.
     pub(crate) fn is_in_force(&self, claim_id: &str) -> bool {
-        self.link.is_some() && self.in_force.contains(claim_id)
+        let claim = self.set.claims.iter().find(|claim| claim.id == claim_id);
+        let stops = claim.and_then(|claim| claim.stops.as_ref());
+        let is_stopped = stops.is_none_or(|container| !self.not_stopped.contains_key(container));
+        self.link.is_some() && self.in_force.contains(claim_id) && is_stopped
+    }
+
+    /// Why a container is not stopped that is to be; empty while it may soon be.
+    pub(crate) fn not_stopped(&self, container: &str) -> Option<&str> {
+        self.not_stopped.get(container).map(String::as_str)
     }
 
     pub(crate) fn apply_failure(&self) -> Option<&str> {
@@ -177,6 +188,7 @@ impl AgentSlot {
         self.complaint = None;
         self.launch = Launch::Idle;
         self.in_force.clear();
+        self.not_stopped.clear();
         self.apply_failure = None;
         self.link
             .replace(Link { id, container })
@@ -189,6 +201,7 @@ impl AgentSlot {
             return false;
         };
         self.in_force.clear();
+        self.not_stopped.clear();
         self.launch = Launch::Starting {
             container: link.container,
             since: now,
@@ -197,8 +210,14 @@ impl AgentSlot {
         true
     }
 
-    /// The agent has put the claims of a generation in force.
-    pub(crate) fn handle_applied(&mut self, link: LinkId, generation: u64) {
+    /// The agent has put the claims of a generation in force, but for what they stop where
+    /// these containers are not stopped.
+    pub(crate) fn handle_applied(
+        &mut self,
+        link: LinkId,
+        generation: u64,
+        not_stopped: BTreeMap<String, String>,
+    ) {
         if self.link() == Some(link) && self.set.generation == generation {
             self.in_force = self
                 .set
@@ -206,6 +225,7 @@ impl AgentSlot {
                 .iter()
                 .map(|claim| claim.id.clone())
                 .collect();
+            self.not_stopped = not_stopped;
             self.apply_failure = None;
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct Claim {
     pub(crate) fails_closed: bool,
     /// The container that is stopped meanwhile.
     pub(crate) stops: Option<String>,
+    /// Its agent answers the port's probes for the container that is stopped.
+    pub(crate) answers_probes: bool,
 }
 
 /// What of a port's traffic a claim is on.
@@ -58,6 +60,7 @@ impl From<Claim> for v1::Claim {
             http_probed: claim.http_probed,
             fails_closed: claim.fails_closed,
             stopped_container: claim.stops.unwrap_or_default(),
+            answers_probes: claim.answers_probes,
             http: match claim.reach {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,

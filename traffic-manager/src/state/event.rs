@@ -1,5 +1,6 @@
 //! What comes into the state, and what comes out.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
@@ -80,6 +81,9 @@ pub(crate) enum Event {
         pod_uid: String,
         link: LinkId,
         generation: u64,
+        /// Containers that are to be stopped and are not, and why; empty while they may
+        /// soon be.
+        not_stopped: BTreeMap<String, String>,
     },
     AgentApplyFailed {
         pod_uid: String,

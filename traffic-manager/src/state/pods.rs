@@ -40,6 +40,15 @@ pub(crate) struct Probes {
     pub(crate) ports: BTreeSet<u16>,
     /// In a way that only the app can answer, such as by TLS.
     pub(crate) others: bool,
+    /// The TCP ports that the container declares, whoever's probes go there.
+    pub(crate) declared: BTreeSet<u16>,
+}
+
+impl Probes {
+    /// Whether who probes that port asks how this container is.
+    pub(crate) fn is_own(&self, port: u16) -> bool {
+        self.ports.contains(&port) || self.declared.contains(&port)
+    }
 }
 
 /// A container that can stop the processes of another one.
@@ -173,7 +182,14 @@ pub(crate) fn pull_secrets(spec: &PodSpec) -> BTreeSet<String> {
 
 fn probes(spec: &PodSpec) -> BTreeMap<String, Probes> {
     let probes = |container: &Container| {
-        let mut probes = Probes::default();
+        let declared = container.ports.iter().flatten();
+        let declared = declared.filter(|it| it.protocol.as_deref().unwrap_or("TCP") == "TCP");
+        let mut probes = Probes {
+            declared: declared
+                .filter_map(|port| port.container_port.try_into().ok())
+                .collect(),
+            ..Probes::default()
+        };
         for probe in probes_of(container) {
             match plain_port(probe).and_then(|port| number(container, port)) {
                 Some(port) => drop(probes.ports.insert(port)),

@@ -232,6 +232,9 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
     let spec = &record.view.spec;
     let stops = spec.container.as_ref();
     let stops = stops.filter(|_| spec.verb == Verb::Replace).cloned();
+    let probes = stops
+        .as_ref()
+        .and_then(|container| pod.probes.get(container));
     let ports = spec.ports.iter();
     ports
         .map(|port| Claim {
@@ -244,6 +247,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             // An app that is stopped does not answer.
             fails_closed: record.fails_closed() || stops.is_some(),
             stops: stops.clone(),
+            answers_probes: probes.is_some_and(|probes| probes.is_own(port.container_port)),
         })
         .collect()
 }

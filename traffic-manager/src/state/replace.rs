@@ -59,7 +59,7 @@ mod tests {
         let mut pod = pod("shop", "web-1", "10.1.0.7");
         let probes = Probes {
             ports: BTreeSet::from([8080]),
-            others: false,
+            ..Probes::default()
         };
         pod.probes.insert("web".into(), probes);
         change(&mut view, &mut pod);

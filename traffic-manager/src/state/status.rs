@@ -72,7 +72,7 @@ pub(crate) fn engagement_status(
             } else if !agents.holds || covered.len() == keys.len() {
                 agents.clone()
             } else {
-                failure_to_apply(keys, pods, slots).unwrap_or_else(|| {
+                failure_to_apply(record, keys, pods, slots).unwrap_or_else(|| {
                     let message = format!("{} of {} pods covered", covered.len(), keys.len());
                     Says::no(condition::PROGRESSING, message)
                 })
@@ -179,11 +179,17 @@ fn roll_out_helps(record: &EngagementRecord, words: &str) -> bool {
 /// How far a pod's agent is, and what stops its app where that is to be.
 fn agent_status(record: &EngagementRecord, slot: &AgentSlot, pod: &str) -> AgentStatus {
     let status = slot.status(pod);
-    let container = record.view.spec.container.as_ref();
-    let trouble = container.and_then(|container| slot.holders.trouble(pod, container));
+    let trouble = stops(record).and_then(|container| slot.holders.trouble(pod, container));
     trouble
         .filter(|_| status == AgentStatus::Ready)
         .unwrap_or(status)
+}
+
+/// The container that an engagement stops.
+fn stops(record: &EngagementRecord) -> Option<&str> {
+    let spec = &record.view.spec;
+    let container = spec.container.as_deref();
+    container.filter(|_| spec.verb == Verb::Replace)
 }
 
 fn is_covered(record: &EngagementRecord, slot: &AgentSlot) -> bool {
@@ -195,13 +201,22 @@ fn is_covered(record: &EngagementRecord, slot: &AgentSlot) -> bool {
 }
 
 fn failure_to_apply(
+    record: &EngagementRecord,
     keys: &[Key],
     pods: &Pods,
     slots: &BTreeMap<String, AgentSlot>,
 ) -> Option<Says> {
     keys.iter().find_map(|key| {
         let slot = pods.get(key).and_then(|pod| slots.get(&pod.uid))?;
-        let message = format!("pod {}: {}", key.name, slot.apply_failure()?);
+        let name = &key.name;
+        let message = match (slot.apply_failure(), stops(record)) {
+            (Some(why), _) => format!("pod {name}: {why}"),
+            (None, Some(container)) => {
+                let why = slot.not_stopped(container).filter(|why| !why.is_empty())?;
+                format!("pod {name}: container {container} is not stopped: {why}")
+            }
+            (None, None) => return None,
+        };
         Some(Says::no(condition::AGENT_FAILED, message))
     })
 }

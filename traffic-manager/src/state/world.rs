@@ -154,7 +154,10 @@ impl World {
                 pod_uid,
                 link,
                 generation,
-            } => self.with_slot(&pod_uid, |slot| slot.handle_applied(link, generation)),
+                not_stopped,
+            } => self.with_slot(&pod_uid, |slot| {
+                slot.handle_applied(link, generation, not_stopped);
+            }),
             Event::AgentApplyFailed {
                 pod_uid,
                 link,

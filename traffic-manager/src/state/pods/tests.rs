@@ -34,19 +34,25 @@ fn probes_of_each_container_are_told_from_those_that_only_the_app_can_answer() {
           shareProcessNamespace: true
           containers:
           - name: web
-            ports: [{name: http, containerPort: 8080}]
+            ports:
+            - {name: http, containerPort: 8080}
+            - {name: more, containerPort: 7000, protocol: TCP}
+            - {name: dns, containerPort: 7001, protocol: UDP}
             readinessProbe: {httpGet: {port: http}}
             livenessProbe: {tcpSocket: {port: 9000}}
           - name: worker
             livenessProbe: {exec: {command: [\"true\"]}}
         ",
     );
-    let probes = |ports: &[u16], others| Probes {
+    let probes = |ports: &[u16], others, declared: &[u16]| Probes {
         ports: ports.iter().copied().collect(),
         others,
+        declared: declared.iter().copied().collect(),
     };
-    assert_eq!(view.probes["web"], probes(&[8080, 9000], false));
-    assert_eq!(view.probes["worker"], probes(&[], true));
+    let web = &view.probes["web"];
+    assert_eq!(*web, probes(&[8080, 9000], false, &[8080, 7000]));
+    assert!(web.is_own(9000) && web.is_own(7000) && !web.is_own(7001));
+    assert_eq!(view.probes["worker"], probes(&[], true, &[]));
     assert!(view.shares_processes);
     for probe in [
         "httpGet: {port: 8080, scheme: HTTPS}",

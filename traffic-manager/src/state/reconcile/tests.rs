@@ -90,12 +90,21 @@ impl Case {
 
     /// The agent of a pod applies what it was told last.
     fn apply(&mut self, pod: &str) -> Vec<Effect> {
+        self.apply_but(pod, &[])
+    }
+
+    /// It does, but these containers are not stopped, for that reason.
+    fn apply_but(&mut self, pod: &str, not_stopped: &[(&str, &str)]) -> Vec<Effect> {
         let slot = &self.world.slots[&format!("uid-{pod}")];
         let (link, generation) = (slot.link().unwrap(), slot.claims().generation);
         self.send(Event::AgentApplied {
             pod_uid: format!("uid-{pod}"),
             link,
             generation,
+            not_stopped: not_stopped
+                .iter()
+                .map(|(container, why)| ((*container).into(), (*why).into()))
+                .collect(),
         })
     }
 

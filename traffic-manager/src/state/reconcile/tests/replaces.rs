@@ -64,6 +64,63 @@ fn replace_whose_holder_is_refused_says_so() {
 }
 
 #[test]
+fn replace_whose_container_is_not_stopped_leaves_others_active() {
+    let (mut case, _) = replaced(|_| {});
+    case.engage("web-b", "bob", 9090);
+    // It names a container, as no intercept need.
+    let mut view = engagement("web-c", "bob", 7070, 0);
+    view.spec.container = Some("web".into());
+    case.send(Event::Engagements(Change::Applied(view)));
+    case.send(Event::WorkloadResolved {
+        engagement: Key::new("shop", "web-c"),
+        uid: "uid-web-c".into(),
+        resolution: selector("app", "web"),
+    });
+    case.apply_but("web-1", &[("web", "")]);
+    case.assert_active("web-a", "False", condition::PROGRESSING);
+    case.apply_but("web-1", &[("web", "it does not answer")]);
+    case.assert_active("web-a", "False", condition::AGENT_FAILED);
+    let told = &case.status("web-a").conditions[1].message;
+    let why = "pod web-1: container web is not stopped: it does not answer";
+    assert_eq!(told, why);
+    case.send(Event::HolderNotAdded {
+        pod_uid: "uid-web-1".into(),
+        target: "web".into(),
+        message: "forbidden".into(),
+        is_refused: true,
+    });
+    case.assert_active("web-a", "False", condition::AGENT_REFUSED);
+    for other in ["web-b", "web-c"] {
+        case.assert_active(other, "True", condition::READY);
+    }
+}
+
+#[test]
+fn probes_are_answered_for_the_replaced_container_alone() {
+    let answers = |change: fn(&mut PodView)| {
+        let (case, _) = replaced(change);
+        case.world.slots["uid-web-1"].claims().claims[0].answers_probes
+    };
+    assert!(!answers(|_| {}));
+    fn with(ports: &[u16], declared: &[u16]) -> Probes {
+        Probes {
+            ports: ports.iter().copied().collect(),
+            declared: declared.iter().copied().collect(),
+            others: false,
+        }
+    }
+    assert!(answers(|pod| drop(
+        pod.probes.insert("web".into(), with(&[8080], &[]))
+    )));
+    assert!(answers(|pod| drop(
+        pod.probes.insert("web".into(), with(&[], &[8080]))
+    )));
+    assert!(!answers(|pod| drop(
+        pod.probes.insert("proxy".into(), with(&[8080], &[]))
+    )));
+}
+
+#[test]
 fn container_that_the_kubelet_would_restart_gets_no_agent() {
     let (case, effects) = replaced(|pod| {
         let probes = Probes {
