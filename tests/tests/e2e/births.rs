@@ -41,7 +41,9 @@ fn no_pod_that_is_born_while_engaged_answers_for_the_laptop() -> Result<()> {
         app: "api",
         number: 3,
     };
-    assert_eq!(webhooks(lab)?, 0, "nobody engages anything");
+    wait_for("nobody engages anything", SOON, || {
+        Ok((webhooks(lab)? == 0).then_some(()))
+    })?;
     let _handler = developer.handler(8080)?;
     let header = ["--http-header", "x-user=alice"];
     developer

@@ -135,10 +135,12 @@ impl Engagements {
             "{}; rolling {workload} out once, so that its pods are born with the agent",
             refusal.message
         );
-        // Nothing is rolled out for a client that is gone.
-        let told = send(events, Event::Warning(warning)).await;
-        told.map_err(|()| cancelled())?;
-        roll_out(&self.cluster, &request.namespace, workload).await?;
+        let announce = async {
+            // Nothing is rolled out for a client that is gone.
+            let told = send(events, Event::Warning(warning)).await;
+            told.map_err(|()| cancelled())
+        };
+        roll_out(&self.cluster, &request.namespace, workload, announce).await?;
         info!(%workload, "Workload rolled out");
         match activation(observed, events, true).await? {
             Reached::Active => Ok(()),
@@ -215,6 +217,10 @@ impl Engagements {
             .map(|filter| format!(", {filter}"))
             .unwrap_or_default();
         let absence = absence(other);
+        let until = match absence {
+            Some(_) => "try again in a few seconds, when it is free unless they are back",
+            None => "let them leave it",
+        };
         let absence = absence.map(|it| format!("; {it}")).unwrap_or_default();
         Failure {
             message: format!(
@@ -224,7 +230,7 @@ impl Engagements {
                 ports.join(", ")
             ),
             next_step: format!(
-                "let them leave it, or have it deleted with `kubectl -n {} delete engagement {}`",
+                "{until}, or have it deleted with `kubectl -n {} delete engagement {}`",
                 key.namespace,
                 other.metadata.name.as_deref().unwrap_or_default()
             ),
@@ -322,7 +328,9 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
         Progress::Waiting { message, .. } => (Reason::TimedOut, message.as_str()),
         // Of pods from before the roll-out, or of those that were born without.
         Progress::RollOutNeeded(failure) => (Reason::AgentNotReady, failure.message.as_str()),
-        Progress::Active | Progress::Failed(_) | Progress::Gone { .. } => (Reason::TimedOut, ""),
+        // As of new pods that do not come up.
+        Progress::Failed(failure) => (Reason::AgentNotReady, failure.message.as_str()),
+        Progress::Active | Progress::Gone { .. } => (Reason::TimedOut, ""),
     };
     Failure::new(
         reason,

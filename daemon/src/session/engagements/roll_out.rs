@@ -26,11 +26,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long that is waited for where it cannot be looked at.
 const BLIND_PAUSE: Duration = Duration::from_secs(1);
 
-/// Rolls a workload out, if its pods would have the agent then.
+/// Rolls a workload out, if its pods would have the agent then. It is announced before.
 pub(super) async fn roll_out(
     cluster: &Cluster,
     namespace: &str,
     workload: &WorkloadRef,
+    announce: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     let Some(resource) = resource(workload.kind) else {
         let why = format!("a {} is never rolled out", workload.kind.as_str());
@@ -44,6 +45,18 @@ pub(super) async fn roll_out(
     if let Some(why) = obstacle(&object.data) {
         return Err(hopeless(workload, why));
     }
+    let patch = Patch::Merge(patch(workload.kind, Timestamp::now()));
+    let patch = async |dry_run| {
+        let request = PatchParams {
+            dry_run,
+            field_manager: Some("kvpn".to_owned()),
+            ..PatchParams::default()
+        };
+        let patched = cluster.call(api.patch(&workload.name, &request, &patch));
+        patched.await.map(drop).map_err(may_not)
+    };
+    // Who may not do it learns that first.
+    patch(true).await?;
     let template = object.data["spec"]["template"].clone();
     // A Rollout may have none of its own, and a template of a later Kubernetes may not be
     // understood.
@@ -51,13 +64,8 @@ pub(super) async fn roll_out(
         Ok(template) => await_births(cluster, namespace, workload, template).await?,
         Err(_) => tokio::time::sleep(BLIND_PAUSE).await,
     }
-    let request = PatchParams {
-        field_manager: Some("kvpn".to_owned()),
-        ..PatchParams::default()
-    };
-    let patch = Patch::Merge(patch(workload.kind, Timestamp::now()));
-    let patched = cluster.call(api.patch(&workload.name, &request, &patch));
-    patched.await.map(drop).map_err(may_not)
+    announce.await?;
+    patch(false).await
 }
 
 /// The resource of a kind that can be rolled out.
@@ -71,13 +79,22 @@ fn resource(kind: WorkloadKind) -> Option<ApiResource> {
     }
 }
 
-/// What keeps a change of the template from its pods.
+/// What keeps a change of the template from its pods, or would leave nobody to answer should
+/// the new ones not come up.
 fn obstacle(object: &Value) -> Option<&'static str> {
     let spec = &object["spec"];
     if spec["paused"] == true {
         return Some("it is paused");
     }
-    (spec["updateStrategy"]["type"] == "OnDelete")
+    let (strategy, update) = (&spec["strategy"], &spec["updateStrategy"]);
+    if strategy["type"] == "Recreate" {
+        return Some("all its pods would end before the first new one is there (Recreate)");
+    }
+    let partition = update["rollingUpdate"]["partition"].as_i64();
+    if partition.is_some_and(|it| it > 0) {
+        return Some("its update strategy leaves some pods as they are (partition)");
+    }
+    (update["type"] == "OnDelete")
         .then_some("its pods are made anew only when somebody deletes them (OnDelete)")
 }
 
@@ -243,6 +260,12 @@ mod tests {
         assert_eq!(of(json!({"paused": true})), Some("it is paused"));
         let on_delete = json!({"updateStrategy": {"type": "OnDelete"}});
         assert!(of(on_delete).unwrap().contains("OnDelete"));
+        let recreate = json!({"strategy": {"type": "Recreate"}});
+        assert!(of(recreate).unwrap().contains("Recreate"));
+        let partition =
+            |number| json!({"updateStrategy": {"rollingUpdate": {"partition": number}}});
+        assert!(of(partition(2)).unwrap().contains("partition"));
+        assert_eq!(of(partition(0)), None);
         let rolling = json!({"paused": false, "updateStrategy": {"type": "RollingUpdate"}});
         assert_eq!(of(rolling), None);
     }

@@ -91,8 +91,8 @@ impl EngagementRecord {
                 Laptop::Idle(_) => self.held_since = None,
             },
             Standing::Unclaimed { reason, .. } => {
-                // What else keeps it from its claims may pass.
-                if [condition::CONFLICT, condition::NO_SESSION].contains(reason) {
+                // Others may have the port meanwhile, but for what passes soon.
+                if ![condition::PROGRESSING, condition::NO_RUNNING_POD].contains(reason) {
                     self.held_since = None;
                 }
             }
