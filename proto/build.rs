@@ -1,12 +1,13 @@
 //! Compiles the .proto files in Rust, so that no `protoc` need be installed.
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "kvpn/v1/agent.proto",
     "kvpn/v1/filter.proto",
     "kvpn/v1/lease.proto",
     "kvpn/v1/manager.proto",
     "kvpn/v1/requests.proto",
     "kvpn/v1/session.proto",
+    "kvpn/v1/tls.proto",
     "kvpn/v1/tunnel.proto",
 ];
 
@@ -22,6 +23,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     tonic_prost_build::configure()
         .bytes(".")
+        // It holds a key, which no log may show.
+        .skip_debug([".kvpn.v1.TlsIdentity"])
         .compile_fds(descriptors)?;
     Ok(())
 }

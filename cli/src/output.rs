@@ -217,6 +217,8 @@ pub(crate) struct Engagement {
     /// Which requests; absent for all.
     #[serde(skip_serializing_if = "String::is_empty")]
     filter: String,
+    /// Clients' TLS is ended, so that the filter can look inside.
+    terminates_tls: bool,
     /// Who answers when the laptop does not: `app`, or nobody by `503`.
     on_failure: &'static str,
     /// The container that is replaced.
@@ -244,12 +246,15 @@ struct Deleted {
 /// What became of an engagement's requests, and of connections whose requests are not
 /// looked at.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Requests {
     /// Those that failed included.
     matched: u64,
     passed: u64,
     /// The laptop did not take them.
     failed: u64,
+    /// Connections of TLS that no filter could look into.
+    tls_passed: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -397,12 +402,14 @@ impl From<EngagementStatus> for Engagement {
             pods_selected: status.pods_selected,
             pods_covered: status.pods_covered,
             filter: status.filter,
+            terminates_tls: status.terminates_tls,
             container: status.container,
             on_failure: if status.fails_closed { "503" } else { "app" },
             requests: status.counts.map(|counts| Requests {
                 matched: counts.matched,
                 passed: counts.passed,
                 failed: counts.failed,
+                tls_passed: counts.tls_passed,
             }),
         }
     }

@@ -98,6 +98,10 @@ pub struct EngagementSpec {
     /// its pods may be born with one although none has run in their namespace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub roll_out: bool,
+    /// Whether agents end clients' TLS, so that filters can look inside. The certificate and
+    /// key are never here: the session gives them to the traffic manager.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminates_tls: bool,
 }
 
 /// Who answers instead of a laptop that does not.
@@ -292,6 +296,8 @@ pub mod condition {
     pub const NO_SESSION: &str = "NoSession";
     /// The laptop is not connected at the moment.
     pub const SESSION_ABSENT: &str = "SessionAbsent";
+    /// The traffic manager has not been given the certificate and key to end TLS with.
+    pub const NO_TLS_IDENTITY: &str = "NoTlsIdentity";
     /// This kind of workload or pod cannot be engaged.
     pub const NOT_SUPPORTED: &str = "NotSupported";
 }

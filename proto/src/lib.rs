@@ -12,6 +12,7 @@ pub mod identity;
 pub mod names;
 pub mod rollout;
 pub mod story;
+pub mod tls;
 pub mod version;
 
 pub use failure::{Failure, Reason};

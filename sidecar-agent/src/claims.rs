@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvpn_proto::{
     filter::{Filter, FilterError, Head, HttpFilter, UnknownCondition},
     flow::{self, Malformed, Protocol},
+    tls::TlsIdentity,
     v1,
 };
 
@@ -31,6 +32,8 @@ pub(crate) struct PortClaims {
     stopped: BTreeSet<String>,
     /// Those of them for which the probes are answered.
     answered: BTreeSet<String>,
+    /// What clients' TLS is ended with.
+    tls: Option<TlsIdentity>,
 }
 
 impl PortClaims {
@@ -45,6 +48,14 @@ impl PortClaims {
     /// Whether the kubelet's HTTP probes are answered for the app, as it is stopped.
     pub(crate) fn answers_probes(&self, is_stopped: impl Fn(&str) -> bool) -> bool {
         self.http_probed && self.answered.iter().any(|it| is_stopped(it))
+    }
+
+    /// What clients' TLS is ended with: where filters want to look inside, and somebody has
+    /// given a certificate for it.
+    fn tls(&self) -> Option<&TlsIdentity> {
+        let has_filter =
+            !self.filtered.is_empty() || self.copies.iter().any(|(filter, _)| filter.is_some());
+        self.tls.as_ref().filter(|_| has_filter)
     }
 
     /// Whether nobody answers when the holder of the claim does not.
@@ -130,6 +141,12 @@ impl Claims {
         self.by_port.get(&port)
     }
 
+    /// What clients' TLS is ended with, by port.
+    pub(crate) fn tls(&self) -> impl Iterator<Item = (u16, &TlsIdentity)> {
+        let ports = self.by_port.iter();
+        ports.filter_map(|(port, claims)| Some((*port, claims.tls()?)))
+    }
+
     /// The ids of all claims, each with its port.
     pub(crate) fn ids(&self) -> impl Iterator<Item = (&str, u16)> {
         let ports = self.by_port.iter();
@@ -185,6 +202,8 @@ impl Claims {
         };
         let claims = self.by_port.entry(port).or_default();
         claims.http_probed |= claim.http_probed;
+        let tls = claim.tls.take().map(TlsIdentity::from);
+        claims.tls = claims.tls.take().or(tls);
         Ok((claims, filter, claim))
     }
 }
@@ -331,6 +350,27 @@ mod tests {
         assert!(!answers(80, "none"), "it goes on, and answers itself");
         assert!(!answers(81, "app"), "another container answers");
         assert!(!answers(82, "app"), "the port is not probed over HTTP");
+    }
+
+    #[test]
+    fn tls_is_ended_for_filters_by_the_certificate_of_the_first() {
+        let with = |claim: v1::Claim, certificates: &'static str| v1::Claim {
+            tls: Some(v1::TlsIdentity {
+                certificates: certificates.into(),
+                key: "key".into(),
+            }),
+            ..claim
+        };
+        let claims = read(vec![
+            filtered("none", 443, "x-user=a"),
+            with(filtered("first", 443, "x-user=b"), "first"),
+            with(filtered("second", 443, "x-user=c"), "second"),
+            with(claim("unfiltered", 8443, v1::Protocol::Tcp), "unfiltered"),
+        ]);
+        let claims = claims.unwrap();
+        let tls: Vec<_> = claims.tls().collect();
+        assert_eq!(tls.len(), 1);
+        assert_eq!((tls[0].0, &*tls[0].1.certificates), (443, &b"first"[..]));
     }
 
     #[test]

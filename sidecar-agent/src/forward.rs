@@ -34,6 +34,7 @@ use crate::{
     http::Server,
     probes::{self, Recognition},
     reports::{Entry, Reports},
+    tls::Termination,
 };
 
 /// How long the holder of a claim may take to answer.
@@ -85,8 +86,28 @@ struct Shared {
 /// The claims in force, the way to those who hold them, and which apps are stopped.
 pub(crate) struct Route {
     pub(crate) claims: Claims,
-    pub(crate) tunnel: TunnelClient,
-    pub(crate) holds: Holds,
+    tunnel: TunnelClient,
+    holds: Holds,
+    /// How clients' TLS is ended, by port.
+    terminations: HashMap<u16, Termination>,
+}
+
+impl Route {
+    pub(crate) fn new(claims: Claims, tunnel: TunnelClient, holds: Holds) -> Self {
+        let terminations = claims.tls().filter_map(|(port, identity)| {
+            let made = Termination::new(identity);
+            // Others have claims here, too. Its session should have looked.
+            let made = made.inspect_err(|error| warn!(port, %error, "A certificate is left out"));
+            Some((port, made.ok()?))
+        });
+        let terminations = terminations.collect();
+        Self {
+            terminations,
+            claims,
+            tunnel,
+            holds,
+        }
+    }
 }
 
 /// Why the app gets a claimed connection.

@@ -89,6 +89,11 @@ impl End {
         }
     }
 
+    /// Ends it in order; nothing of it is awaited.
+    pub(crate) async fn end(mut self) {
+        let _ = self.writer.shutdown().await;
+    }
+
     /// Reads more; gives how much, and 0 at the end.
     async fn fill(&mut self) -> io::Result<usize> {
         self.buffer.reserve(READ);
@@ -142,6 +147,7 @@ async fn splice(client: End, server: End) -> io::Result<()> {
 
 async fn pass_all(mut reader: Reader, buffer: BytesMut, mut writer: Writer) -> io::Result<()> {
     writer.write_all(&buffer).await?;
+    writer.flush().await?;
     drop(buffer);
     copy(&mut reader, &mut writer).await?;
     writer.shutdown().await

@@ -14,6 +14,7 @@ mod redirect;
 mod reports;
 mod session;
 mod settled;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -61,6 +61,7 @@ struct Counted {
     port: u16,
     matched: u64,
     failed: u64,
+    tls_passed: u64,
     /// Until it was in force the last time but this one.
     passed: u64,
     /// While it is in force: the requests of the port until then, and those of it that
@@ -85,6 +86,7 @@ impl Counted {
             matched: self.matched,
             passed: self.passed(total),
             failed: self.failed,
+            tls_passed: self.tls_passed,
         }
     }
 
@@ -209,6 +211,7 @@ impl Reports {
                 port,
                 matched: 0,
                 failed: 0,
+                tls_passed: 0,
                 passed: 0,
                 since: Some((total, 0)),
                 after,
@@ -263,11 +266,27 @@ impl Reports {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn tls_passed(&self, claim_id: &str) -> u64 {
+        self.lock().claims[claim_id].tls_passed
+    }
+
     fn count(&self, port: u16, claim_id: Option<&str>) {
         let mut state = self.lock();
         *state.totals.entry(port).or_default() += 1;
         if let Some(claim) = claim_id.and_then(|id| state.claims.get_mut(id)) {
             claim.matched += 1;
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Counts a connection of TLS that nobody could look into, for all claims on the port.
+    fn count_tls(&self, port: u16) {
+        let mut state = self.lock();
+        let claims = state.claims.values_mut();
+        for claim in claims.filter(|claim| claim.port == port && claim.since.is_some()) {
+            claim.tls_passed += 1;
         }
         drop(state);
         self.changed.notify_one();
@@ -345,6 +364,14 @@ impl Entry {
     pub(crate) fn asks(&mut self, method: &str, path: &str) {
         start(method, LONGEST_METHOD).clone_into(&mut self.decision.method);
         start(path, LONGEST_PATH).clone_into(&mut self.decision.path);
+    }
+
+    /// It is a connection of TLS whose requests nobody can see.
+    pub(crate) fn is_tls(&self) {
+        let port = u16::try_from(self.decision.container_port);
+        if let (Some(reports), Ok(port)) = (&self.reports, port) {
+            reports.count_tls(port);
+        }
     }
 
     /// It has gone there.

@@ -269,11 +269,8 @@ impl Agent {
         let ports = claims.ports();
         let stopped = claims.stopped();
         // The route first, so that it is there for the first connection.
-        self.forwarder.set_route(Some(Route {
-            claims,
-            tunnel: tunnel.clone(),
-            holds: self.holds.clone(),
-        }));
+        let route = Route::new(claims, tunnel.clone(), self.holds.clone());
+        self.forwarder.set_route(Some(route));
         self.redirect.apply(&ports, self.forwarder.port())?;
         self.holds.want(stopped);
         info!(generation, ?ports, "Claims in force");

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kvpn_proto::flow::{DialError, DialFailure};
+use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::{Failure, v1};
 use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -227,6 +228,24 @@ impl Hub {
     pub(crate) fn deletion(&self, uid: &str, owner: &str) -> Option<Deletion> {
         let inner = self.lock();
         inner.world.deletion(uid, owner, &Now::read()).cloned()
+    }
+
+    /// Takes what clients' TLS is ended with for one of a session's engagements. Returns
+    /// whether that is known.
+    pub(crate) fn give_tls(&self, session: &str, uid: &str, identity: TlsIdentity) -> bool {
+        let mut inner = self.lock();
+        let mut own = inner.world.engagements_of(session);
+        let Some(engagement) = own.find(|it| it.uid == uid).map(|it| it.key.clone()) else {
+            return false;
+        };
+        drop(own);
+        let event = Event::TlsGiven {
+            engagement,
+            uid: uid.to_owned(),
+            identity,
+        };
+        self.handle_locked(&mut inner, event);
+        true
     }
 
     /// Where a connection goes that an agent has intercepted.

@@ -1,6 +1,7 @@
 //! `kvpn intercept`: hands a workload's connections to a local port.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use clap::{Args, ValueEnum};
 use kvpn_proto::crd::Verb;
 use kvpn_proto::duration::parse_duration;
 use kvpn_proto::filter::{Condition, HttpFilter};
+use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::{EngagementStatus, InterceptRequest, LeaveRequest, RequestedPort};
 use kvpn_proto::{Failure, Reason};
@@ -52,6 +54,8 @@ pub(crate) struct InterceptArgs {
     /// Requests that fit one of these, not all of them
     #[arg(long, help_heading = FILTER)]
     pub(crate) any: bool,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// Who answers when this laptop does not: the app, or nobody (status 503; what is no
     /// HTTP is reset)
     #[arg(long, value_enum, default_value_t, value_name = "WHO")]
@@ -60,6 +64,58 @@ pub(crate) struct InterceptArgs {
     /// that its pods are born with it; needs the right to patch the workload
     #[arg(long)]
     pub(crate) rollout: bool,
+}
+
+/// How clients' TLS is ended, so that filters can look inside.
+#[derive(Args, Debug)]
+pub(crate) struct TlsArgs {
+    /// Certificate that the workload's clients trust, with its chain, so that requests
+    /// within their TLS can be chosen; PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = FILTER)]
+    tls_cert: Option<PathBuf>,
+    /// Key of that certificate; PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = FILTER)]
+    tls_key: Option<PathBuf>,
+    /// Secret of the workload's namespace that has both, which you may read
+    #[arg(long, value_name = "NAME", conflicts_with = "tls_cert", help_heading = FILTER)]
+    tls_secret: Option<String>,
+}
+
+impl TlsArgs {
+    /// Adds to a request what the files say.
+    fn add_to(&self, request: &mut InterceptRequest) -> Result<(), Failure> {
+        request.tls_secret = self.tls_secret.clone().unwrap_or_default();
+        let (Some(certificates), Some(key)) = (&self.tls_cert, &self.tls_key) else {
+            return Ok(());
+        };
+        let identity = TlsIdentity {
+            certificates: read(certificates)?.into(),
+            key: read(key)?.into(),
+        };
+        if let Err(error) = identity.certified_key() {
+            return Err(Failure::new(
+                Reason::Usage,
+                format!(
+                    "TLS cannot be ended by {} and {}: {error}",
+                    certificates.display(),
+                    key.display()
+                ),
+                "give a certificate with its chain, and its key, both in PEM",
+            ));
+        }
+        request.tls = Some(identity.into());
+        Ok(())
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(file).map_err(|error| {
+        Failure::new(
+            Reason::Usage,
+            format!("{} cannot be read: {error}", file.display()),
+            "name a file that you may read",
+        )
+    })
 }
 
 /// What is engaged, and where it is handled.
@@ -208,7 +264,9 @@ pub(crate) async fn run(
     verb: Verb,
 ) -> Result<ExitCode, Ended> {
     check(args, verb)?;
-    engage(flags, &args.engage, args.request(flags, verb)).await
+    let mut request = args.request(flags, verb);
+    args.tls.add_to(&mut request)?;
+    engage(flags, &args.engage, request).await
 }
 
 /// Engages a workload, unless the user interrupts it.
@@ -256,6 +314,7 @@ async fn intercept(
     let patience = args.timeout + GRACE;
     let deadline = Instant::now() + patience;
     let fails_closed = request.fails_closed;
+    let terminates_tls = request.tls.is_some() || !request.tls_secret.is_empty();
     let mut events = session.intercept(request, patience).await?;
     let mut warnings = Vec::new();
     loop {
@@ -274,7 +333,10 @@ async fn intercept(
             }
             Some(Some(Event::Active(status))) => {
                 if fails_closed && !status.fails_closed {
-                    return Err(falls_back(&session, status).await);
+                    return Err(unknown(&session, status, "--on-failure").await);
+                }
+                if terminates_tls && !status.terminates_tls {
+                    return Err(unknown(&session, status, "--tls-cert and --tls-secret").await);
                 }
                 return Ok(intercepted(status, warnings));
             }
@@ -290,7 +352,7 @@ async fn intercept(
 }
 
 /// Leaves what a session of an older version has engaged, by which the app would answer.
-async fn falls_back(session: &Session, status: EngagementStatus) -> Failure {
+async fn unknown(session: &Session, status: EngagementStatus, what: &str) -> Failure {
     let left = session.leave(LeaveRequest {
         namespace: status.namespace,
         target: status.name,
@@ -299,7 +361,7 @@ async fn falls_back(session: &Session, status: EngagementStatus) -> Failure {
     left.await.err().unwrap_or_else(|| {
         Failure::new(
             Reason::VersionMismatch,
-            "the running session does not know --on-failure",
+            format!("the running session does not know {what}"),
             "run `kvpn quit`, then `kvpn connect`",
         )
     })
@@ -403,8 +465,47 @@ mod tests {
                 fails_closed: false,
                 container: String::new(),
                 roll_out: false,
+                tls: None,
+                tls_secret: String::new(),
             }
         );
+    }
+
+    #[test]
+    fn tls_is_ended_by_two_files_or_by_a_secret() {
+        let line = |flags: &str| parse(&format!("kvpn intercept web -p 8080 {flags}"));
+        for wrong in [
+            "--tls-cert a.pem",
+            "--tls-key a.pem",
+            "--tls-cert a.pem --tls-key b.pem --tls-secret web",
+        ] {
+            assert!(line(wrong).is_err(), "{wrong}");
+        }
+        let (flags, args) = line("--tls-secret web").unwrap();
+        let mut request = args.request(&flags, Verb::Intercept);
+        args.tls.add_to(&mut request).unwrap();
+        assert_eq!(request.tls_secret, "web");
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_told_before_anything_is_asked() {
+        let failure = |certificates: &str, key: &str| {
+            let (flags, args) = parse(&format!(
+                "kvpn intercept web -p 8080 --tls-cert {certificates} --tls-key {key}"
+            ))
+            .unwrap();
+            let mut request = args.request(&flags, Verb::Intercept);
+            args.tls.add_to(&mut request).unwrap_err()
+        };
+        let missing = failure("/nonexistent/a.pem", "/nonexistent/b.pem");
+        assert_eq!(missing.reason, Reason::Usage);
+        assert!(
+            missing
+                .message
+                .starts_with("/nonexistent/a.pem cannot be read")
+        );
+        let nothing = failure("/dev/null", "/dev/null");
+        assert!(nothing.message.contains("no certificate"), "{nothing}");
     }
 
     #[test]

@@ -33,9 +33,11 @@ fn engagement() -> EngagementStatus {
             matched: 12,
             passed: 40,
             failed: 2,
+            tls_passed: 0,
         }),
         fails_closed: true,
         container: String::new(),
+        terminates_tls: false,
     }
 }
 
@@ -103,6 +105,30 @@ fn connection_is_printed() {
     };
     assert_output!("connect", connection(false));
     assert!(connection(true).text().starts_with("Already connected"));
+}
+
+#[test]
+fn tls_that_no_filter_could_look_into_is_told() {
+    let told = |change: fn(&mut EngagementStatus)| {
+        let mut told = engagement();
+        told.counts.as_mut().unwrap().tls_passed = 5;
+        change(&mut told);
+        let status = StatusResponse {
+            engagements: vec![told],
+            ..status()
+        };
+        ConnectionStatus::from(status).text()
+    };
+    let hint = "5 connections are TLS: without --tls-cert or --tls-secret no filter can match them";
+    assert!(told(|_| {}).contains(hint));
+    let within = told(|it| it.terminates_tls = true);
+    assert!(
+        within.contains("x-user=alice, also within TLS ->"),
+        "{within}"
+    );
+    assert!(!within.contains("--tls-cert"), "{within}");
+    assert!(!told(|it| it.filter.clear()).contains("TLS"));
+    assert!(!told(|it| it.counts.as_mut().unwrap().tls_passed = 0).contains("TLS"));
 }
 
 #[test]

@@ -113,21 +113,39 @@ impl ConnectionDetails {
             for line in lines(engagement) {
                 let _ = writeln!(text, "{line}");
             }
-            if let Some(Requests {
-                matched,
-                passed,
-                failed,
-            }) = &engagement.requests
-            {
-                let _ = writeln!(
-                    text,
-                    "  Requests: {matched} matched, {passed} passed, {failed} failed"
-                );
+            if let Some(requests) = &engagement.requests {
+                text += &requests.text(engagement);
             }
         }
         for deleted in &self.deleted {
             let _ = writeln!(text, "{}", deleted.text(&self.user));
         }
+        text
+    }
+}
+
+impl Requests {
+    /// What became of them, and why filters may have seen too little.
+    fn text(&self, engagement: &Engagement) -> String {
+        let Self {
+            matched,
+            passed,
+            failed,
+            tls_passed,
+        } = self;
+        let mut text = format!("  Requests: {matched} matched, {passed} passed, {failed} failed\n");
+        if *tls_passed == 0 || engagement.filter.is_empty() {
+            return text;
+        }
+        let are = match tls_passed {
+            1 => "connection is",
+            _ => "connections are",
+        };
+        let why = match engagement.terminates_tls {
+            true => " that could not be looked into",
+            false => ": without --tls-cert or --tls-secret no filter can match them",
+        };
+        let _ = writeln!(text, "  {tls_passed} {are} TLS{why}");
         text
     }
 }
@@ -222,6 +240,9 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
     };
     let filter = match engagement.filter.as_str() {
         "" => String::new(),
+        filter if engagement.terminates_tls => {
+            format!(", requests with {filter}, also within TLS")
+        }
         filter => format!(", requests with {filter}"),
     };
     engagement.ports.iter().map(move |port| {

@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::cluster::Cluster;
 use super::diagnose::diagnose;
-use super::engagements::{Engagements, Intercept};
+use super::engagements::{Engagements, Intercept, TlsSource};
 use super::explain;
 use super::flows::Flows;
 use super::judge::judge;
@@ -195,6 +195,7 @@ impl SessionService for Api {
             timeout: (request.timeout_seconds > 0)
                 .then(|| Duration::from_secs(request.timeout_seconds.into())),
             target: request.target,
+            tls: TlsSource::of(request.tls, request.tls_secret),
         };
         let (events_tx, events_rx) = mpsc::channel(EVENTS);
         let engagements = self.engagements.clone();

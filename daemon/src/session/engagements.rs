@@ -6,6 +6,7 @@ mod intercept;
 mod outcome;
 mod roll_out;
 mod table;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use deleted::Deleted;
 pub(crate) use intercept::Intercept;
 use outcome::Observed;
 use table::{Entry, Key, Table};
+pub(crate) use tls::Source as TlsSource;
 
 use super::cluster::Cluster;
 use super::identity::{self, OwnSession};
@@ -206,10 +208,12 @@ impl Engagements {
                 on_failure: entry.fails_closed.then_some(OnFailure::Unavailable),
                 container: entry.container.clone(),
                 roll_out: entry.rolls_out,
+                terminates_tls: entry.tls.is_some(),
             },
             status: None,
         };
         let observed = entry.observed.subscribe();
+        let tls = entry.tls.clone();
         self.table.insert(key.clone(), entry);
         let api = self.api(&key.namespace);
         let created = self
@@ -230,7 +234,7 @@ impl Engagements {
         };
         if created.spec != engagement.spec {
             // The API server leaves out what it does not know; without its filter, all
-            // requests would go to the laptop.
+            // requests would go to the laptop, and with its TLS not ended, none.
             self.give_up(key).await;
             return Err(Failure::new(
                 Reason::VersionMismatch,
@@ -241,6 +245,11 @@ impl Engagements {
         if !self.watch(key) {
             // It was left before it was made, so nothing was there to delete.
             self.delete(key).await?;
+        }
+        if let (Some(identity), Some(uid)) = (tls, created.metadata.uid) {
+            let giving = tls::give(self.manager.clone(), key.clone(), uid, identity);
+            let giver = AbortOnDropHandle::new(tokio::spawn(giving));
+            self.table.keep_giver(key, giver);
         }
         Ok(observed)
     }

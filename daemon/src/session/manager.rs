@@ -66,6 +66,11 @@ impl Manager {
         self.client.borrow().clone()
     }
 
+    /// The clients on the control connections that come and go.
+    pub(crate) fn clients(&self) -> watch::Receiver<Option<Client>> {
+        self.client.clone()
+    }
+
     /// Waits until the control connection is up.
     pub(crate) async fn wait_for_client(&self) -> Client {
         let mut client = self.client.clone();

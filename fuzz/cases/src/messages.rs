@@ -110,6 +110,12 @@ fn watch_claims(bytes: &[u8]) {
                 .ids()
                 .all(|(id, port)| !is_closed(id, port) || closed.contains(id))
         );
+        let is_filtered = |port| claims.get(port).is_some_and(|it| it.is_filtered());
+        for (port, identity) in claims.tls() {
+            assert!(is_filtered(port));
+            // It may be no certificate, and hold anything.
+            drop(identity.certified_key());
+        }
         for port in ports {
             let claims = claims.get(port).expect("claims on their port");
             let is_claimed = claims.is_filtered() || claims.rest().is_some();

@@ -1,5 +1,7 @@
 //! Connections of a port of which only some requests are claimed.
 
+mod tls;
+
 use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +22,7 @@ use crate::http::tap::{Connected, Tap};
 use crate::http::{self, End, Server, Servers};
 use crate::probes::KUBELET;
 use crate::reports::Entry;
+use crate::tls::Termination;
 
 /// How soon copies end whose claim is gone.
 const LEFT: Duration = Duration::from_secs(1);
@@ -33,6 +36,8 @@ struct PodServers {
     shared: Arc<Shared>,
     source: SocketAddr,
     destination: SocketAddr,
+    /// How the app is spoken to where the client's TLS is ended here.
+    app: Option<Arc<tls::App>>,
 }
 
 /// Serves the requests of a connection. What does not end in order ends with RST.
@@ -46,7 +51,13 @@ pub(super) async fn serve(
         shared,
         source,
         destination,
+        app: None,
     };
+    if let Some(termination) = servers.termination()
+        && tls::begins(&socket).await
+    {
+        return tls::serve(socket, &termination, servers).await;
+    }
     if let Err(error) = http::serve(End::new(Tcp::new(socket)), &servers).await {
         debug!(%destination, %error, "Cut off");
     }
@@ -64,6 +75,7 @@ pub(super) async fn serve_whole(
         shared,
         source,
         destination,
+        app: None,
     };
     let server = servers.other();
     let client = End::new(Tcp::new(socket));
@@ -80,6 +92,12 @@ impl PodServers {
             .as_ref()
             .and_then(|route| route.claims.get(self.destination.port()));
         claims.map(of).unwrap_or_default()
+    }
+
+    /// How the client's TLS is ended, if it is.
+    fn termination(&self) -> Option<Termination> {
+        let route = self.shared.route()?;
+        route.terminations.get(&self.destination.port()).cloned()
     }
 
     /// What the claims on the port say, or the app.
@@ -132,6 +150,11 @@ impl PodServers {
     }
 }
 
+async fn dial_app(destination: SocketAddr) -> io::Result<Tcp> {
+    let app = relay::dial_tcp(destination, APP_DEADLINE).await;
+    Ok(Tcp::new(app.map_err(io::Error::other)?))
+}
+
 /// Whether the kubelet asks how the app is.
 fn is_probe(claims: &PortClaims, head: &impl Head) -> bool {
     let is_kubelet = |agent: Cow<'_, str>| agent.starts_with(KUBELET);
@@ -179,10 +202,10 @@ impl Servers for PodServers {
                 self.shared.flows.spawn(relay);
                 Ok(end)
             }
-            Server::App => {
-                let app = relay::dial_tcp(self.destination, APP_DEADLINE).await;
-                Ok(End::new(Tcp::new(app.map_err(io::Error::other)?)))
-            }
+            Server::App => match &self.app {
+                Some(app) => app.connect().await,
+                None => Ok(End::new(dial_app(self.destination).await?)),
+            },
         }
     }
 

@@ -18,11 +18,8 @@ fn route(ports: &[u16]) -> Route {
     };
     // Nobody calls it.
     let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-    Route {
-        claims: Claims::try_from(told).unwrap(),
-        tunnel: TunnelClient::new(channel),
-        holds: Holds::default(),
-    }
+    let tunnel = TunnelClient::new(channel);
+    Route::new(Claims::try_from(told).unwrap(), tunnel, Holds::default())
 }
 
 #[tokio::test]

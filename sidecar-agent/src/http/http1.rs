@@ -17,6 +17,7 @@ use tracing::debug;
 use super::http2::{self, PREFACE};
 use super::{Broken, Connection, End, Server, Servers, taps_of_all};
 use crate::reports::Entry;
+use crate::tls;
 use exchange::{Next, exchange};
 pub(super) use head::NotHttp;
 use head::RequestHead;
@@ -128,6 +129,9 @@ async fn serve_requests(
             Came::NotHttp | Came::Http2 => {
                 let server = servers.other();
                 let mut entry = servers.note_other(&server);
+                if is_first && tls::is_hello(&client.buffer) {
+                    entry.is_tls();
+                }
                 let (_, mut end) = kept.take(servers, server, &mut entry).await?;
                 entry.tell();
                 end.writer.taps = taps_of_all(servers);

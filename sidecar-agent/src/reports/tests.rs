@@ -35,7 +35,11 @@ fn counts(report: &ReportRequestsRequest, id: &str) -> Option<[u64; 3]> {
         matched,
         passed,
         failed,
-    } = counted.counts?;
+        tls_passed: 0,
+    } = counted.counts?
+    else {
+        return None;
+    };
     Some([matched, passed, failed])
 }
 
@@ -68,6 +72,19 @@ fn each_claim_counts_from_its_beginning_and_what_goes_elsewhere_has_passed_it() 
     reports.forget_what_was_told();
     let report = reports.report().unwrap();
     assert_eq!(counts(&report, "b/1"), Some([2, 0, 1]));
+}
+
+#[test]
+fn tls_that_nobody_could_look_into_is_counted_for_all_claims_in_force() {
+    let reports = reports(&["a/1", "b/1"]);
+    entry(&reports, None).is_tls();
+    claim(&reports, &["b/1"]);
+    entry(&reports, None).is_tls();
+    assert_eq!(reports.tls_passed("a/1"), 1);
+    assert_eq!(reports.tls_passed("b/1"), 2);
+    let report = reports.report().unwrap();
+    let told = report.counts.iter().map(|it| it.counts.unwrap().tls_passed);
+    assert_eq!(told.sum::<u64>(), 3);
 }
 
 #[test]

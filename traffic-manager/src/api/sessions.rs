@@ -33,6 +33,9 @@ const GET_SESSION: Duration = Duration::from_secs(5);
 /// How many addresses are described at once.
 const MAX_DESCRIBED: usize = 1_024;
 
+/// How large a certificate with its chain and key may be, in bytes; a Secret holds no more.
+const MAX_TLS_IDENTITY: usize = 1 << 20;
+
 /// The service that sessions call.
 #[derive(Clone)]
 pub(crate) struct SessionApi {
@@ -238,6 +241,20 @@ impl TrafficManager for SessionApi {
         let deletion = self.hub.deletion(&uid, &identity.user);
         let user = deletion.map(|deletion| deletion.by).unwrap_or_default();
         Ok(Response::new(v1::TellDeletionResponse { user }))
+    }
+
+    async fn give_tls_identity(
+        &self,
+        request: Request<v1::GiveTlsIdentityRequest>,
+    ) -> Result<Response<v1::GiveTlsIdentityResponse>, Status> {
+        let (_, caller) = identified(request.extensions())?;
+        let v1::GiveTlsIdentityRequest { uid, identity } = request.into_inner();
+        let identity = identity.ok_or_else(|| Status::invalid_argument("no identity is given"))?;
+        if identity.certificates.len() + identity.key.len() > MAX_TLS_IDENTITY {
+            return Err(Status::invalid_argument("the certificates are too large"));
+        }
+        let known = self.hub.give_tls(&caller.session, &uid, identity.into());
+        Ok(Response::new(v1::GiveTlsIdentityResponse { known }))
     }
 }
 

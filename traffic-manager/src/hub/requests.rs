@@ -269,6 +269,7 @@ impl Requests {
             matched: sum.matched.saturating_add(one.matched),
             passed: sum.passed.saturating_add(one.passed),
             failed: sum.failed.saturating_add(one.failed),
+            tls_passed: sum.tls_passed.saturating_add(one.tls_passed),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::flow::Protocol;
+use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::v1;
 
 use super::Key;
@@ -23,6 +24,8 @@ pub(crate) struct Claim {
     pub(crate) stops: Option<String>,
     /// Its agent answers the port's probes for the container that is stopped.
     pub(crate) answers_probes: bool,
+    /// What the agent ends clients' TLS with.
+    pub(crate) tls: Option<TlsIdentity>,
 }
 
 /// What of a port's traffic a claim is on.
@@ -61,6 +64,7 @@ impl From<Claim> for v1::Claim {
             fails_closed: claim.fails_closed,
             stopped_container: claim.stops.unwrap_or_default(),
             answers_probes: claim.answers_probes,
+            tls: claim.tls.map(Into::into),
             http: match claim.reach {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,

@@ -12,6 +12,7 @@ use kvpn_proto::crd::{
 };
 use kvpn_proto::filter::{self, Filter, FilterError};
 use kvpn_proto::flow::Protocol;
+use kvpn_proto::tls::TlsIdentity;
 
 pub(crate) use holding::{Laptop, whole_second};
 
@@ -95,6 +96,8 @@ pub(crate) struct EngagementRecord {
     delete_asked: Option<Instant>,
     /// Since when others are kept from what it asks for.
     pub(super) held_since: Option<Timestamp>,
+    /// What agents end clients' TLS with, once the session has given it.
+    tls: Option<TlsIdentity>,
 }
 
 impl Identified for EngagementRecord {
@@ -120,6 +123,7 @@ impl EngagementRecord {
             resolve_at: Some(now.instant),
             orphan_since: None,
             delete_asked: None,
+            tls: None,
         }
     }
 
@@ -131,6 +135,21 @@ impl EngagementRecord {
         }
         self.filter = compile(&view);
         self.view = view;
+    }
+
+    /// Takes what the session gives to end clients' TLS with.
+    pub(crate) fn handle_tls_given(&mut self, identity: TlsIdentity) {
+        self.tls = Some(identity);
+    }
+
+    /// What clients' TLS is ended with, if it is to be.
+    pub(super) fn tls(&self) -> Option<&TlsIdentity> {
+        self.tls.as_ref().filter(|_| self.view.spec.terminates_tls)
+    }
+
+    /// Whether it cannot do anything yet, for lack of that.
+    fn lacks_tls(&self) -> bool {
+        self.view.spec.terminates_tls && self.tls.is_none()
     }
 
     /// Whether a request may fit both, or both want all that no filter takes. Copies take
@@ -401,6 +420,15 @@ fn admit(
         Some(message) => Standing::Unclaimed {
             reason: condition::NOT_SUPPORTED,
             message,
+            selected: count(&keys),
+        },
+        // Its filter would match nothing, and only seem to be in force.
+        None if record.lacks_tls() => Standing::Unclaimed {
+            reason: condition::NO_TLS_IDENTITY,
+            message: format!(
+                "{}'s session has not given the certificate and key for TLS yet",
+                spec.user
+            ),
             selected: count(&keys),
         },
         None => Standing::Admitted {

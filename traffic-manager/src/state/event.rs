@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
+use kvpn_proto::tls::TlsIdentity;
 
 use super::{
     Change, ClaimSet, Deletion, EngagementView, Key, LinkId, Nursery, PodView, Resolution,
@@ -31,6 +32,12 @@ pub(crate) enum Event {
         engagement: Key,
         uid: String,
         resolution: Resolution,
+    },
+    /// A session has given what clients' TLS is ended with.
+    TlsGiven {
+        engagement: Key,
+        uid: String,
+        identity: TlsIdentity,
     },
     /// The API server has added an agent's container.
     AgentAdded {

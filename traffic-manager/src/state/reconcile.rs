@@ -248,6 +248,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             fails_closed: record.fails_closed() || stops.is_some(),
             stops: stops.clone(),
             answers_probes: probes.is_some_and(|probes| probes.is_own(port.container_port)),
+            tls: record.tls().cloned(),
         })
         .collect()
 }

@@ -102,6 +102,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
             on_failure: None,
             container: None,
             roll_out: false,
+            terminates_tls: false,
         },
         status: None,
     }

@@ -98,6 +98,17 @@ impl World {
                     self.dirty.insert(engagement.namespace);
                 }
             }
+            Event::TlsGiven {
+                engagement,
+                uid,
+                identity,
+            } => {
+                let record = self.engagements.get_mut(&engagement);
+                if let Some(record) = record.filter(|record| record.view.uid == uid) {
+                    record.handle_tls_given(identity);
+                    self.dirty.insert(engagement.namespace);
+                }
+            }
             Event::AgentAdded { pod_uid, container } => {
                 self.with_slot(&pod_uid, |slot| slot.handle_added(container, now.instant));
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kvpn_proto::crd::{Verb, WorkloadRef};
 use kvpn_proto::filter::HttpFilter;
+use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::{Failure, Reason, v1};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -17,6 +18,7 @@ use super::Engagements;
 use super::outcome::{Observed, Progress, absence, held_since, holder};
 use super::roll_out::roll_out;
 use super::table::{Entry, Key};
+use super::tls::Source;
 use crate::session::identity::label;
 use crate::session::workloads::{self, RequestedPort, ResolvedPort};
 
@@ -43,6 +45,8 @@ pub(crate) struct Intercept {
     /// have it.
     pub(crate) rolls_out: bool,
     pub(crate) timeout: Option<Duration>,
+    /// What clients' TLS is ended with.
+    pub(crate) tls: Option<Source>,
 }
 
 /// Where the answers go; closed when the client is gone.
@@ -54,6 +58,7 @@ struct Plan {
     ports: Vec<ResolvedPort>,
     /// The container that is replaced.
     container: Option<String>,
+    tls: Option<TlsIdentity>,
 }
 
 impl Engagements {
@@ -83,6 +88,7 @@ impl Engagements {
         );
         entry.container = plan.container;
         entry.rolls_out = request.rolls_out;
+        entry.tls = plan.tls;
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) = tokio::join!(
             self.create(&key, entry),
@@ -181,10 +187,15 @@ impl Engagements {
             }
             Verb::Intercept | Verb::Wiretap => None,
         };
+        let tls = match &request.tls {
+            Some(source) => Some(source.read(&self.cluster, namespace).await?),
+            None => None,
+        };
         Ok(Plan {
             workload,
             ports,
             container,
+            tls,
         })
     }
 

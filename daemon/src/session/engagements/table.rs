@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvpn_proto::crd::{Verb, WorkloadKind, WorkloadRef};
 use kvpn_proto::filter::HttpFilter;
+use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -47,8 +48,12 @@ pub(super) struct Entry {
     pub(super) container: Option<String>,
     /// The workload is rolled out where only that brings the agent.
     pub(super) rolls_out: bool,
+    /// What clients' TLS is ended with.
+    pub(super) tls: Option<TlsIdentity>,
     pub(super) observed: watch::Sender<Observed>,
     watcher: Option<AbortOnDropHandle<()>>,
+    /// Gives that to the traffic manager.
+    giver: Option<AbortOnDropHandle<()>>,
 }
 
 impl Entry {
@@ -67,8 +72,10 @@ impl Entry {
             fails_closed,
             container: None,
             rolls_out: false,
+            tls: None,
             observed: watch::channel(Observed::default()).0,
             watcher: None,
+            giver: None,
         }
     }
 
@@ -100,6 +107,7 @@ impl Entry {
             // An app that is stopped does not.
             fails_closed: self.fails_closed || self.verb == Verb::Replace,
             container: self.container.clone().unwrap_or_default(),
+            terminates_tls: self.tls.is_some(),
         }
     }
 
@@ -152,6 +160,13 @@ impl Table {
                 true
             }
             None => false,
+        }
+    }
+
+    pub(super) fn keep_giver(&self, key: &Key, giver: AbortOnDropHandle<()>) {
+        // Without an entry there is nothing to give it for.
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.giver = Some(giver);
         }
     }
 

@@ -162,6 +162,7 @@ async fn answer(
         }
         if is_switch || head.is_interim() {
             client.write_all(&buffer[..head.length]).await?;
+            client.flush().await?;
             buffer.advance(head.length);
             if is_switch {
                 return Ok(Next::Other);
@@ -225,10 +226,12 @@ async fn pass(
         if body.has_ended() {
             return writer.flush().await.map_err(NotPassed::Write);
         }
+        // TLS may keep the end of what it was given.
+        writer.flush().await.map_err(NotPassed::Write)?;
         buffer.reserve(READ);
         if reader.read_buf(buffer).await.map_err(NotPassed::Read)? == 0 {
             return if body.ends_with_connection() {
-                writer.flush().await.map_err(NotPassed::Write)
+                Ok(())
             } else {
                 Err(NotPassed::Cut)
             };

@@ -148,3 +148,31 @@ async fn end_of_a_log_and_its_reader_who_asks_are_told_who_deleted_the_engagemen
     assert_eq!(tell("uid-web-a".into()).await, "bob");
     assert_eq!(tell(other.uid).await, "", "it is not alice's");
 }
+
+#[tokio::test]
+async fn session_gives_a_certificate_for_its_own_engagement_once_that_is_known() {
+    let lab = Lab::start().await;
+    let mut client = lab.session().await;
+    let given = |uid: &str| v1::GiveTlsIdentityRequest {
+        uid: uid.into(),
+        identity: Some(v1::TlsIdentity {
+            certificates: "certificates".into(),
+            key: "key".into(),
+        }),
+    };
+    let early = client.give_tls_identity(given("uid-web-a")).await;
+    assert_eq!(early.unwrap_err().code(), tonic::Code::Unauthenticated);
+    let mut client = lab.session().await;
+    lab.authenticate(&mut client, "u-alice-1").await.unwrap();
+    let mut give = async |uid: &str| {
+        let known = client.give_tls_identity(given(uid)).await;
+        known.unwrap().into_inner().known
+    };
+    assert!(!give("uid-web-a").await);
+    for (name, user) in [("web-a", "alice"), ("web-b", "bob")] {
+        let view = engagement(name, user, 8080, 0);
+        lab.hub.handle(Event::Engagements(Change::Applied(view)));
+    }
+    assert!(give("uid-web-a").await);
+    assert!(!give("uid-web-b").await, "it is bob's");
+}

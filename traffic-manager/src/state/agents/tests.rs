@@ -55,6 +55,7 @@ fn claim(id: &str, port: u16) -> Claim {
         reach: Reach::Rest,
         stops: None,
         answers_probes: false,
+        tls: None,
         copy: false,
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use kvpn_proto::crd::{EngagementStatus, Verb, WorkloadKind, condition};
+use kvpn_proto::tls::TlsIdentity;
 
 use super::*;
 use crate::state::pods::Phase;
@@ -195,6 +196,50 @@ fn an_engagement_is_active_only_when_every_pod_has_applied_its_claims() {
         case.send(Event::Tick).is_empty(),
         "nothing is written twice"
     );
+}
+
+#[test]
+fn engagement_that_ends_tls_is_active_only_with_a_certificate_until_it_is_another_one() {
+    let mut case = Case::new(&["web-1"]);
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.spec.terminates_tls = true;
+    case.send(Event::Engagements(Change::Applied(view.clone())));
+    let mut effects = case.send(Event::WorkloadResolved {
+        engagement: view.key.clone(),
+        uid: view.uid.clone(),
+        resolution: selector("app", "web"),
+    });
+    effects.extend(case.link("web-1", 1));
+    assert!(
+        sent_ports(&effects)
+            .iter()
+            .all(|(_, ports)| ports.is_empty())
+    );
+    case.assert_active("web-a", "False", condition::NO_TLS_IDENTITY);
+
+    let identity = TlsIdentity {
+        certificates: "certificates".into(),
+        key: "secret".into(),
+    };
+    let given = |uid: &str| Event::TlsGiven {
+        engagement: view.key.clone(),
+        uid: uid.into(),
+        identity: identity.clone(),
+    };
+    assert!(case.send(given("uid-of-another")).is_empty());
+    case.send(given(&view.uid));
+    case.apply("web-1");
+    case.assert_active("web-a", "True", condition::READY);
+    let claims = &case.world.slots["uid-web-1"].claims().claims;
+    assert_eq!(claims[0].tls.as_ref(), Some(&identity));
+    assert!(!format!("{:?}", case.world).contains("secret"));
+
+    // A namesake has none, nor one of who does not end TLS.
+    case.send(Event::Engagements(Change::Deleted(view.clone())));
+    let mut other = view.clone();
+    other.uid = "uid-of-another".into();
+    case.send(Event::Engagements(Change::Applied(other)));
+    assert!(case.world.slots["uid-web-1"].claims().claims.is_empty());
 }
 
 #[test]

@@ -1,0 +1,203 @@
+//! Clients whose TLS is ended here, so that their requests can be seen. The app gets TLS of
+//! the agent's own, with the protocol that client and app agree on; laptops get none.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::server::{StartHandshake, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client};
+use tracing::debug;
+
+use super::{APP_DEADLINE, PodServers, dial_app};
+use crate::http::end::Tcp;
+use crate::http::{self, End};
+use crate::tls::{Termination, is_hello};
+
+/// How long a client of TLS may take to begin. It speaks first, and where a port's TLS is
+/// ended nobody is kept waiting whom a server greets.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a handshake may take.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a connection to the app of which no use was made is good for: the app may end
+/// it at any time, and a request be lost with it.
+const UNUSED: Duration = if cfg!(test) {
+    Duration::from_millis(100)
+} else {
+    Duration::from_secs(1)
+};
+
+/// Protocols by which requests come (RFC 7301), where the app cannot be asked.
+const KNOWN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Whether the client begins with TLS. Nothing is read.
+pub(super) async fn begins(socket: &TcpStream) -> bool {
+    let mut first = [0; 2];
+    let peeked = timeout(HELLO_DEADLINE, socket.peek(&mut first)).await;
+    matches!(peeked, Ok(Ok(length)) if is_hello(&first[..length]))
+}
+
+/// Serves the requests within a client's TLS. What does not end in order ends with RST.
+pub(super) async fn serve(socket: TcpStream, termination: &Termination, servers: PodServers) {
+    let destination = servers.destination;
+    if let Err(error) = try_serve(socket, termination, servers).await {
+        debug!(%destination, %error, "Cut off");
+    }
+}
+
+async fn try_serve(
+    socket: TcpStream,
+    termination: &Termination,
+    mut servers: PodServers,
+) -> Result<(), http::Broken> {
+    let mut start = hello(socket).await?;
+    let (app, protocol) = match App::meet(termination, &start, servers.destination).await {
+        Ok(met) => met,
+        // So the app would have ended it.
+        Err(error) => {
+            let _ = start.io.shutdown().await;
+            return Err(error.into());
+        }
+    };
+    let app = Arc::new(app);
+    servers.app = Some(Arc::clone(&app));
+    let served = match accept(start, termination, protocol).await {
+        Ok(client) => http::serve(End::new(client), &servers).await,
+        Err(error) => Err(error.into()),
+    };
+    app.finish().await;
+    served
+}
+
+/// Reads what the client says first.
+async fn hello(socket: TcpStream) -> io::Result<StartHandshake<Tcp>> {
+    let mut accepting = LazyConfigAcceptor::new(Acceptor::default(), Tcp::new(socket));
+    let start = timeout(HANDSHAKE_DEADLINE, &mut accepting).await;
+    let start = start.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    if start.is_err()
+        && let Some(mut client) = accepting.take_io()
+    {
+        // It has been told why; RST would take that back.
+        let _ = client.shutdown().await;
+    }
+    start
+}
+
+/// Ends the handshake with the client, by what was agreed on with the app.
+async fn accept(
+    start: StartHandshake<Tcp>,
+    termination: &Termination,
+    protocol: Option<Vec<u8>>,
+) -> io::Result<TlsStream<Tcp>> {
+    let accepting = start.into_stream(termination.clients(protocol));
+    let accepting = timeout(HANDSHAKE_DEADLINE, accepting.into_fallible());
+    match accepting.await.map_err(|_| io::ErrorKind::TimedOut)? {
+        Ok(client) => Ok(client),
+        Err((error, mut client)) => {
+            // It has been told why; RST would take that back.
+            let _ = client.shutdown().await;
+            Err(error)
+        }
+    }
+}
+
+/// The way to the app for one client.
+pub(super) struct App {
+    destination: SocketAddr,
+    name: ServerName<'static>,
+    /// With the protocol that was agreed on.
+    config: Arc<ClientConfig>,
+    /// The connection by which it was agreed on, until somebody wants it.
+    unused: Mutex<Option<(Instant, End)>>,
+}
+
+impl App {
+    /// Agrees with the app on what the client gets to speak: nothing, or one of the
+    /// protocols that it offers.
+    ///
+    /// # Errors
+    /// When the app is there and does not speak TLS with it.
+    async fn meet(
+        termination: &Termination,
+        start: &StartHandshake<Tcp>,
+        destination: SocketAddr,
+    ) -> io::Result<(Self, Option<Vec<u8>>)> {
+        let hello = start.client_hello();
+        let name = hello
+            .server_name()
+            .map(|it| ServerName::try_from(it.to_owned()));
+        let name = match name {
+            Some(Ok(name)) => name,
+            // Of an address the app is not told.
+            Some(Err(_)) | None => ServerName::IpAddress(destination.ip().into()),
+        };
+        let offered = hello.alpn().into_iter().flatten();
+        let offered: Vec<Vec<u8>> = offered.map(<[u8]>::to_vec).collect();
+        let (protocol, unused) = match dial_app(destination).await {
+            Ok(app) => {
+                let app = connect(termination.app(offered), &name, app).await?;
+                let protocol = app.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+                (protocol, Some((Instant::now(), End::new(app))))
+            }
+            // A request may be for somebody else.
+            Err(error) => {
+                debug!(%destination, %error, "The app does not answer");
+                let known = |offered: &Vec<u8>| KNOWN.contains(&offered.as_slice());
+                (offered.into_iter().find(known), None)
+            }
+        };
+        let app = Self {
+            destination,
+            name,
+            config: termination.app(protocol.clone().into_iter().collect()),
+            unused: Mutex::new(unused),
+        };
+        Ok((app, protocol))
+    }
+
+    /// A connection of its own for requests.
+    pub(super) async fn connect(&self) -> io::Result<End> {
+        match self.take_unused() {
+            Some((since, app)) if since.elapsed() < UNUSED => return Ok(app),
+            Some((_, app)) => app.end().await,
+            None => {}
+        }
+        let app = dial_app(self.destination).await?;
+        let app = connect(Arc::clone(&self.config), &self.name, app).await?;
+        Ok(End::new(app))
+    }
+
+    /// Nobody wants a connection any more.
+    async fn finish(&self) {
+        if let Some((_, app)) = self.take_unused() {
+            app.end().await;
+        }
+    }
+
+    fn take_unused(&self) -> Option<(Instant, End)> {
+        let unused = self.unused.lock();
+        unused.unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+async fn connect(
+    config: Arc<ClientConfig>,
+    name: &ServerName<'static>,
+    app: Tcp,
+) -> io::Result<client::TlsStream<Tcp>> {
+    let connecting = TlsConnector::from(config).connect(name.clone(), app);
+    let connected = timeout(APP_DEADLINE, connecting).await;
+    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests;
