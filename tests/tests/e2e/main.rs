@@ -29,6 +29,7 @@ mod several;
 mod soak;
 mod steps;
 mod support;
+mod tls;
 mod toggles;
 mod transport;
 mod truth;

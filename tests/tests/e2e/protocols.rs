@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::support::Developer;
 
 /// Ports on the laptop of what answers there.
-const HTTP1: u16 = 8080;
-const HTTP2: u16 = 8081;
+pub(crate) const HTTP1: u16 = 8080;
+pub(crate) const HTTP2: u16 = 8081;
 const GRPC: u16 = 8082;
 
 /// Answers by HTTP/1.1 that it is the laptop, and what it was asked.
@@ -43,7 +43,7 @@ const HTTP_2: &str = "--http2-prior-knowledge";
 const ALL_AT_ONCE: &str = include_str!("protocols/h2-ask");
 
 /// Arguments of curl for one request.
-type Request = &'static [&'static str];
+pub(crate) type Request = &'static [&'static str];
 
 const ALICE: Request = &["-H", "X-User: alice", "/who/a"];
 const BOB: Request = &["-H", "x-user: bob", "/who/b"];
@@ -105,13 +105,13 @@ const FILTERS: &[(&[&str], [bool; 6])] = &[
 ];
 
 /// A developer who is connected, what answers on the laptop, and the servers.
-struct Shop {
-    developer: Developer,
+pub(crate) struct Shop {
+    pub(crate) developer: Developer,
     _handlers: Vec<Background>,
 }
 
 impl Shop {
-    fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let mut developer = Developer::at(1)?;
         developer.lab.deploy_services()?;
         developer.connect()?;
@@ -166,13 +166,13 @@ impl Shop {
         kubectl(&["rollout", "status", &name, "--timeout=60s"]).map(drop)
     }
 
-    fn kvpn(&self, args: &[&str]) -> Result<Output> {
+    pub(crate) fn kvpn(&self, args: &[&str]) -> Result<Output> {
         let command = ["kvpn"].iter().chain(args);
         self.developer.laptop.user().run(command)?.success()
     }
 
     /// Intercepts requests, sees who answers, and leaves.
-    fn with_filter(
+    pub(crate) fn with_filter(
         &self,
         workload: &str,
         port: &str,
@@ -186,7 +186,12 @@ impl Shop {
     }
 
     /// Who answers each request, the laptop or the app; those of HTTP/1 on one connection.
-    fn answers(&self, version: &str, base: &str, requests: &[Request]) -> Result<Vec<bool>> {
+    pub(crate) fn answers(
+        &self,
+        version: &str,
+        base: &str,
+        requests: &[Request],
+    ) -> Result<Vec<bool>> {
         let mut command = vec!["curl".to_owned()];
         for (index, request) in requests.iter().enumerate() {
             if index > 0 {
