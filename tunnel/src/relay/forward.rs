@@ -8,7 +8,7 @@ use super::{FrameReceiver, FrameSender, FrameStream, RelayError, StreamLost};
 
 /// Forwards frames both ways between two streams, whatever they say, until
 /// both directions have ended or one frame ended both. When one stream is
-/// reset or lost, so is the other.
+/// reset or lost, so is the other. After `Opened`, `Failed` is about one datagram.
 pub async fn forward(a: FrameStream, b: FrameStream) -> Result<(), RelayError> {
     let (mut from_a, mut from_b) = (a.receiver, b.receiver);
     let outcome = tokio::try_join!(pump(&mut from_a, &b.sender), pump(&mut from_b, &a.sender),);
@@ -47,6 +47,7 @@ impl From<StreamLost> for Ended {
 }
 
 async fn pump(from: &mut FrameReceiver, to: &FrameSender) -> Result<(), Ended> {
+    let mut is_opened = false;
     loop {
         let frame = tokio::select! {
             () = to.closed() => return Err(StreamLost::new("the stream was cancelled").into()),
@@ -59,7 +60,12 @@ async fn pump(from: &mut FrameReceiver, to: &FrameSender) -> Result<(), Ended> {
                 to.send(frame).await?;
                 turns::pay(length).await;
             }
-            Frame::Open(_) | Frame::Opened => to.send(frame).await?,
+            Frame::Open(_) => to.send(frame).await?,
+            Frame::Opened => {
+                is_opened = true;
+                to.send(frame).await?;
+            }
+            Frame::Failed(_) if is_opened => to.send(frame).await?,
             Frame::Fin => return Ok(to.send(frame).await?),
             Frame::Reset => return Err(Ended::Reset),
             Frame::Failed(_) => {

@@ -309,6 +309,26 @@ async fn failed_dial_ends_a_forward() {
 }
 
 #[tokio::test]
+async fn forward_goes_on_after_a_datagram_that_was_refused() {
+    let (mut agent, near) = pair();
+    let (far, mut session) = pair();
+    let forward = tokio::spawn(forward(near, far));
+    let refused = Frame::Failed(DialFailure::new(DialError::Refused, "no"));
+    let whole = Frame::Whole(Bytes::from_static(b"whole"));
+    for frame in [Frame::Opened, refused.clone(), whole, refused] {
+        session.sender.send(frame.clone()).await.unwrap();
+        assert_eq!(next(&mut agent).await, frame);
+    }
+    for end in [&agent, &session] {
+        end.sender.send(Frame::Fin).await.unwrap();
+    }
+    assert_eq!(next(&mut agent).await, Frame::Fin);
+    assert_eq!(next(&mut session).await, Frame::Fin);
+    tokio::join!(agent.finish(), session.finish());
+    forward.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn reset_and_loss_are_forwarded_as_reset() {
     let (mut agent, near) = pair();
     let (far, session) = pair();
