@@ -12,7 +12,29 @@ use kvpn_proto::{
 /// Who gets the traffic of which port.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
+    /// Of TCP ports.
     by_port: BTreeMap<u16, PortClaims>,
+    /// Of UDP ports.
+    datagrams: BTreeMap<u16, DatagramClaims>,
+}
+
+/// The claims on one UDP port, by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DatagramClaims {
+    /// Who gets all that comes.
+    pub(crate) holder: Option<String>,
+    /// Nobody gets what the holder does not take.
+    pub(crate) fails_closed: bool,
+    /// Who gets copies.
+    pub(crate) copies: Vec<String>,
+    /// The containers whose processes are stopped.
+    stopped: BTreeSet<String>,
+}
+
+impl DatagramClaims {
+    fn ids(&self) -> impl Iterator<Item = &str> {
+        self.holder.iter().chain(&self.copies).map(String::as_str)
+    }
 }
 
 /// The claims on one port, by their ids.
@@ -121,22 +143,34 @@ pub(crate) enum ClaimError {
     Filter(#[from] FilterError),
     #[error("port {0} is claimed twice")]
     Twice(u16),
-    #[error("this version of the agent cannot claim UDP ports such as {0}")]
-    Udp(u16),
+    #[error("the claim on UDP port {0} has a filter, and datagrams are no requests of HTTP")]
+    Filtered(u16),
 }
 
 impl Claims {
-    /// The ports whose connections have to come to the agent.
+    /// The TCP ports whose connections have to come to the agent.
     pub(crate) fn ports(&self) -> BTreeSet<u16> {
         self.by_port.keys().copied().collect()
     }
 
-    /// The containers whose processes are to be stopped.
-    pub(crate) fn stopped(&self) -> BTreeSet<String> {
-        let ports = self.by_port.values();
-        ports.flat_map(|port| port.stopped.clone()).collect()
+    /// The UDP ports whose datagrams have to come to the agent.
+    pub(crate) fn datagrams(&self) -> &BTreeMap<u16, DatagramClaims> {
+        &self.datagrams
     }
 
+    /// Whether nothing has to come to the agent.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_port.is_empty() && self.datagrams.is_empty()
+    }
+
+    /// The containers whose processes are to be stopped.
+    pub(crate) fn stopped(&self) -> BTreeSet<String> {
+        let ports = self.by_port.values().map(|port| &port.stopped);
+        let datagrams = self.datagrams.values().map(|port| &port.stopped);
+        ports.chain(datagrams).flatten().cloned().collect()
+    }
+
+    /// The claims on a TCP port.
     pub(crate) fn get(&self, port: u16) -> Option<&PortClaims> {
         self.by_port.get(&port)
     }
@@ -147,10 +181,12 @@ impl Claims {
         ports.filter_map(|(port, claims)| Some((*port, claims.tls()?)))
     }
 
-    /// The ids of all claims, each with its port.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = (&str, u16)> {
+    /// The ids of all claims, each with its TCP port; without one on UDP ports.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = (&str, Option<u16>)> {
         let ports = self.by_port.iter();
-        ports.flat_map(|(port, claims)| claims.ids().map(|id| (id, *port)))
+        let ports = ports.flat_map(|(port, claims)| claims.ids().map(|id| (id, Some(*port))));
+        let datagrams = self.datagrams.values().flat_map(DatagramClaims::ids);
+        ports.chain(datagrams.map(|id| (id, None)))
     }
 }
 
@@ -160,6 +196,10 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
     fn try_from(told: v1::WatchClaimsResponse) -> Result<Self, ClaimError> {
         let mut claims = Self::default();
         for claim in told.claims {
+            if is_of_datagrams(&claim)? {
+                claims.hold_datagrams(claim)?;
+                continue;
+            }
             let (port, filter, claim) = claims.read(claim)?;
             if claim.fails_closed {
                 port.closed.insert(claim.id.clone());
@@ -177,6 +217,11 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
             }
         }
         for copy in told.copies {
+            if is_of_datagrams(&copy)? {
+                let (port, copy) = claims.read_datagrams(copy)?;
+                port.copies.push(copy.id);
+                continue;
+            }
             let (port, filter, copy) = claims.read(copy)?;
             port.copies.push((filter, copy.id));
         }
@@ -185,17 +230,38 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
 }
 
 impl Claims {
-    /// The port of a claim, and its filter.
+    fn hold_datagrams(&mut self, claim: v1::Claim) -> Result<(), ClaimError> {
+        let (port, claim) = self.read_datagrams(claim)?;
+        if port.holder.is_some() {
+            return Err(twice(&claim));
+        }
+        port.fails_closed = claim.fails_closed;
+        if !claim.stopped_container.is_empty() {
+            port.stopped.insert(claim.stopped_container);
+        }
+        port.holder = Some(claim.id);
+        Ok(())
+    }
+
+    /// The UDP port of a claim.
+    fn read_datagrams(
+        &mut self,
+        claim: v1::Claim,
+    ) -> Result<(&mut DatagramClaims, v1::Claim), ClaimError> {
+        let port = flow::port(claim.container_port)?;
+        match claim.http {
+            Some(_) => Err(ClaimError::Filtered(port)),
+            None => Ok((self.datagrams.entry(port).or_default(), claim)),
+        }
+    }
+
+    /// The TCP port of a claim, and its filter.
     fn read(
         &mut self,
         claim: v1::Claim,
     ) -> Result<(&mut PortClaims, Option<Filter>, v1::Claim), ClaimError> {
         let mut claim = claim;
         let port = flow::port(claim.container_port)?;
-        match Protocol::try_from(claim.protocol())? {
-            Protocol::Tcp => {}
-            Protocol::Udp => return Err(ClaimError::Udp(port)),
-        }
         let filter = match claim.http.take() {
             Some(filter) => Some(Filter::try_from(&HttpFilter::try_from(filter)?)?),
             None => None,
@@ -206,6 +272,10 @@ impl Claims {
         claims.tls = claims.tls.take().or(tls);
         Ok((claims, filter, claim))
     }
+}
+
+fn is_of_datagrams(claim: &v1::Claim) -> Result<bool, Malformed> {
+    Ok(Protocol::try_from(claim.protocol())? == Protocol::Udp)
 }
 
 fn twice(claim: &v1::Claim) -> ClaimError {
@@ -305,9 +375,16 @@ mod tests {
     #[test]
     fn claims_that_cannot_be_served_are_refused() {
         let refused = |claims: Vec<v1::Claim>| read(claims).unwrap_err();
+        let datagrams = v1::Claim {
+            protocol: v1::Protocol::Udp.into(),
+            ..filtered("a", 53, "x-user=a")
+        };
+        assert_eq!(refused(vec![datagrams]), ClaimError::Filtered(53));
+        let udp = |id| claim(id, 53, v1::Protocol::Udp);
+        assert_eq!(refused(vec![udp("a"), udp("b")]), ClaimError::Twice(53));
         assert_eq!(
-            refused(vec![claim("a", 53, v1::Protocol::Udp)]),
-            ClaimError::Udp(53)
+            refused(vec![claim("a", 53, v1::Protocol::Unspecified)]),
+            ClaimError::Malformed(Malformed::Unknown("protocol"))
         );
         assert_eq!(
             refused(vec![
@@ -325,7 +402,33 @@ mod tests {
     #[test]
     fn no_claims_redirect_no_port() {
         let claims = read(vec![]).unwrap();
-        assert!(claims.ports().is_empty());
+        assert!(claims.ports().is_empty() && claims.is_empty());
+    }
+
+    #[test]
+    fn claims_on_datagrams_are_told_from_those_on_connections_to_the_same_number() {
+        let told = v1::WatchClaimsResponse {
+            generation: 1,
+            claims: vec![
+                claim("tcp", 53, v1::Protocol::Tcp),
+                v1::Claim {
+                    stopped_container: "dns".into(),
+                    fails_closed: true,
+                    ..claim("udp", 53, v1::Protocol::Udp)
+                },
+            ],
+            copies: vec![claim("copy", 53, v1::Protocol::Udp)],
+        };
+        let claims = Claims::try_from(told).unwrap();
+        assert_eq!(claims.get(53).unwrap().rest(), Some("tcp"));
+        assert!(!claims.get(53).unwrap().is_copied());
+        let datagrams = &claims.datagrams()[&53];
+        assert_eq!(datagrams.holder.as_deref(), Some("udp"));
+        assert!(datagrams.fails_closed);
+        assert_eq!(datagrams.copies, ["copy"]);
+        assert_eq!(claims.stopped(), ["dns".to_owned()].into());
+        let ids: Vec<_> = claims.ids().collect();
+        assert_eq!(ids, [("tcp", Some(53)), ("udp", None), ("copy", None)]);
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! Decides for each redirected connection who gets it, and carries its bytes.
+//! Decides for each redirected connection who gets it, and carries its bytes; and so for
+//! datagrams.
 //!
 //! Until the holder of a claim has answered, nothing is read from the client, but
 //! where requests have to be looked at; so whatever goes wrong before leaves the
 //! connection whole for the app.
 
+mod datagrams;
 mod listeners;
 mod original;
 mod requests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,12 +30,14 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, warn};
 
+use self::datagrams::Datagrams;
 pub(crate) use self::listeners::Listeners;
 use crate::{
     claims::{Claims, PortClaims},
     holds::Holds,
     http::Server,
     probes::{self, Recognition},
+    redirect::Redirects,
     reports::{Entry, Reports},
     tls::Termination,
 };
@@ -81,6 +86,7 @@ struct Shared {
     missed_copies: Mutex<HashMap<String, Instant>>,
     /// Room for copies.
     copies: Arc<Semaphore>,
+    datagrams: Datagrams,
 }
 
 /// The claims in force, the way to those who hold them, and which apps are stopped.
@@ -140,6 +146,7 @@ impl Forwarder {
             reports: Arc::new(Reports::new()),
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(MAX_COPIES)),
+            datagrams: Datagrams::new(),
         });
         for listener in listeners.into_inner() {
             tokio::spawn(accept(listener, Arc::clone(&shared)));
@@ -147,9 +154,26 @@ impl Forwarder {
         Self { shared }
     }
 
-    /// The port that connections have to be redirected to.
-    pub(crate) fn port(&self) -> u16 {
-        self.shared.port
+    /// What has to come here.
+    pub(crate) fn redirects(&self) -> Redirects {
+        let route = self.shared.route();
+        let connections = route.map(|route| route.claims.ports());
+        Redirects {
+            connections: connections.unwrap_or_default(),
+            listener: self.shared.port,
+            datagrams: self.shared.datagrams.redirected(),
+            answers: self.answers(),
+        }
+    }
+
+    /// The UDP ports that answers leave from, by the ports of their sockets.
+    pub(crate) fn answers(&self) -> BTreeMap<u16, u16> {
+        self.shared.datagrams.answered()
+    }
+
+    /// Has sockets for datagrams, which a route with these claims needs.
+    pub(crate) fn bind(&self, claims: &Claims) -> io::Result<()> {
+        datagrams::bind(&self.shared, claims)
     }
 
     /// What becomes of requests.
@@ -157,7 +181,7 @@ impl Forwarder {
         Arc::clone(&self.shared.reports)
     }
 
-    /// Says who gets new connections: the holders of claims, or the app alone.
+    /// Says who gets new connections and datagrams: the holders of claims, or the app alone.
     pub(crate) fn set_route(&self, route: Option<Route>) {
         match &route {
             Some(route) => {
@@ -166,20 +190,26 @@ impl Forwarder {
             }
             None => self.shared.reports.rest(),
         }
+        self.shared.datagrams.set_route(route.as_ref());
         *self.shared.lock() = route.map(Arc::new);
     }
 
-    /// The ports whose connections are taken, or were when somebody said so last.
+    /// The TCP ports whose connections are taken, or were when somebody said so last.
     pub(crate) fn ports(&self) -> BTreeSet<u16> {
         self.shared.ports().clone()
     }
 
-    /// Whether no redirected connection is open.
+    /// The same of UDP.
+    pub(crate) fn datagram_ports(&self) -> BTreeSet<u16> {
+        self.shared.datagrams.told()
+    }
+
+    /// Whether no redirected connection is open, nor a flow of datagrams.
     pub(crate) fn is_idle(&self) -> bool {
         self.shared.flows.is_empty()
     }
 
-    /// Waits until no redirected connection is open, nor has been of late.
+    /// Waits until no redirected connection or flow is open, nor has been of late.
     pub(crate) async fn delivered(&self) {
         loop {
             self.shared.flows.wait().await;

@@ -1,19 +1,32 @@
-//! Which ports the pod's processes listen on, by `/proc/net/tcp` and `/proc/net/tcp6`.
+//! Which ports the pod's processes listen on, by `/proc/net/tcp` and its like.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+
+use kvpn_proto::flow::Protocol;
 
 /// The states of a socket that listens, and of a connection that is about to be accepted,
 /// as the kernel writes them.
 const LISTEN: &str = "0A";
 const SYN_RECV: &str = "03";
 
-/// The TCP ports that somebody listens on, at any address.
-pub(crate) fn ports() -> io::Result<BTreeSet<u16>> {
-    let mut ports = parse(BufReader::new(File::open("/proc/self/net/tcp")?))?;
-    match File::open("/proc/self/net/tcp6") {
-        Ok(table) => ports.append(&mut parse(BufReader::new(table))?),
+/// The state of a UDP socket that takes datagrams from everybody.
+const UNCONNECTED: &str = "07";
+
+/// The ports that somebody listens on, at any address.
+pub(crate) fn ports(protocol: Protocol) -> io::Result<BTreeSet<u16>> {
+    let [v4, v6] = match protocol {
+        Protocol::Tcp => ["/proc/self/net/tcp", "/proc/self/net/tcp6"],
+        Protocol::Udp => ["/proc/self/net/udp", "/proc/self/net/udp6"],
+    };
+    let parse = |table: File| match protocol {
+        Protocol::Tcp => parse(BufReader::new(table)),
+        Protocol::Udp => parse_udp(BufReader::new(table)),
+    };
+    let mut ports = parse(File::open(v4)?)?;
+    match File::open(v6) {
+        Ok(table) => ports.append(&mut parse(table)?),
         // A kernel without IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -30,6 +43,16 @@ fn parse(table: impl BufRead) -> io::Result<BTreeSet<u16>> {
             Some((port, LISTEN)) => drop(ports.insert(port)),
             Some((_, SYN_RECV)) | None => {}
             Some(_) => break,
+        }
+    }
+    Ok(ports)
+}
+
+fn parse_udp(table: impl BufRead) -> io::Result<BTreeSet<u16>> {
+    let mut ports = BTreeSet::new();
+    for line in table.lines().skip(1) {
+        if let Some((port, UNCONNECTED)) = socket(&line?) {
+            ports.insert(port);
         }
     }
     Ok(ports)
@@ -69,7 +92,7 @@ mod tests {
             let client = std::net::TcpStream::connect(address).unwrap();
             (client, listener.accept().unwrap())
         });
-        let ports = ports().unwrap();
+        let ports = ports(Protocol::Tcp).unwrap();
         for listener in &listeners {
             assert!(ports.contains(&listener.local_addr().unwrap().port()));
         }
@@ -80,8 +103,17 @@ mod tests {
     fn listener_is_seen_until_it_is_closed() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(ports().unwrap().contains(&port));
+        assert!(ports(Protocol::Tcp).unwrap().contains(&port));
         drop(listener);
-        assert!(!ports().unwrap().contains(&port));
+        assert!(!ports(Protocol::Tcp).unwrap().contains(&port));
+    }
+
+    #[test]
+    fn socket_is_seen_while_it_takes_datagrams_from_everybody() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert!(ports(Protocol::Udp).unwrap().contains(&port));
+        socket.connect("127.0.0.1:9").unwrap();
+        assert!(!ports(Protocol::Udp).unwrap().contains(&port));
     }
 }

@@ -1,5 +1,5 @@
-//! Sends new connections to claimed ports to the agent's listener, by an
-//! nftables table in the pod's network namespace.
+//! Sends new connections to claimed ports to the agent's listener, and datagrams to its
+//! sockets, by an nftables table in the pod's network namespace.
 //!
 //! The table belongs to a netlink socket of this process. When the process
 //! ends, however it ends, the kernel closes the socket and removes the table.
@@ -7,11 +7,34 @@
 mod batch;
 mod rules;
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use nix::errno::Errno;
 
 use self::{batch::Batch, rules::Change};
+
+/// What comes to the agent instead of the app.
+#[derive(Debug, Default)]
+pub(crate) struct Redirects {
+    /// The TCP ports whose new connections come to the listener.
+    pub(crate) connections: BTreeSet<u16>,
+    pub(crate) listener: u16,
+    /// The UDP ports, each with that of the socket to which its datagrams come.
+    pub(crate) datagrams: BTreeMap<u16, u16>,
+    /// The UDP ports that answers of sockets leave from: also those whose datagrams come to
+    /// the agent no more, and to some of which answers are on their way.
+    pub(crate) answers: BTreeMap<u16, u16>,
+}
+
+impl Redirects {
+    /// Whether nothing comes to the agent any more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.connections.is_empty() && self.datagrams.is_empty()
+    }
+}
 
 /// The table in the pod, and the socket that it lives by.
 pub(crate) struct Redirect {
@@ -23,7 +46,7 @@ pub(crate) struct Redirect {
 enum Table {
     Absent,
     /// Redirects nothing new, and keeps translating the packets of connections
-    /// that it once redirected.
+    /// that it once redirected, and answers to datagrams.
     Empty,
     Active,
 }
@@ -44,19 +67,15 @@ impl Redirect {
         })
     }
 
-    /// Redirects new TCP connections to these ports, and to no others, to the
-    /// listener's port; all at once or not at all. Connections that are open
-    /// already go on as they are, and those over loopback are left alone, the
-    /// agent's own to the app among them.
-    pub(crate) fn apply(
-        &mut self,
-        ports: &BTreeSet<u16>,
-        listener: u16,
-    ) -> Result<(), RedirectError> {
+    /// Has this, and nothing else, come to the agent; all at once or not at all.
+    /// Connections that are open already go on as they are, while each datagram goes as
+    /// the rules of the moment say. What is over loopback is left alone, the agent's own
+    /// to the app among it.
+    pub(crate) fn apply(&mut self, redirects: &Redirects) -> Result<(), RedirectError> {
         let change = match self.table {
-            Table::Absent | Table::Empty if ports.is_empty() => return Ok(()),
-            Table::Absent => Change::Install { ports, listener },
-            Table::Empty | Table::Active => Change::Replace { ports, listener },
+            Table::Absent | Table::Empty if redirects.is_empty() => return Ok(()),
+            Table::Absent => Change::Install(redirects),
+            Table::Empty | Table::Active => Change::Replace(redirects),
         };
         let sent = self.batch.send(rules::messages(&change));
         if sent.is_err() && self.table == Table::Absent {
@@ -65,7 +84,7 @@ impl Redirect {
             self.batch = Batch::open()?;
         }
         sent?;
-        self.table = if ports.is_empty() {
+        self.table = if redirects.is_empty() {
             Table::Empty
         } else {
             Table::Active
@@ -73,9 +92,13 @@ impl Redirect {
         Ok(())
     }
 
-    /// Redirects no new connection any more.
-    pub(crate) fn withdraw(&mut self) -> Result<(), RedirectError> {
-        if let Err(error) = self.apply(&BTreeSet::new(), 0) {
+    /// Redirects nothing new any more. Answers leave from those ports as before.
+    pub(crate) fn withdraw(&mut self, answers: BTreeMap<u16, u16>) -> Result<(), RedirectError> {
+        let redirects = Redirects {
+            answers,
+            ..Redirects::default()
+        };
+        if let Err(error) = self.apply(&redirects) {
             tracing::warn!(error = %error.source, "Removing the redirect with its socket");
             self.batch = Batch::open()?;
             self.table = Table::Absent;

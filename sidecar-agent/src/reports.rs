@@ -58,7 +58,8 @@ struct State {
 /// What is known of a claim.
 #[derive(Debug)]
 struct Counted {
-    port: u16,
+    /// None for datagrams: those of one client count as one request, and are in no log.
+    port: Option<u16>,
     matched: u64,
     failed: u64,
     tls_passed: u64,
@@ -90,6 +91,10 @@ impl Counted {
         }
     }
 
+    fn is_of(&self, port: u32) -> bool {
+        self.port.map(u32::from) == Some(port)
+    }
+
     /// Is in force from now on, or is not.
     fn turn(&mut self, is_in_force: bool, total: u64) {
         if self.since.is_some() != is_in_force {
@@ -99,11 +104,13 @@ impl Counted {
     }
 }
 
-impl State {
-    fn total(&self, port: u16) -> u64 {
-        self.totals.get(&port).copied().unwrap_or_default()
-    }
+/// How many requests of a port there were.
+fn total(totals: &HashMap<u16, u64>, port: Option<u16>) -> u64 {
+    let total = port.and_then(|port| totals.get(&port));
+    total.copied().unwrap_or_default()
+}
 
+impl State {
     /// The claims of an engagement.
     fn claims_of<'a>(&'a self, uid: &'a str) -> impl Iterator<Item = &'a Counted> + 'a {
         let claims = self.claims.iter();
@@ -116,7 +123,7 @@ impl State {
 
     fn is_logged(&self, port: u32) -> bool {
         let mut uids = self.readers.values();
-        uids.any(|uid| self.claims_of(uid).any(|it| u32::from(it.port) == port))
+        uids.any(|uid| self.claims_of(uid).any(|it| it.is_of(port)))
     }
 
     fn remember(&mut self, mut decision: Decision) {
@@ -139,8 +146,7 @@ impl State {
     fn report(&mut self) -> Option<ReportRequestsRequest> {
         let totals = &self.totals;
         let changed = |(id, claim): (&String, &mut Counted)| {
-            let total = totals.get(&claim.port).copied().unwrap_or_default();
-            let counts = claim.counts(total);
+            let counts = claim.counts(total(totals, claim.port));
             (counts != claim.reported).then(|| {
                 claim.reported = counts;
                 ClaimCounts {
@@ -166,9 +172,8 @@ impl State {
         let uid = self.readers.get(&reader).map(String::as_str);
         let is_read = |decision: &&Decision| {
             let mut claims = uid.into_iter().flat_map(|uid| self.claims_of(uid));
-            claims.any(|claim| {
-                u32::from(claim.port) == decision.container_port && decision.number > claim.after
-            })
+            claims
+                .any(|claim| claim.is_of(decision.container_port) && decision.number > claim.after)
         };
         let decisions = self.earlier.iter().filter(is_read).cloned().collect();
         EarlierDecisions { reader, decisions }
@@ -195,18 +200,18 @@ impl Reports {
     /// Counts for these claims from now on; what was counted for those that were there
     /// already goes on.
     pub(crate) fn keep(&self, claims: &Claims) {
-        let ids: HashMap<&str, u16> = claims.ids().collect();
+        let ids: HashMap<&str, Option<u16>> = claims.ids().collect();
         let mut state = self.lock();
         let state = &mut *state;
         for (id, claim) in &mut state.claims {
-            let total = state.totals.get(&claim.port).copied().unwrap_or_default();
+            let total = total(&state.totals, claim.port);
             claim.turn(ids.contains_key(id.as_str()), total);
         }
         if state.claims.len() > MAX_CLAIMS {
             state.claims.retain(|_, claim| claim.since.is_some());
         }
         for (id, port) in ids {
-            let (total, after) = (state.total(port), state.number);
+            let (total, after) = (total(&state.totals, port), state.number);
             let claim = || Counted {
                 port,
                 matched: 0,
@@ -285,15 +290,16 @@ impl Reports {
     fn count_tls(&self, port: u16) {
         let mut state = self.lock();
         let claims = state.claims.values_mut();
-        for claim in claims.filter(|claim| claim.port == port && claim.since.is_some()) {
+        for claim in claims.filter(|claim| claim.port == Some(port) && claim.since.is_some()) {
             claim.tls_passed += 1;
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Counts a copy of a request, for the claim of its holder.
-    pub(crate) fn count_copy(&self, claim_id: &str) {
+    /// Counts what is in no log, for a claim: a copy of a request, or the datagrams of a
+    /// client.
+    pub(crate) fn count_unlogged(&self, claim_id: &str) {
         if let Some(claim) = self.lock().claims.get_mut(claim_id) {
             claim.matched += 1;
         }

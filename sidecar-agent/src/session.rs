@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::Context;
 use kvpn_proto::{
+    flow::Protocol,
     v1::{
         WatchClaimsRequest, WatchClaimsResponse,
         agent_hub_client::AgentHubClient,
@@ -266,15 +267,18 @@ impl Agent {
     ) -> anyhow::Result<()> {
         let generation = response.generation;
         let claims = Claims::try_from(response)?;
-        let ports = claims.ports();
-        let stopped = claims.stopped();
+        let (ports, stopped, is_idle) = (claims.ports(), claims.stopped(), claims.is_empty());
+        let bound = self.forwarder.bind(&claims);
+        bound.context("open sockets for datagrams")?;
         // The route first, so that it is there for the first connection.
         let route = Route::new(claims, tunnel.clone(), self.holds.clone());
         self.forwarder.set_route(Some(route));
-        self.redirect.apply(&ports, self.forwarder.port())?;
+        let redirects = self.forwarder.redirects();
+        self.redirect.apply(&redirects)?;
         self.holds.want(stopped);
-        info!(generation, ?ports, "Claims in force");
-        self.note_idle(ports.is_empty());
+        let datagrams: Vec<_> = redirects.datagrams.keys().collect();
+        info!(generation, ?ports, ?datagrams, "Claims in force");
+        self.note_idle(is_idle);
         Ok(())
     }
 
@@ -282,7 +286,7 @@ impl Agent {
     fn withdraw(&mut self) {
         self.holds.want(BTreeSet::new());
         self.forwarder.set_route(None);
-        if let Err(error) = self.redirect.withdraw() {
+        if let Err(error) = self.redirect.withdraw(self.forwarder.answers()) {
             // Connections still come, and go on to the app.
             error!("{:#}", anyhow::Error::from(error));
         }
@@ -329,15 +333,23 @@ impl Agent {
 async fn stop(forwarder: Forwarder) -> anyhow::Result<()> {
     told_to_stop().await?;
     loop {
-        match listening::ports() {
-            Ok(ports) if ports.is_disjoint(&forwarder.ports()) => return Ok(()),
-            Ok(_) => sleep(LOOK_AGAIN).await,
+        match is_app_there(&forwarder) {
+            Ok(false) => return Ok(()),
+            Ok(true) => sleep(LOOK_AGAIN).await,
             Err(error) => {
                 debug!(%error, "Nobody knows whether the app takes connections");
                 return Ok(());
             }
         }
     }
+}
+
+/// Whether somebody listens on a port that is claimed.
+fn is_app_there(forwarder: &Forwarder) -> std::io::Result<bool> {
+    let connections = listening::ports(Protocol::Tcp)?;
+    let datagrams = listening::ports(Protocol::Udp)?;
+    Ok(!connections.is_disjoint(&forwarder.ports())
+        || !datagrams.is_disjoint(&forwarder.datagram_ports()))
 }
 
 /// Waits until this process is told to stop.

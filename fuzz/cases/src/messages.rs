@@ -104,7 +104,11 @@ fn watch_claims(bytes: &[u8]) {
         let ports = claims.ports();
         let stopped = claims.stopped();
         assert!(ports.len() <= told && claims.ids().count() == told);
-        let is_closed = |id: &str, port| claims.get(port).is_some_and(|it| it.fails_closed(id));
+        assert_eq!(claims.is_empty(), told == 0);
+        let is_closed = |id: &str, port: Option<u16>| {
+            let claims = port.and_then(|port| claims.get(port));
+            claims.is_some_and(|it| it.fails_closed(id))
+        };
         assert!(
             claims
                 .ids()
@@ -115,6 +119,10 @@ fn watch_claims(bytes: &[u8]) {
             assert!(is_filtered(port));
             // It may be no certificate, and hold anything.
             drop(identity.certified_key());
+        }
+        for (port, claims) in claims.datagrams() {
+            assert!(*port != 0 && (claims.holder.is_some() || !claims.copies.is_empty()));
+            assert!(!claims.fails_closed || !closed.is_empty());
         }
         for port in ports {
             let claims = claims.get(port).expect("claims on their port");

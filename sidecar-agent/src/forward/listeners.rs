@@ -24,21 +24,9 @@ pub(crate) struct Listeners {
 impl Listeners {
     /// Listens on a port that the kernel chooses.
     pub(crate) fn bind() -> io::Result<Self> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let v4 = listen((Ipv4Addr::UNSPECIFIED, 0).into())?;
-            let port = v4.local_addr()?.port();
-            let v6 = match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-                Ok(v6) => Some(v6),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS => {
-                    continue;
-                }
-                Err(error) if no_ipv6(&error) => None,
-                Err(error) => return Err(error),
-            };
-            return Ok(Self { port, v4, v6 });
-        }
+        let (v4, v6) = in_both_families(listen, TcpListener::local_addr)?;
+        let port = v4.local_addr()?.port();
+        Ok(Self { port, v4, v6 })
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -47,6 +35,29 @@ impl Listeners {
 
     pub(super) fn into_inner(self) -> impl Iterator<Item = TcpListener> {
         [Some(self.v4), self.v6].into_iter().flatten()
+    }
+}
+
+/// Opens a socket for each address family, on one port that the kernel chooses. There is
+/// none for IPv6 where the node has none.
+pub(super) fn in_both_families<S>(
+    open: impl Fn(SocketAddr) -> io::Result<S>,
+    address: impl Fn(&S) -> io::Result<SocketAddr>,
+) -> io::Result<(S, Option<S>)> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let v4 = open((Ipv4Addr::UNSPECIFIED, 0).into())?;
+        let port = address(&v4)?.port();
+        let v6 = match open((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Ok(v6) => Some(v6),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS => {
+                continue;
+            }
+            Err(error) if no_ipv6(&error) => None,
+            Err(error) => return Err(error),
+        };
+        return Ok((v4, v6));
     }
 }
 

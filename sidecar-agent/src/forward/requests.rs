@@ -114,7 +114,7 @@ impl PodServers {
 
     fn count_copies(&self, claim_ids: Vec<String>) -> Vec<String> {
         for id in &claim_ids {
-            self.shared.reports.count_copy(id);
+            self.shared.reports.count_unlogged(id);
         }
         claim_ids
     }

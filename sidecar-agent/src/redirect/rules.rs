@@ -7,34 +7,87 @@
 //!         ct state established
 //!         iiftype != loopback tcp flags & (fin|syn|rst|ack) == syn tcp dport 8080 redirect to :40000
 //!     }
+//!     chain datagrams {
+//!         type filter hook prerouting priority raw; policy accept;
+//!         iiftype != loopback udp dport 40001 drop
+//!         iiftype != loopback udp dport 53 udp dport set 40001
+//!     }
+//!     chain answers {
+//!         type filter hook output priority mangle; policy accept;
+//!         udp sport 40001 udp sport set 53
+//!     }
 //! }
 //! ```
-
-use std::collections::BTreeSet;
+//!
+//! Datagrams get another port, and their answers get it back, without connection tracking:
+//! that would remember a client for as long as it goes on sending, so that a claim would
+//! not reach it, nor its end, and an agent that was killed would leave it a port where
+//! nobody is.
 
 use kvpn_proto::names::AGENT_NFT_TABLE;
 use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, Expressions, Hook, Immediate,
-    InetHookNumber, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute,
-    RuleMessage, TableAttribute, TableFlags, TableMessage,
+    Bitwise, ChainAttribute, ChainMessage, ChecksumType, Cmp, DataAttribute, Expressions, Hook,
+    Immediate, InetHookNumber, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register,
+    RuleAttribute, RuleMessage, TableAttribute, TableFlags, TableMessage, Verdict,
+    VerdictAttribute,
 };
 
-use super::batch::Request;
+use super::{Redirects, batch::Request};
 
-const CHAIN: &str = "prerouting";
+/// A chain of the table: its name, its type, and where it hooks in.
+struct Chain {
+    name: &'static str,
+    kind: &'static str,
+    hook: InetHookNumber,
+    priority: i32,
+}
 
-// NF_ACCEPT of linux/netfilter.h.
+const PREROUTING: Chain = Chain {
+    name: "prerouting",
+    kind: "nat",
+    hook: InetHookNumber::PreRouting,
+    priority: DSTNAT,
+};
+
+// Before connection tracking, which so knows the port that answers come from, and after
+// its defragmentation: only the first fragment has the ports.
+const DATAGRAMS: Chain = Chain {
+    name: "datagrams",
+    kind: "filter",
+    hook: InetHookNumber::PreRouting,
+    priority: RAW,
+};
+
+// After connection tracking.
+const ANSWERS: Chain = Chain {
+    name: "answers",
+    kind: "filter",
+    hook: InetHookNumber::LocalOut,
+    priority: MANGLE,
+};
+
+const CHAINS: [Chain; 3] = [PREROUTING, DATAGRAMS, ANSWERS];
+
+// NF_DROP and NF_ACCEPT of linux/netfilter.h.
+const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
-// NF_IP_PRI_NAT_DST of linux/netfilter_ipv4.h.
+// NF_IP_PRI_RAW, NF_IP_PRI_MANGLE and NF_IP_PRI_NAT_DST of linux/netfilter_ipv4.h.
+const RAW: i32 = -300;
+const MANGLE: i32 = -150;
 const DSTNAT: i32 = -100;
 // ARPHRD_LOOPBACK of linux/if_arp.h.
 const LOOPBACK: u16 = 772;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 // NFT_PAYLOAD_TRANSPORT_HEADER of linux/netfilter/nf_tables.h.
 const TRANSPORT_HEADER: u32 = 2;
-// RFC 9293 section 3.1: offsets into the TCP header, and its control bits.
+// RFC 9293 section 3.1 and RFC 768: offsets into the headers of TCP and UDP.
+const SOURCE_PORT: u32 = 0;
 const DESTINATION_PORT: u32 = 2;
+// RFC 768.
+const UDP_CHECKSUM: u32 = 6;
+// RFC 9293 section 3.1: the control bits.
 const CONTROL_BITS: u32 = 13;
 const SYN: u8 = 0x02;
 const FIN_SYN_RST_ACK: u8 = 0x17;
@@ -49,28 +102,24 @@ const REDIR_PORT_REGISTER: u16 = 1;
 
 /// What is to be done to the table.
 pub(super) enum Change<'a> {
-    Install {
-        ports: &'a BTreeSet<u16>,
-        listener: u16,
-    },
+    Install(&'a Redirects),
     /// Other rules, or none, in the table that there is.
-    Replace {
-        ports: &'a BTreeSet<u16>,
-        listener: u16,
-    },
+    Replace(&'a Redirects),
     Remove,
 }
 
 /// The messages of one transaction.
 pub(super) fn messages(change: &Change<'_>) -> Vec<Request> {
     match change {
-        Change::Install { ports, listener } => [new_table(), new_chain()]
+        Change::Install(redirects) => [new_table()]
             .into_iter()
-            .chain(new_rules(ports, *listener))
+            .chain(CHAINS.iter().map(new_chain))
+            .chain(new_rules(redirects))
             .collect(),
-        Change::Replace { ports, listener } => [delete_rules()]
-            .into_iter()
-            .chain(new_rules(ports, *listener))
+        Change::Replace(redirects) => CHAINS
+            .iter()
+            .map(delete_rules)
+            .chain(new_rules(redirects))
             .collect(),
         Change::Remove => vec![delete_table()],
     }
@@ -97,17 +146,17 @@ fn delete_table() -> Request {
     }
 }
 
-fn new_chain() -> Request {
+fn new_chain(chain: &Chain) -> Request {
     Request {
         flags: NLM_F_CREATE | NLM_F_EXCL,
         message: NfTablesMessage::NewChain(ChainMessage {
             attributes: vec![
                 ChainAttribute::Table(AGENT_NFT_TABLE.into()),
-                ChainAttribute::Name(CHAIN.into()),
-                ChainAttribute::Type("nat".into()),
+                ChainAttribute::Name(chain.name.into()),
+                ChainAttribute::Type(chain.kind.into()),
                 ChainAttribute::Hook(vec![
-                    Hook::Number(InetHookNumber::PreRouting.into()),
-                    Hook::Priority(DSTNAT.cast_unsigned()),
+                    Hook::Number(chain.hook.into()),
+                    Hook::Priority(chain.priority.cast_unsigned()),
                 ]),
                 ChainAttribute::Policy(ACCEPT),
             ],
@@ -116,33 +165,41 @@ fn new_chain() -> Request {
 }
 
 /// Without a handle it means every rule of the chain.
-fn delete_rules() -> Request {
+fn delete_rules(chain: &Chain) -> Request {
     Request {
         flags: 0,
         message: NfTablesMessage::DeleteRule(RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(AGENT_NFT_TABLE.into()),
-                RuleAttribute::Chain(CHAIN.into()),
+                RuleAttribute::Chain(chain.name.into()),
             ],
         }),
     }
 }
 
-fn new_rules(ports: &BTreeSet<u16>, listener: u16) -> impl Iterator<Item = Request> {
-    let redirects = ports.iter().map(move |port| redirect(*port, listener));
-    [track_connections()]
-        .into_iter()
-        .chain(redirects)
-        .map(new_rule)
+fn new_rules(redirects: &Redirects) -> impl Iterator<Item = Request> {
+    let connections = redirects.connections.iter();
+    let connections = connections.map(|port| redirect(*port, redirects.listener));
+    let connections = [track_connections()].into_iter().chain(connections);
+    // Nobody but who may reach the claimed port is to get to the agent.
+    let own = redirects.datagrams.values().map(|socket| refuse(*socket));
+    let datagrams = redirects.datagrams.iter();
+    let datagrams = own.chain(datagrams.map(|(port, socket)| turn(*port, *socket)));
+    let answers = redirects.answers.iter();
+    let answers = answers.map(|(port, socket)| turn_back(*port, *socket));
+    connections
+        .map(|rule| new_rule(&PREROUTING, rule))
+        .chain(datagrams.map(|rule| new_rule(&DATAGRAMS, rule)))
+        .chain(answers.map(|rule| new_rule(&ANSWERS, rule)))
 }
 
-fn new_rule(expressions: Vec<Expressions>) -> Request {
+fn new_rule(chain: &Chain, expressions: Vec<Expressions>) -> Request {
     Request {
         flags: NLM_F_CREATE | NLM_F_APPEND,
         message: NfTablesMessage::NewRule(RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(AGENT_NFT_TABLE.into()),
-                RuleAttribute::Chain(CHAIN.into()),
+                RuleAttribute::Chain(chain.name.into()),
                 RuleAttribute::Expressions(expressions.into_iter().map(Into::into).collect()),
             ],
         }),
@@ -166,30 +223,94 @@ fn track_connections() -> Vec<Expressions> {
     ]
 }
 
-/// The rule for one port.
+/// The rule for the connections to one port.
 fn redirect(port: u16, listener: u16) -> Vec<Expressions> {
-    vec![
-        load(MetaKey::Iftype),
-        compare(Operator::NotEqual, LOOPBACK.to_ne_bytes().to_vec()),
-        load(MetaKey::L4Proto),
-        compare(Operator::Equal, vec![IPPROTO_TCP]),
+    let mut rule = from_outside(IPPROTO_TCP);
+    rule.extend([
         // Connection tracking may begin with this very table. It then takes the
         // next packet of a connection that is open already for a first one,
         // and that must not be redirected.
-        load_tcp(CONTROL_BITS, 1),
+        load_header(CONTROL_BITS, 1),
         mask(&[FIN_SYN_RST_ACK]),
         compare(Operator::Equal, vec![SYN]),
-        load_tcp(DESTINATION_PORT, 2),
+        load_header(DESTINATION_PORT, 2),
         compare(Operator::Equal, port.to_be_bytes().to_vec()),
-        Expressions::Immediate(vec![
-            Immediate::DestinationRegister(Register::Reg1),
-            Immediate::Data(DataAttribute::Value(listener.to_be_bytes().to_vec())),
-        ]),
+        port_number(listener),
         Expressions::Other {
             expression_type: "redir".into(),
             attributes: vec![number(REDIR_PORT_REGISTER, Register::Reg1.into())],
         },
+    ]);
+    rule
+}
+
+/// The rule for the datagrams that come to one port.
+fn turn(port: u16, socket: u16) -> Vec<Expressions> {
+    let mut rule = from_outside(IPPROTO_UDP);
+    rule.extend([
+        load_header(DESTINATION_PORT, 2),
+        compare(Operator::Equal, port.to_be_bytes().to_vec()),
+    ]);
+    rule.extend(write_port(DESTINATION_PORT, socket));
+    rule
+}
+
+/// The rule for the answers to them.
+fn turn_back(port: u16, socket: u16) -> Vec<Expressions> {
+    let mut rule = vec![
+        load(MetaKey::L4Proto),
+        compare(Operator::Equal, vec![IPPROTO_UDP]),
+        load_header(SOURCE_PORT, 2),
+        compare(Operator::Equal, socket.to_be_bytes().to_vec()),
+    ];
+    rule.extend(write_port(SOURCE_PORT, port));
+    rule
+}
+
+/// The rule for datagrams that nothing has turned to the agent's socket.
+fn refuse(socket: u16) -> Vec<Expressions> {
+    let mut rule = from_outside(IPPROTO_UDP);
+    rule.extend([
+        load_header(DESTINATION_PORT, 2),
+        compare(Operator::Equal, socket.to_be_bytes().to_vec()),
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Verdict),
+            Immediate::Data(DataAttribute::Verdict(vec![VerdictAttribute::Code(
+                Verdict::Other(DROP),
+            )])),
+        ]),
+    ]);
+    rule
+}
+
+/// What is of that protocol, and not from within the pod.
+fn from_outside(protocol: u8) -> Vec<Expressions> {
+    vec![
+        load(MetaKey::Iftype),
+        compare(Operator::NotEqual, LOOPBACK.to_ne_bytes().to_vec()),
+        load(MetaKey::L4Proto),
+        compare(Operator::Equal, vec![protocol]),
     ]
+}
+
+/// Puts another port into a UDP header.
+fn write_port(offset: u32, port: u16) -> [Expressions; 2] {
+    let write = Expressions::Payload(vec![
+        Payload::SourceRegister(Register::Reg1),
+        Payload::Base(TRANSPORT_HEADER),
+        Payload::Offset(offset),
+        Payload::Len(2),
+        Payload::CsumType(ChecksumType::Inet),
+        Payload::CsumOffset(UDP_CHECKSUM),
+    ]);
+    [port_number(port), write]
+}
+
+fn port_number(port: u16) -> Expressions {
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Reg1),
+        Immediate::Data(DataAttribute::Value(port.to_be_bytes().to_vec())),
+    ])
 }
 
 fn load(key: MetaKey) -> Expressions {
@@ -199,8 +320,8 @@ fn load(key: MetaKey) -> Expressions {
     ])
 }
 
-/// Loads bytes of the TCP header.
-fn load_tcp(offset: u32, length: u32) -> Expressions {
+/// Loads bytes of the transport protocol's header.
+fn load_header(offset: u32, length: u32) -> Expressions {
     Expressions::Payload(vec![
         Payload::DestinationRegister(Register::Reg1),
         Payload::Base(TRANSPORT_HEADER),

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod datagrams;
 mod manager;
 mod network;
 mod pod;
@@ -497,13 +498,13 @@ fn probes_are_answered_for_a_container_that_is_stopped_while_the_agent_has_its_m
 fn claims_that_cannot_be_served_leave_the_ports_to_the_app() {
     let pod = Pod::start();
     pod.claim(1, vec![claim("c1", WEB)]);
-    let mut udp = claim("c2", 53);
-    udp.protocol = v1::Protocol::Udp.into();
-    let Event::Failed(failed) = pod.manager.claim(2, vec![claim("c1", WEB), udp]) else {
-        panic!("a UDP claim was applied");
+    let mut unknown = claim("c2", 53);
+    unknown.protocol = v1::Protocol::Unspecified.into();
+    let Event::Failed(failed) = pod.manager.claim(2, vec![claim("c1", WEB), unknown]) else {
+        panic!("a claim of an unknown protocol was applied");
     };
     assert_eq!(failed.generation, 2);
-    assert!(failed.detail.contains("UDP"), "{}", failed.detail);
+    assert!(failed.detail.contains("protocol"), "{}", failed.detail);
     assert_eq!(pod.ask(addresses(WEB)[0]), "app");
     assert!(!pod.redirects());
 }

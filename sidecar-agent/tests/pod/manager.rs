@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
@@ -78,6 +79,8 @@ pub(crate) enum Holder {
     Silent,
     /// As `Serve`, but resets when it gets data.
     Reset,
+    /// Takes the flow, and no datagram of it.
+    RefuseDatagrams,
 }
 
 /// Listens on the peer's side; gone when dropped.
@@ -85,6 +88,7 @@ pub(crate) struct Manager {
     hub: Hub,
     events: mpsc::Receiver<Event>,
     reports: mpsc::Receiver<ReportRequestsRequest>,
+    received: mpsc::Receiver<(String, Bytes)>,
     refusals: mpsc::Receiver<()>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -94,6 +98,7 @@ impl Manager {
     pub(crate) fn start(network: &Network, identity: &Identity) -> Self {
         let (event_tx, events) = mpsc::channel();
         let (report_tx, reports) = mpsc::channel();
+        let (received_tx, received) = mpsc::channel();
         let (refusal_tx, refusals) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready_tx, ready) = mpsc::channel();
@@ -103,6 +108,7 @@ impl Manager {
             events: event_tx,
             readers: Arc::default(),
             reports: report_tx,
+            received: received_tx,
         };
         let tls = TlsAcceptor::from(Arc::clone(&identity.server));
         let serve = serve(hub.clone(), tls, ready_tx, refusal_tx);
@@ -121,6 +127,7 @@ impl Manager {
             hub,
             events,
             reports,
+            received,
             refusals,
             stop: Some(stop),
             thread: Some(thread),
@@ -137,11 +144,17 @@ impl Manager {
 
     /// Tells the claims and waits for the answer to them.
     pub(crate) fn claim(&self, generation: u64, claims: Vec<v1::Claim>) -> Event {
-        self.hub.claims.send_replace(WatchClaimsResponse {
+        self.tell(WatchClaimsResponse {
             generation,
             claims,
             copies: Vec::new(),
-        });
+        })
+    }
+
+    /// The same with copies.
+    pub(crate) fn tell(&self, told: WatchClaimsResponse) -> Event {
+        let generation = told.generation;
+        self.hub.claims.send_replace(told);
         loop {
             match self.next_event() {
                 Event::Hello(_) => {}
@@ -173,6 +186,11 @@ impl Manager {
                 return report;
             }
         }
+    }
+
+    /// The claim whose holder has got something, and what.
+    pub(crate) fn next_received(&self) -> (String, Bytes) {
+        self.received.recv_timeout(DEADLINE).unwrap()
     }
 
     pub(crate) fn next_event(&self) -> Event {
@@ -228,6 +246,7 @@ struct Hub {
     events: mpsc::Sender<Event>,
     readers: Arc<watch::Sender<ReportRequestsResponse>>,
     reports: mpsc::Sender<ReportRequestsRequest>,
+    received: mpsc::Sender<(String, Bytes)>,
 }
 
 type Reported = fn(ReportRequestsResponse) -> Result<ReportRequestsResponse, Status>;
@@ -279,13 +298,19 @@ impl AgentHub for Hub {
 impl TunnelHandler for Hub {
     fn carry(&self, _: &Extensions, frames: FrameStream) -> Result<(), Status> {
         let holder = *self.holder.lock().unwrap();
-        tokio::spawn(hold(holder, frames.sender, frames.receiver));
+        let received = self.received.clone();
+        tokio::spawn(hold(holder, frames.sender, frames.receiver, received));
         Ok(())
     }
 }
 
 /// Plays the laptop for one connection.
-async fn hold(holder: Holder, sender: FrameSender, mut receiver: FrameReceiver) {
+async fn hold(
+    holder: Holder,
+    sender: FrameSender,
+    mut receiver: FrameReceiver,
+    received: mpsc::Sender<(String, Bytes)>,
+) {
     let Some(Ok(Frame::Open(OpenTarget::Claimed { claim_id, source }))) = receiver.recv().await
     else {
         panic!("no claimed connection");
@@ -300,13 +325,22 @@ async fn hold(holder: Holder, sender: FrameSender, mut receiver: FrameReceiver) 
             let _ = sender.send(Frame::Failed(failure)).await;
             return;
         }
-        Holder::Serve | Holder::Reset => {}
+        Holder::Serve | Holder::Reset | Holder::RefuseDatagrams => {}
     }
     let greeting = format!("laptop {claim_id} {}\n", source.ip());
     let _ = sender.send(Frame::Opened).await;
-    let _ = sender.send(Frame::Data(greeting.into())).await;
+    if !matches!(holder, Holder::RefuseDatagrams) {
+        let _ = sender.send(Frame::Data(greeting.into())).await;
+    }
     while let Some(Ok(frame)) = receiver.recv().await {
+        if let Frame::Data(data) = &frame {
+            // The test may have seen enough.
+            let _ = received.send((claim_id.clone(), data.clone()));
+        }
         let reply = match frame {
+            Frame::Data(_) if matches!(holder, Holder::RefuseDatagrams) => {
+                Frame::Failed(DialFailure::new(DialError::Refused, "nothing listens"))
+            }
             Frame::Data(_) if matches!(holder, Holder::Reset) => Frame::Reset,
             Frame::Data(_) | Frame::Fin => frame,
             Frame::Open(_) | Frame::Opened | Frame::Failed(_) | Frame::Whole(_) | Frame::Reset => {

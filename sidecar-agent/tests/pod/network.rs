@@ -85,6 +85,14 @@ impl Network {
         self.spawn(side, body).join().unwrap()
     }
 
+    /// Gives the pod another address.
+    pub(crate) fn add_address(&self, address: IpAddr) {
+        ip(&format!(
+            "-n {} address add {address}/24 dev eth0",
+            self.pod
+        ));
+    }
+
     /// What `nft` says of the pod.
     pub(crate) fn nft(&self, arguments: &str) -> String {
         let output = Command::new("ip")
