@@ -1,6 +1,6 @@
 //! The service that agents call from their pods.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::tokens::Tokens;
 use super::{FIRST_MESSAGE, opening, refuse};
 use crate::hub::{Hub, OpenLink, Reporting};
 use crate::metrics::{FlowStats, Origin};
-use crate::state::{AgentRejected, Caller, ClaimSet};
+use crate::state::{AgentRejected, Caller, ClaimRoute, ClaimSet};
 
 /// How long a session may take to answer a dial.
 const SESSION_ANSWER: Duration = Duration::from_secs(10);
@@ -161,12 +161,8 @@ async fn take_reports(
 impl TunnelHandler for AgentApi {
     fn carry(&self, extensions: &Extensions, frames: FrameStream) -> Result<(), Status> {
         let caller = peer(extensions)?.caller();
-        let hub = Arc::clone(&self.hub);
-        let (open, frames) = self.flows.begin(Carried::Tcp, Origin::Pod, frames);
-        tokio::spawn(async move {
-            serve_flow(&hub, &caller, frames).await;
-            drop(open);
-        });
+        let api = self.clone();
+        tokio::spawn(async move { serve_flow(&api, &caller, frames).await });
         Ok(())
     }
 }
@@ -212,11 +208,23 @@ async fn serve_link(
     }
 }
 
-/// Hands an intercepted connection to the session that holds its claim.
-async fn serve_flow(hub: &Arc<Hub>, caller: &Caller, mut frames: FrameStream) {
+/// Hands an intercepted connection, or a client's datagrams, to the session that holds the
+/// claim.
+async fn serve_flow(api: &AgentApi, caller: &Caller, mut frames: FrameStream) {
+    let claimed = tokio::select! {
+        () = frames.sender.closed() => return,
+        claimed = claimed(&api.hub, caller, &mut frames.receiver) => claimed,
+    };
+    let carried = claimed.as_ref().map(|(route, _)| route.protocol.into());
+    let carried = carried.unwrap_or(Carried::Tcp);
+    let (_open, frames) = api.flows.begin(carried, Origin::Pod, frames);
+    let session = async {
+        let (route, source) = claimed?;
+        api.hub.dial(route, source)?.answered(SESSION_ANSWER).await
+    };
     let session = tokio::select! {
         () = frames.sender.closed() => return,
-        session = reach_session(hub, caller, &mut frames.receiver) => session,
+        session = session => session,
     };
     match session {
         Ok(session) => {
@@ -228,11 +236,12 @@ async fn serve_flow(hub: &Arc<Hub>, caller: &Caller, mut frames: FrameStream) {
     }
 }
 
-async fn reach_session(
-    hub: &Arc<Hub>,
+/// What an agent's stream is for: where it goes, and who is there.
+async fn claimed(
+    hub: &Hub,
     caller: &Caller,
     receiver: &mut FrameReceiver,
-) -> Result<FrameStream, DialFailure> {
+) -> Result<(ClaimRoute, SocketAddr), DialFailure> {
     let OpenTarget::Claimed { claim_id, source } = opening(receiver).await? else {
         return Err(DialFailure::new(
             DialError::Prohibited,
@@ -242,7 +251,7 @@ async fn reach_session(
     let route = hub
         .route(caller, &claim_id)
         .ok_or_else(|| DialFailure::new(DialError::TunnelLost, "this claim is not on this pod"))?;
-    hub.dial(route, source)?.answered(SESSION_ANSWER).await
+    Ok((route, source))
 }
 
 async fn hello(events: &mut Streaming<v1::WatchClaimsRequest>) -> Result<Hello, Status> {

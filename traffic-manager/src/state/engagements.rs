@@ -328,10 +328,10 @@ pub(crate) fn decide<'a>(
             let mut holders = held.get(want)?.iter();
             Some((want, holders.find(|(holder, _)| record.overlaps(holder))?))
         });
-        if let Some(((_, port, _), (holder, laptop))) = holder {
+        if let Some(((_, port, protocol), (holder, laptop))) = holder {
             *standing = Standing::Unclaimed {
                 reason: condition::CONFLICT,
-                message: holding::conflict(*port, holder, *laptop),
+                message: holding::conflict((*port, *protocol), holder, *laptop),
                 selected: count(pods),
             };
         } else {
@@ -366,13 +366,12 @@ fn admit(
         let message = format!("its filter cannot be used: {error}");
         return Standing::unclaimed(condition::NOT_SUPPORTED, message);
     }
-    if let Some(port) = spec
-        .ports
-        .iter()
-        .find(|port| port.protocol != Protocol::Tcp)
+    let mut ports = spec.ports.iter();
+    if let Some(port) = ports.find(|port| port.protocol == Protocol::Udp)
+        && spec.http.is_some()
     {
         let message = format!(
-            "port {} is not TCP, which cannot be intercepted",
+            "port {} is UDP, whose datagrams no filter of HTTP requests can choose among",
             port.container_port
         );
         return Standing::unclaimed(condition::NOT_SUPPORTED, message);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvpn_proto::crd::Verb;
+use kvpn_proto::flow::Protocol;
 
 use super::engagements::{EngagementRecord, Standing, decide};
 use super::status::engagement_status;
@@ -241,7 +242,8 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             id: Claim::id_of(&record.view.uid, port.container_port, port.protocol),
             container_port: port.container_port,
             protocol: port.protocol,
-            http_probed: pod.http_probed.contains(&port.container_port),
+            http_probed: port.protocol == Protocol::Tcp
+                && pod.http_probed.contains(&port.container_port),
             reach: record.view.spec.http.clone().into(),
             copy: record.view.spec.verb == Verb::Wiretap,
             // An app that is stopped does not answer.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use kvpn_proto::crd::OnFailure;
+use kvpn_proto::flow::Protocol;
 
 use super::PodView;
 use super::engagements::EngagementView;
@@ -35,7 +36,9 @@ pub(super) fn obstacle(view: &EngagementView, pod: &PodView) -> Option<String> {
              another name, and would restart it while it is stopped"
         ));
     }
-    let engaged: BTreeSet<u16> = spec.ports.iter().map(|port| port.container_port).collect();
+    let engaged = spec.ports.iter();
+    let engaged = engaged.filter(|port| port.protocol == Protocol::Tcp);
+    let engaged: BTreeSet<u16> = engaged.map(|port| port.container_port).collect();
     probes.ports.difference(&engaged).next().map(|port| {
         format!(
             "the kubelet probes port {port} of container {container}, and would restart it \

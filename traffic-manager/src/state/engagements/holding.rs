@@ -2,6 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 use kvpn_proto::crd::condition;
+use kvpn_proto::flow::Protocol;
 
 use super::{EngagementRecord, Standing};
 use crate::state::Now;
@@ -106,8 +107,16 @@ pub(crate) fn whole_second(time: Timestamp) -> Timestamp {
 }
 
 /// What keeps an engagement from a port.
-pub(super) fn conflict(port: u16, holder: &EngagementRecord, laptop: Laptop) -> String {
+pub(super) fn conflict(
+    (port, protocol): (u16, Protocol),
+    holder: &EngagementRecord,
+    laptop: Laptop,
+) -> String {
     let view = &holder.view;
+    let port = match protocol {
+        Protocol::Tcp => port.to_string(),
+        Protocol::Udp => format!("{port}/udp"),
+    };
     let what = match &view.spec.http {
         Some(filter) => format!("requests of port {port} by {filter}"),
         None => format!("port {port}"),

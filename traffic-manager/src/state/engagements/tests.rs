@@ -131,6 +131,37 @@ fn leave(case: &mut Case) {
 }
 
 #[test]
+fn datagrams_and_connections_of_one_number_are_two_ports() {
+    let mut case = Case::new();
+    case.engage("tcp", "alice", 53);
+    for (name, user) in [("udp", "bob"), ("late", "alice")] {
+        let engagement = case.engage(name, user, 53);
+        engagement.view.spec.ports[0].protocol = Protocol::Udp;
+    }
+    assert_eq!(case.reason("udp").0, "");
+    let (reason, message) = case.reason("late");
+    assert_eq!(reason, condition::CONFLICT);
+    assert!(
+        message.starts_with("bob has had port 53/udp since"),
+        "{message}"
+    );
+}
+
+#[test]
+fn datagrams_are_not_chosen_by_a_filter() {
+    let mut case = Case::new();
+    let engagement = case.engage("dns", "alice", 53);
+    engagement.view.spec.ports[0].protocol = Protocol::Udp;
+    engagement.view.spec.http = Some(filter::HttpFilter {
+        any: false,
+        conditions: vec![filter::Condition::header("x-user=alice")],
+    });
+    let (reason, message) = case.reason("dns");
+    assert_eq!(reason, condition::NOT_SUPPORTED);
+    assert!(message.contains("port 53 is UDP"), "{message}");
+}
+
+#[test]
 fn who_is_absent_for_a_short_time_keeps_what_it_had() {
     let mut case = Case::new();
     case.engage("web-a", "alice", 8080).held_since = Some(case.clock.at(0).wall);
