@@ -13,6 +13,7 @@ use std::io::{ErrorKind, Write};
 
 use clap::ValueEnum;
 use jiff::Timestamp;
+use kvpn_proto::flow::{Carried, Protocol};
 use kvpn_proto::v1::{
     DeletedEngagement, EngagementStatus, Link, ListResponse, PortMapping, Resolver, StatusResponse,
     Transport, WorkloadStatus,
@@ -262,6 +263,8 @@ struct Requests {
 struct Port {
     local: String,
     container_port: u32,
+    /// As Kubernetes spells it.
+    protocol: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<ServicePort>,
 }
@@ -430,6 +433,8 @@ impl From<DeletedEngagement> for Deleted {
 
 impl From<PortMapping> for Port {
     fn from(mapping: PortMapping) -> Self {
+        let protocol = Protocol::try_from(mapping.protocol());
+        let protocol = Carried::from(protocol.unwrap_or(Protocol::Tcp));
         let service = (!mapping.service.is_empty()).then_some(ServicePort {
             name: mapping.service,
             port: mapping.service_port,
@@ -437,6 +442,7 @@ impl From<PortMapping> for Port {
         Self {
             local: mapping.local,
             container_port: mapping.container_port,
+            protocol: protocol.as_str(),
             service,
         }
     }

@@ -14,3 +14,6 @@ pub mod wait;
 pub use cmd::{Background, Cmd, Output};
 pub use lab::Lab;
 pub use wait::wait_for;
+
+/// What a datagram asks the sample application, to be told who is there.
+pub const WHO: &str = "who is there?";

@@ -1,9 +1,10 @@
 //! `kvpn intercept`: hands a workload's connections to a local port.
 
+mod port;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -15,6 +16,8 @@ use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::{EngagementStatus, InterceptRequest, LeaveRequest, RequestedPort};
 use kvpn_proto::{Failure, Reason};
 use tokio::time::{Instant, timeout_at};
+
+use port::PortSpec;
 
 use crate::args::Flags;
 use crate::ended::Ended;
@@ -125,7 +128,8 @@ pub(crate) struct EngageArgs {
     #[arg(value_name = "NAME")]
     pub(crate) target: String,
     /// Local port, and the Service's or container's by number or name when
-    /// there are several; may be given more than once
+    /// there are several, with /udp where both TCP and UDP have it; may be given
+    /// more than once
     #[arg(short, long = "port", required = true, value_name = "LOCAL[:REMOTE]")]
     pub(crate) ports: Vec<PortSpec>,
     /// Address on which the local ports listen
@@ -175,7 +179,7 @@ impl EngageArgs {
                 .iter()
                 .map(|port| RequestedPort {
                     local: SocketAddr::new(self.address, port.local).to_string(),
-                    remote: port.remote.clone().unwrap_or_default(),
+                    remote: port.remote_with_protocol(),
                 })
                 .collect(),
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
@@ -192,55 +196,6 @@ pub(crate) enum OnFailure {
     App,
     #[value(name = "503")]
     Unavailable,
-}
-
-/// A port of the laptop, and the one of the workload that it stands in for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PortSpec {
-    local: u16,
-    remote: Option<String>,
-}
-
-impl FromStr for PortSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (local, remote) = match text.split_once(':') {
-            Some((local, remote)) => (local, Some(remote)),
-            None => (text, None),
-        };
-        let local = port_number(local).ok_or_else(|| {
-            format!("the local port `{local}` is not a number between 1 and 65535")
-        })?;
-        if let Some(remote) = remote
-            && port_number(remote).is_none()
-            && !is_port_name(remote)
-        {
-            return Err(format!(
-                "the remote port `{remote}` is neither a number between 1 and 65535 nor a port's name"
-            ));
-        }
-        Ok(Self {
-            local,
-            remote: remote.map(str::to_owned),
-        })
-    }
-}
-
-fn port_number(text: &str) -> Option<u16> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|port| digits && *port != 0)
-}
-
-/// Names of Service ports are DNS labels, of which container ports' are a part.
-fn is_port_name(text: &str) -> bool {
-    text.len() <= 63
-        && !text.starts_with('-')
-        && !text.ends_with('-')
-        && text.bytes().any(|byte| byte.is_ascii_lowercase())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -399,42 +354,6 @@ mod tests {
             panic!("{:?}", cli.command);
         };
         Ok((cli.flags, args))
-    }
-
-    #[test]
-    fn ports_are_a_number_and_perhaps_a_number_or_name() {
-        let spec = |local, remote: Option<&str>| PortSpec {
-            local,
-            remote: remote.map(str::to_owned),
-        };
-        assert_eq!("8080".parse(), Ok(spec(8080, None)));
-        assert_eq!("8080:80".parse(), Ok(spec(8080, Some("80"))));
-        assert_eq!("8080:http".parse(), Ok(spec(8080, Some("http"))));
-    }
-
-    #[test]
-    fn malformed_ports_say_which_half_is_wrong() {
-        for (text, half) in [
-            ("", "local"),
-            ("http", "local"),
-            ("0", "local"),
-            ("+80", "local"),
-            ("65536", "local"),
-            (":80", "local"),
-            ("127.0.0.1:8080", "local"),
-            ("8080:", "remote"),
-            ("8080:0", "remote"),
-            ("8080:65536", "remote"),
-            ("8080:Http", "remote"),
-            ("8080:80:90", "remote"),
-            ("8080:-a", "remote"),
-        ] {
-            let error = text.parse::<PortSpec>().unwrap_err();
-            assert!(
-                error.starts_with(&format!("the {half} port")),
-                "{text}: {error}"
-            );
-        }
     }
 
     #[test]

@@ -17,10 +17,12 @@ fn engagement() -> EngagementStatus {
                 container_port: 8080,
                 service: "web".into(),
                 service_port: 80,
+                protocol: v1::Protocol::Tcp.into(),
             },
             PortMapping {
                 local: "127.0.0.1:9090".into(),
                 container_port: 9090,
+                protocol: v1::Protocol::Udp.into(),
                 ..PortMapping::default()
             },
         ],

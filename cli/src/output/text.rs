@@ -260,9 +260,16 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
 }
 
 fn port_name(port: &Port) -> String {
+    let protocol = match port.protocol {
+        "UDP" => "/udp",
+        _ => "",
+    };
     match &port.service {
-        Some(service) => format!("port {} (container {})", service.port, port.container_port),
-        None => format!("container port {}", port.container_port),
+        Some(service) => format!(
+            "port {}{protocol} (container {})",
+            service.port, port.container_port
+        ),
+        None => format!("container port {}{protocol}", port.container_port),
     }
 }
 

@@ -100,6 +100,7 @@ fn engagement() -> EngagementStatus {
             container_port: 8080,
             service: "web".into(),
             service_port: 80,
+            ..PortMapping::default()
         }],
         active: true,
         message: String::new(),

@@ -1,11 +1,11 @@
-//! Connections that agents intercept, handled by a local process.
+//! Connections and datagrams that agents intercept, handled by a local process.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kvpn_proto::flow::{DialError, DialFailure, Frame, OpenTarget, Protocol, port};
+use kvpn_proto::flow::{DialError, DialFailure, Frame, Malformed, OpenTarget, Protocol, port};
 use kvpn_proto::v1;
-use kvpn_tunnel::relay::{self, FrameSender, FrameStream};
+use kvpn_tunnel::relay::{self, DatagramSocket, FrameSender, FrameStream};
 use tokio::net::TcpStream;
 use tracing::{Instrument, debug, debug_span, warn};
 
@@ -16,8 +16,25 @@ use crate::session::manager::FlowClient;
 /// How long the local handler may take to accept.
 const LOCAL_DEADLINE: Duration = Duration::from_secs(5);
 
+/// After which silence a client's datagrams are over. Longer than the agent's limit: only
+/// where datagrams come in can a flow end without losing one.
+const UDP_IDLE: Duration = Duration::from_secs(90);
+
 /// How long the traffic manager may take to take a refusal.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where a dial is handled.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    local: SocketAddr,
+    protocol: Protocol,
+}
+
+/// A socket that speaks to the local handler.
+enum Dialled {
+    Tcp(TcpStream),
+    Udp(DatagramSocket),
+}
 
 /// Answers one dial: connects to the local address that the user named for it,
 /// and to no other.
@@ -35,7 +52,10 @@ pub(crate) async fn answer(
         pod = dial.pod
     );
     let target = target(&dial, &handlers);
-    let about = target.as_ref().ok().and_then(|local| about(&dial, *local));
+    let about = target
+        .as_ref()
+        .ok()
+        .and_then(|target| about(&dial, *target));
     let record = about.map(|about| registry.begin(about));
     handle(client, dial, target, record).instrument(span).await;
 }
@@ -43,7 +63,7 @@ pub(crate) async fn answer(
 async fn handle(
     place: FlowClient,
     dial: v1::WatchDialsResponse,
-    target: Result<SocketAddr, DialFailure>,
+    target: Result<Target, DialFailure>,
     record: Option<FlowRecord>,
 ) {
     let FrameStream { sender, receiver } =
@@ -69,11 +89,11 @@ async fn handle(
 }
 
 async fn connect_and_tell(
-    target: Result<SocketAddr, DialFailure>,
+    target: Result<Target, DialFailure>,
     sender: &FrameSender,
-) -> Result<TcpStream, DialFailure> {
+) -> Result<Dialled, DialFailure> {
     let outcome = match target {
-        Ok(local) => relay::dial_tcp(local, LOCAL_DEADLINE).await,
+        Ok(target) => dial(target).await,
         Err(failure) => Err(failure),
     };
     let frame = match &outcome {
@@ -86,27 +106,36 @@ async fn connect_and_tell(
     }
 }
 
-/// The local address that the user named for a dial.
-fn target(dial: &v1::WatchDialsResponse, handlers: &Handlers) -> Result<SocketAddr, DialFailure> {
-    let refused = |detail: &str| DialFailure::new(DialError::Refused, detail);
-    if Protocol::try_from(dial.protocol()) != Ok(Protocol::Tcp) {
-        return Err(refused("only TCP is handled"));
+/// Whether datagrams are taken shows only once one has been sent.
+async fn dial(target: Target) -> Result<Dialled, DialFailure> {
+    let Target { local, protocol } = target;
+    match protocol {
+        Protocol::Tcp => {
+            let dialled = relay::dial_tcp(local, LOCAL_DEADLINE).await;
+            dialled.map(Dialled::Tcp)
+        }
+        Protocol::Udp => relay::dial_udp(local).map(Dialled::Udp),
     }
-    let container_port = port(dial.container_port).map_err(|error| refused(&error.to_string()))?;
-    handlers
-        .local(
-            &dial.engagement_namespace,
-            &dial.engagement_name,
-            container_port,
-        )
-        .ok_or_else(|| refused("this session does not engage that port"))
+}
+
+/// The local address that the user named for a dial.
+fn target(dial: &v1::WatchDialsResponse, handlers: &Handlers) -> Result<Target, DialFailure> {
+    let refused = |detail: &str| DialFailure::new(DialError::Refused, detail);
+    let malformed = |error: Malformed| refused(&error.to_string());
+    let protocol = Protocol::try_from(dial.protocol()).map_err(malformed)?;
+    let container_port = port(dial.container_port).map_err(malformed)?;
+    let (namespace, name) = (&dial.engagement_namespace, &dial.engagement_name);
+    match handlers.local(namespace, name, container_port, protocol) {
+        Some(local) => Ok(Target { local, protocol }),
+        None => Err(refused("this session does not engage that port")),
+    }
 }
 
 /// What people are told of a dial; nothing when its source is malformed.
-fn about(dial: &v1::WatchDialsResponse, local: SocketAddr) -> Option<FlowAbout> {
+fn about(dial: &v1::WatchDialsResponse, target: Target) -> Option<FlowAbout> {
     Some(FlowAbout {
-        protocol: Protocol::try_from(dial.protocol()).ok()?.into(),
-        host: local,
+        protocol: target.protocol.into(),
+        host: target.local,
         cluster: dial.source.clone()?.try_into().ok()?,
         intercepted: Some(Intercepted {
             namespace: dial.engagement_namespace.clone(),
@@ -116,8 +145,12 @@ fn about(dial: &v1::WatchDialsResponse, local: SocketAddr) -> Option<FlowAbout> 
     })
 }
 
-async fn carry(socket: TcpStream, frames: FrameStream) {
-    match relay::splice_tcp(socket, frames).await {
+async fn carry(socket: Dialled, frames: FrameStream) {
+    let ended = match socket {
+        Dialled::Tcp(socket) => relay::splice_tcp(socket, frames).await,
+        Dialled::Udp(socket) => relay::splice_datagrams(socket, frames, UDP_IDLE).await,
+    };
+    match ended {
         Ok(moved) => debug!(moved.sent, moved.received, "Intercepted connection ended"),
         Err(error) => debug!(%error, "Intercepted connection broke"),
     }

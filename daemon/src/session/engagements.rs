@@ -57,8 +57,10 @@ impl Handlers {
         namespace: &str,
         name: &str,
         container_port: u16,
+        protocol: Protocol,
     ) -> Option<SocketAddr> {
-        self.0.local(&Key::new(namespace, name), container_port)
+        let key = Key::new(namespace, name);
+        self.0.local(&key, container_port, protocol)
     }
 }
 
@@ -199,7 +201,7 @@ impl Engagements {
                     .iter()
                     .map(|port| EngagedPort {
                         container_port: port.container_port,
-                        protocol: Protocol::Tcp,
+                        protocol: port.protocol,
                         local: port.local.to_string(),
                         service: port.service.clone(),
                     })

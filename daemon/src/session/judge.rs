@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use kvpn_proto::crd::{Engagement, Verb, WorkloadRef, condition};
 use kvpn_proto::filter::{Filter, Head};
+use kvpn_proto::flow::Protocol;
 use kvpn_proto::{Failure, Reason, v1};
 
 use super::workloads::{Inventory, RequestedPort, find, resolve_ports};
@@ -86,18 +87,25 @@ pub(crate) fn judge(
 ) -> Result<v1::JudgeResponse, Failure> {
     let asked = Asked::try_from(request)?;
     let found = find(inventory, &request.target)?;
-    let port = RequestedPort {
-        // Nothing is handled.
-        local: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        remote: request.port.clone(),
-    };
-    let port = resolve_ports(inventory, &found, &[port])?;
+    // Nothing is handled.
+    let local = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let port = RequestedPort::new(local, &request.port)?;
+    let port = resolve_ports(inventory, &found, &[port])?.ports;
+    if port.iter().any(|port| port.protocol == Protocol::Udp) {
+        return Err(Failure::new(
+            Reason::Usage,
+            "a request of HTTP comes to a TCP port, and this one is UDP",
+            "name a TCP port with --port",
+        ));
+    }
     let container_port = port.first().map(|port| port.container_port);
     let workload = &found.workload.reference;
     let pods = names_of_pods(inventory, workload);
     let is_of_port = |engagement: &&Engagement| {
         let spec = &engagement.spec;
-        let mut ports = spec.ports.iter().map(|port| port.container_port);
+        let ports = spec.ports.iter();
+        let ports = ports.filter(|port| port.protocol == Protocol::Tcp);
+        let mut ports = ports.map(|port| port.container_port);
         let same_pods = || {
             let others = names_of_pods(inventory, &spec.workload);
             !others.is_disjoint(&pods)

@@ -19,7 +19,7 @@ use kvpn_proto::rollout::Rollout;
 pub(crate) use containers::container;
 pub(crate) use fetch::fetch;
 pub(crate) use list::list;
-pub(crate) use ports::{RequestedPort, ResolvedPort, resolve_ports};
+pub(crate) use ports::{RequestedPort, Resolved, ResolvedPort, resolve_ports};
 pub(crate) use target::{Found, find, no_running_pod};
 
 /// The objects of one namespace that matter here.

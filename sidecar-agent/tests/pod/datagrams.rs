@@ -204,6 +204,7 @@ fn nobody_gets_what_a_claim_that_fails_closed_does_not_take() {
         matched: 2,
         passed: 0,
         failed: 2,
+        tls_passed: 0,
     };
     pod.manager.report_with(|report| {
         let mut counted = report.counts.iter();
@@ -219,7 +220,10 @@ fn copies_go_to_the_laptop_and_its_answers_nowhere() {
         claims: Vec::new(),
         copies: vec![claim("copy")],
     };
-    let applied = v1::watch_claims_request::Applied { generation: 1 };
+    let applied = v1::watch_claims_request::Applied {
+        generation: 1,
+        ..v1::watch_claims_request::Applied::default()
+    };
     assert_eq!(pod.manager.tell(told), Event::Applied(applied));
     for address in addresses(WEB) {
         let client = pod.client(address);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kvpn_proto::Reason;
-use kvpn_tests::{Lab, Output, wait_for};
+use kvpn_tests::{Lab, Output, WHO, wait_for};
 use serde_json::Value;
 
 use self::objects::{Namespace, kubectl};
@@ -126,7 +126,7 @@ fn every_kind_is_engaged_and_left_and_as_before() -> Result<()> {
     }
     answered(lab, &before, |_| Some("laptop"))?;
     // Datagrams to the same number are none of the laptop's.
-    assert_eq!(echo_by_datagram(&developer, "both.kinds", 53)?, "hello");
+    assert_eq!(who_by_datagram(&developer, "both.kinds", 53)?, "both");
 
     for output in at_once(|case| developer.kvpn(["leave", case.target]))? {
         output.success()?;
@@ -137,8 +137,14 @@ fn every_kind_is_engaged_and_left_and_as_before() -> Result<()> {
     })?;
     assert_eq!(pods(lab)?, before);
 
-    let refused = developer.kvpn(["intercept", "deploy/both", "--port", "8080:udp"])?;
-    assert_fails(&refused, Reason::NotSupported, &["UDP"])?;
+    // Of the other protocol of the number, by its name and by what it is.
+    for port in ["8080:udp", "8080:53/udp"] {
+        let datagrams = ["intercept", "deploy/both", "--port", port];
+        developer.kvpn(datagrams)?.success()?;
+        assert_eq!(who_by_datagram(&developer, "both.kinds", 53)?, "laptop");
+        developer.kvpn(["leave", "deploy/both"])?.success()?;
+        assert_eq!(who_by_datagram(&developer, "both.kinds", 53)?, "both");
+    }
     let refused = developer.kvpn(["intercept", "deploy/host", "--port", "8080"])?;
     assert_fails(&refused, Reason::NotSupported, &["its node's network"])?;
     let refused = developer.kvpn(["intercept", "cronjob/batch", "--port", "8080"])?;
@@ -259,14 +265,14 @@ fn ask_for_end(lab: &Lab, url: &str) -> Result<Output> {
     lab.pod_exec(SHOP, "deploy/client", ["curl", "-sS", "-m", "5", url])
 }
 
-/// What comes back of a datagram that the laptop sends.
-fn echo_by_datagram(developer: &Developer, host: &str, port: u16) -> Result<String> {
+/// Who answers a datagram that the laptop sends.
+fn who_by_datagram(developer: &Developer, host: &str, port: u16) -> Result<String> {
     let script = format!(
         "import socket
 address = socket.getaddrinfo({host:?}, {port}, type=socket.SOCK_DGRAM)[0]
 with socket.socket(address[0], address[1]) as udp:
     udp.settimeout(5)
-    udp.sendto(b'hello', address[4])
+    udp.sendto({WHO:?}.encode(), address[4])
     print(udp.recv(100).decode())"
     );
     let output = developer.laptop.user().run(["python3", "-c", &script])?;

@@ -33,5 +33,6 @@ mod tls;
 mod toggles;
 mod transport;
 mod truth;
+mod udp;
 mod why;
 mod wiretap;

@@ -253,7 +253,10 @@ fn ip_inside(network: &str, args: &[&str]) -> Result<String> {
 }
 
 /// Works in a laptop's network, on a thread of its own.
-fn in_network<T: Send>(laptop: &Laptop, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn in_network<T: Send>(
+    laptop: &Laptop,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     let namespace = File::open(net::file(&net::laptop(laptop.number())))?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use kvpn_proto::crd::{Verb, WorkloadRef};
 use kvpn_proto::filter::HttpFilter;
+use kvpn_proto::flow::Protocol;
 use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::{Failure, Reason, v1};
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tracing::info;
@@ -78,7 +79,8 @@ impl Engagements {
             Ok(key) => key,
             Err(failure) => return fail(&events, failure).await,
         };
-        let locals: Vec<SocketAddr> = plan.ports.iter().map(|port| port.local).collect();
+        let locals = plan.ports.iter().map(|port| (port.local, port.protocol));
+        let locals: Vec<_> = locals.collect();
         let mut entry = Entry::new(
             request.verb,
             plan.workload,
@@ -163,9 +165,17 @@ impl Engagements {
         .await;
         let inventory = workloads::fetch(&self.cluster, namespace).await?;
         let found = workloads::find(&inventory, &request.target)?;
-        let ports = workloads::resolve_ports(&inventory, &found, &request.ports)?;
+        let workloads::Resolved { ports, warnings } =
+            workloads::resolve_ports(&inventory, &found, &request.ports)?;
+        for warning in warnings {
+            // The client being gone shows in `Events::closed`.
+            let _ = send(events, Event::Warning(warning)).await;
+        }
         let workload = found.workload.reference.clone();
         let http = request.http.as_ref();
+        if http.is_some() {
+            refuse_datagrams(&ports)?;
+        }
         let in_the_way = match request.verb {
             Verb::Intercept | Verb::Replace => self.table.of(namespace, &workload, &ports, http),
             Verb::Wiretap => None,
@@ -247,6 +257,22 @@ impl Engagements {
             ),
             ..failure
         }
+    }
+}
+
+/// Refuses a filter of HTTP requests where there are none.
+fn refuse_datagrams(ports: &[ResolvedPort]) -> Result<(), Failure> {
+    let mut ports = ports.iter();
+    match ports.find(|port| port.protocol == Protocol::Udp) {
+        Some(port) => Err(Failure::new(
+            Reason::NotSupported,
+            format!(
+                "port {} is UDP, whose datagrams no filter of HTTP requests can choose among",
+                port.container_port
+            ),
+            "engage it by itself, without a filter",
+        )),
+        None => Ok(()),
     }
 }
 
@@ -353,16 +379,24 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
     )
 }
 
-/// Warns when nothing accepts connections where they are to be handled.
-async fn warn_of_silence(verb: Verb, locals: &[SocketAddr], events: &Events) {
+/// Warns when nothing takes connections or datagrams where they are to be handled.
+async fn warn_of_silence(verb: Verb, locals: &[(SocketAddr, Protocol)], events: &Events) {
     let until_then = match verb {
         Verb::Intercept => "the pods answer themselves",
         Verb::Wiretap => "nothing is copied",
         Verb::Replace => "nobody answers",
     };
-    for local in locals {
-        let dialled = tokio::time::timeout(LISTENING_DEADLINE, TcpStream::connect(local)).await;
-        if !matches!(dialled, Ok(Ok(_))) {
+    for (local, protocol) in locals {
+        let listens = match protocol {
+            Protocol::Tcp => {
+                let dial = TcpStream::connect(local);
+                let dialled = tokio::time::timeout(LISTENING_DEADLINE, dial).await;
+                matches!(dialled, Ok(Ok(_)))
+            }
+            // Where the address is free, nobody has it. Others cannot be asked.
+            Protocol::Udp => UdpSocket::bind(local).await.is_err(),
+        };
+        if !listens {
             let warning = format!("nothing listens at {local} yet; until then {until_then}");
             // The client being gone shows in what follows.
             let _ = send(events, Event::Warning(warning)).await;
@@ -402,137 +436,4 @@ fn new_key(namespace: &str, workload: &WorkloadRef, user: &str) -> Result<Key, F
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kvpn_proto::crd::WorkloadKind;
-
-    fn web() -> WorkloadRef {
-        WorkloadRef {
-            kind: WorkloadKind::Deployment,
-            name: "web".into(),
-        }
-    }
-
-    fn waiting(agents_ready: bool, pods_selected: u32) -> Observed {
-        Observed {
-            progress: Progress::Waiting {
-                message: "2 of 3 agents are up".into(),
-                agents_ready,
-            },
-            pods_selected,
-            pods_covered: 0,
-        }
-    }
-
-    #[test]
-    fn names_tell_workload_and_user() {
-        let key = new_key("shop", &web(), "oidc:Ann").unwrap();
-        assert!(key.name.starts_with("web-oidc-ann-"), "{}", key.name);
-        assert_ne!(new_key("shop", &web(), "oidc:Ann").unwrap(), key);
-    }
-
-    #[test]
-    fn why_nothing_is_rolled_out_is_told() {
-        let refused = Failure::new(Reason::AgentRefused, "refused", "ask");
-        let of = |kind| WorkloadRef { kind, ..web() };
-        let told = in_vain(refused.clone(), &of(WorkloadKind::Job));
-        assert_eq!(told.message, "refused; a Job is never rolled out");
-        let told = in_vain(refused, &of(WorkloadKind::Deployment));
-        assert!(told.message.starts_with("refused; a roll-out would not"));
-        let other = Failure::new(Reason::NoRunningPod, "none", "start one");
-        assert_eq!(in_vain(other.clone(), &web()), other);
-    }
-
-    #[test]
-    fn being_late_says_what_was_waited_for() {
-        let timeout = Duration::from_secs(7);
-        let failure = late(&web(), timeout, &waiting(false, 3));
-        assert_eq!(failure.reason, Reason::AgentNotReady);
-        assert_eq!(
-            failure.message,
-            "Deployment/web was not intercepted within 7 s; last: 2 of 3 agents are up"
-        );
-        assert_eq!(
-            late(&web(), timeout, &waiting(true, 3)).reason,
-            Reason::TimedOut
-        );
-        assert_eq!(
-            late(&web(), timeout, &waiting(false, 0)).reason,
-            Reason::TimedOut
-        );
-    }
-
-    #[tokio::test]
-    async fn activation_tells_each_step_once_and_ends_when_active() {
-        let (tx, mut rx) = watch::channel(waiting(false, 3));
-        let (events, mut told) = mpsc::channel(8);
-        let task = tokio::spawn(async move { activation(&mut rx, &events, false).await });
-        let first = told.recv().await.unwrap().unwrap();
-        assert_eq!(
-            first.event,
-            Some(Event::Progress("2 of 3 agents are up".into()))
-        );
-        tx.send_replace(waiting(false, 3));
-        tx.send_replace(Observed {
-            progress: Progress::Active,
-            ..waiting(true, 3)
-        });
-        assert_eq!(task.await.unwrap(), Ok(Reached::Active));
-        assert!(told.recv().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn refusal_ends_the_waiting_until_the_workload_is_rolled_out() {
-        let refusal = Failure::new(Reason::AgentRefused, "refused", "--rollout");
-        let refused = Observed {
-            progress: Progress::RollOutNeeded(refusal.clone()),
-            ..waiting(false, 3)
-        };
-        let (tx, mut rx) = watch::channel(refused);
-        let (events, mut told) = mpsc::channel(8);
-        let reached = activation(&mut rx, &events, false).await;
-        assert_eq!(reached, Ok(Reached::Refusal(refusal)));
-        let task = tokio::spawn(async move { activation(&mut rx, &events, true).await });
-        assert!(told.recv().await.is_some(), "it goes on");
-        let without_pods = Failure::new(Reason::NoRunningPod, "no running pod", "");
-        tx.send_replace(Observed {
-            progress: Progress::Failed(without_pods),
-            ..waiting(false, 0)
-        });
-        assert!(told.recv().await.is_some(), "it goes on");
-        tx.send_replace(Observed {
-            progress: Progress::Active,
-            ..waiting(true, 3)
-        });
-        assert_eq!(task.await.unwrap(), Ok(Reached::Active));
-    }
-
-    #[tokio::test]
-    async fn activation_ends_with_who_deleted_the_engagement() {
-        let (tx, mut rx) = watch::channel(waiting(false, 3));
-        let (events, _told) = mpsc::channel(8);
-        tx.send_replace(Observed::gone(Some("bob".into())));
-        let failure = activation(&mut rx, &events, false).await.unwrap_err();
-        assert_eq!(failure.reason, Reason::NoSuchEngagement);
-        assert_eq!(
-            failure.message,
-            "the engagement was deleted by bob before it was active"
-        );
-        drop(tx);
-    }
-
-    #[tokio::test]
-    async fn a_silent_local_port_is_warned_of_and_a_listening_one_is_not() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listening = listener.local_addr().unwrap();
-        let (events, mut told) = mpsc::channel(8);
-        warn_of_silence(Verb::Intercept, &[listening], &events).await;
-        assert!(told.try_recv().is_err());
-        drop(listener);
-        warn_of_silence(Verb::Intercept, &[listening], &events).await;
-        let Some(Event::Warning(text)) = told.recv().await.unwrap().unwrap().event else {
-            panic!("no warning");
-        };
-        assert!(text.contains(&listening.to_string()));
-    }
-}
+mod tests;

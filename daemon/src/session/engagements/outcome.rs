@@ -2,8 +2,9 @@
 //! and why.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kvpn_proto::crd::{Engagement, Verb, condition};
+use kvpn_proto::crd::{EngagedPort, Engagement, Verb, condition};
 use kvpn_proto::filter::{self, Filter, HttpFilter};
+use kvpn_proto::flow::Protocol;
 use kvpn_proto::{Failure, Reason};
 
 use crate::session::workloads::no_running_pod;
@@ -196,6 +197,10 @@ pub(super) fn absence(engagement: &Engagement) -> Option<&str> {
     Some(&absent.message)
 }
 
+fn port_of(port: &EngagedPort) -> (u16, Protocol) {
+    (port.container_port, port.protocol)
+}
+
 /// Who has the port that `own` did not get, and since when.
 pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option<&'a Engagement> {
     everyone
@@ -210,7 +215,7 @@ pub(super) fn holder<'a>(everyone: &'a [Engagement], own: &Engagement) -> Option
                 own.spec
                     .ports
                     .iter()
-                    .any(|port| port.container_port == taken.container_port)
+                    .any(|port| port_of(port) == port_of(taken))
             })
         })
         // One whose laptop was gone for too long has nothing.

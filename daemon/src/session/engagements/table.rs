@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvpn_proto::crd::{Verb, WorkloadKind, WorkloadRef};
 use kvpn_proto::filter::HttpFilter;
+use kvpn_proto::flow::Protocol;
 use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
@@ -135,6 +136,7 @@ fn mapping(port: &ResolvedPort) -> v1::PortMapping {
             .service
             .as_ref()
             .map_or(0, |service| service.port.into()),
+        protocol: v1::Protocol::from(port.protocol).into(),
     }
 }
 
@@ -176,10 +178,16 @@ impl Table {
         }
     }
 
-    pub(super) fn local(&self, key: &Key, container_port: u16) -> Option<SocketAddr> {
+    pub(super) fn local(
+        &self,
+        key: &Key,
+        container_port: u16,
+        protocol: Protocol,
+    ) -> Option<SocketAddr> {
         let entries = self.lock();
         let mut ports = entries.get(key)?.ports.iter();
-        let port = ports.find(|port| port.container_port == container_port)?;
+        let wanted = (container_port, protocol);
+        let port = ports.find(|port| (port.container_port, port.protocol) == wanted)?;
         Some(port.local)
     }
 
@@ -216,11 +224,10 @@ impl Table {
                 && entry.workload == *workload
                 && entry.verb != Verb::Wiretap
                 && overlap(entry.http.as_ref(), http)
-                && entry.ports.iter().any(|taken| {
-                    ports
-                        .iter()
-                        .any(|port| port.container_port == taken.container_port)
-                })
+                && entry
+                    .ports
+                    .iter()
+                    .any(|taken| ports.iter().any(|port| port.is_same(taken)))
         });
         found.map(|(key, _)| key.clone())
     }
@@ -282,6 +289,7 @@ mod tests {
         let port = ResolvedPort {
             local: "127.0.0.1:9000".parse().unwrap(),
             container_port: 8080,
+            protocol: Protocol::Tcp,
             service: Some(ServicePortRef {
                 name: "storefront".into(),
                 port: 80,
@@ -297,12 +305,15 @@ mod tests {
     #[test]
     fn only_ports_that_were_asked_for_have_a_local_address() {
         let key = Key::new("shop", "web-alice-1");
+        let local = |key, port, protocol| table().local(key, port, protocol);
         assert_eq!(
-            table().local(&key, 8080),
+            local(&key, 8080, Protocol::Tcp),
             Some("127.0.0.1:9000".parse().unwrap())
         );
-        assert_eq!(table().local(&key, 22), None);
-        assert_eq!(table().local(&Key::new("other", "web-alice-1"), 8080), None);
+        assert_eq!(local(&key, 8080, Protocol::Udp), None);
+        assert_eq!(local(&key, 22, Protocol::Tcp), None);
+        let other = Key::new("other", "web-alice-1");
+        assert_eq!(local(&other, 8080, Protocol::Tcp), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::Container;
 use kvpn_proto::crd::WorkloadRef;
+use kvpn_proto::flow::Carried;
 use kvpn_proto::{Failure, Reason};
 
 use super::{Inventory, ResolvedPort, is_running, no_running_pod};
@@ -44,7 +45,11 @@ fn declares(container: &Container, ports: &[ResolvedPort]) -> bool {
     let mut declared = container.ports.iter().flatten();
     declared.any(|declared| {
         let mut ports = ports.iter();
-        ports.any(|port| i32::from(port.container_port) == declared.container_port)
+        let protocol = declared.protocol.as_deref().unwrap_or("TCP");
+        ports.any(|port| {
+            i32::from(port.container_port) == declared.container_port
+                && Carried::from(port.protocol).as_str() == protocol
+        })
     })
 }
 
@@ -52,6 +57,7 @@ fn declares(container: &Container, ports: &[ResolvedPort]) -> bool {
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use kvpn_proto::crd::WorkloadKind;
+    use kvpn_proto::flow::Protocol;
 
     use super::*;
 
@@ -73,6 +79,7 @@ mod tests {
         let port = ResolvedPort {
             local: "127.0.0.1:8080".parse().unwrap(),
             container_port: 8080,
+            protocol: Protocol::Tcp,
             service: None,
         };
         container(&inventory, &workload, &[port], wanted).map_err(|failure| failure.next_step)
@@ -82,6 +89,9 @@ mod tests {
     fn container_with_the_port_is_replaced_or_the_only_one() {
         let two = "[{name: proxy}, {name: web, ports: [{containerPort: 8080}]}]";
         assert_eq!(replaced(two, ""), Ok("web".into()));
+        let by_protocol = "[{name: dns, ports: [{containerPort: 8080, protocol: UDP}]}, \
+                           {name: web, ports: [{containerPort: 8080}]}]";
+        assert_eq!(replaced(by_protocol, ""), Ok("web".into()));
         assert_eq!(replaced(two, "proxy"), Ok("proxy".into()));
         assert_eq!(replaced("[{name: web}]", ""), Ok("web".into()));
     }

@@ -1,6 +1,7 @@
 //! What `kvpn list` shows of a namespace.
 
 use kvpn_proto::crd::{Engagement, WorkloadRef};
+use kvpn_proto::flow::Protocol;
 use kvpn_proto::v1::WorkloadStatus;
 
 use super::{Inventory, is_ready};
@@ -45,7 +46,12 @@ fn engagers(engagements: &[Engagement], workload: &WorkloadRef) -> Vec<String> {
             let only = only.map_or(String::new(), |filter| format!(", requests with {filter}"));
             spec.ports.iter().map(move |port| {
                 let (user, verb) = (&spec.user, spec.verb.as_str());
-                format!("{user} ({verb}, port {}{only})", port.container_port)
+                let number = port.container_port;
+                let protocol = match port.protocol {
+                    Protocol::Tcp => "",
+                    Protocol::Udp => "/udp",
+                };
+                format!("{user} ({verb}, port {number}{protocol}{only})")
             })
         })
         .collect()

@@ -1,13 +1,16 @@
-//! From `--port LOCAL[:REMOTE]` to a port of the workload's pods.
+//! From `--port LOCAL[:REMOTE][/PROTOCOL]` to a port of the workload's pods.
+
+mod candidates;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kvpn_proto::crd::ServicePortRef;
+use kvpn_proto::flow::{Carried, Protocol};
 use kvpn_proto::{Failure, Reason, v1};
 
-use super::{Found, Inventory, Workload};
+use candidates::{Candidate, Candidates};
+
+use super::{Found, Inventory};
 
 /// One `--port`, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub(crate) struct RequestedPort {
     /// Number or name of a Service's or container's port; empty for the only
     /// one there is.
     pub(crate) remote: String,
+    /// None for TCP, or else UDP.
+    pub(crate) protocol: Option<Protocol>,
 }
 
 impl TryFrom<&v1::RequestedPort> for RequestedPort {
@@ -33,10 +38,7 @@ impl TryFrom<&v1::RequestedPort> for RequestedPort {
             })
             .filter(|local| local.port() != 0);
         match local {
-            Some(local) => Ok(Self {
-                local,
-                remote: port.remote.clone(),
-            }),
+            Some(local) => Self::new(local, &port.remote),
             None => Err(Failure::new(
                 Reason::Usage,
                 format!("{} is not a local port", port.local),
@@ -46,23 +48,56 @@ impl TryFrom<&v1::RequestedPort> for RequestedPort {
     }
 }
 
+impl RequestedPort {
+    /// What the user wrote of the remote port, such as `53`, `dns/udp` or `/tcp`.
+    pub(crate) fn new(local: SocketAddr, text: &str) -> Result<Self, Failure> {
+        let (remote, protocol) = match text.split_once('/') {
+            None => (text, None),
+            Some((remote, "tcp")) => (remote, Some(Protocol::Tcp)),
+            Some((remote, "udp")) => (remote, Some(Protocol::Udp)),
+            Some((_, protocol)) => {
+                return Err(Failure::new(
+                    Reason::Usage,
+                    format!("{protocol} is not a protocol that can be engaged"),
+                    "write /tcp or /udp after the port, or nothing",
+                ));
+            }
+        };
+        Ok(Self {
+            local,
+            remote: remote.to_owned(),
+            protocol,
+        })
+    }
+
+    /// Whether it may be of TCP as well as of UDP. A name is of one port.
+    fn is_ambiguous(&self) -> bool {
+        let is_number = self.remote.parse::<u16>().is_ok();
+        self.protocol.is_none() && (self.remote.is_empty() || is_number)
+    }
+}
+
 /// A port of the pods, and the Service port that leads to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ResolvedPort {
     pub(crate) local: SocketAddr,
     pub(crate) container_port: u16,
+    pub(crate) protocol: Protocol,
     pub(crate) service: Option<ServicePortRef>,
 }
 
-/// A port that the user may mean.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Candidate {
-    /// What the user may call it.
-    number: u16,
-    name: Option<String>,
-    container_port: u16,
-    protocol: String,
-    service: Option<ServicePortRef>,
+impl ResolvedPort {
+    /// Whether it is the same port of the pods.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.container_port, self.protocol) == (other.container_port, other.protocol)
+    }
+}
+
+/// Ports of the pods, and what the user should know of how they were chosen.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    pub(crate) ports: Vec<ResolvedPort>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Finds every port that was asked for; each port of the pods only once.
@@ -70,7 +105,7 @@ pub(crate) fn resolve_ports(
     inventory: &Inventory,
     found: &Found<'_>,
     requested: &[RequestedPort],
-) -> Result<Vec<ResolvedPort>, Failure> {
+) -> Result<Resolved, Failure> {
     if requested.is_empty() {
         return Err(Failure::new(
             Reason::Usage,
@@ -78,38 +113,62 @@ pub(crate) fn resolve_ports(
             "name the local port with --port, such as --port 8080",
         ));
     }
-    let mut resolved: Vec<ResolvedPort> = Vec::new();
+    let candidates = Candidates::new(inventory, found);
+    let mut ports: Vec<ResolvedPort> = Vec::new();
     for port in requested {
-        let next = resolve(inventory, found, port)?;
-        if resolved
-            .iter()
-            .any(|before| before.container_port == next.container_port)
-        {
+        let next = resolve(found, &candidates, port)?;
+        if ports.iter().any(|before| before.is_same(&next)) {
             return Err(Failure::new(
                 Reason::Usage,
                 format!("port {} of the pods is named twice", next.container_port),
                 "name each port once",
             ));
         }
-        resolved.push(next);
+        ports.push(next);
     }
-    Ok(resolved)
+    let chosen = requested.iter().zip(&ports);
+    let warnings = chosen
+        .filter(|(requested, _)| requested.is_ambiguous())
+        .filter_map(|(_, port)| left_out(&candidates, port, &ports))
+        .collect();
+    Ok(Resolved { ports, warnings })
+}
+
+/// What the user is told when TCP was taken for a number that UDP has as well.
+fn left_out(
+    candidates: &Candidates,
+    chosen: &ResolvedPort,
+    ports: &[ResolvedPort],
+) -> Option<String> {
+    let is_meant = |other: &&Candidate| {
+        let same_service = other.service == chosen.service && chosen.service.is_some();
+        other.protocol() == Some(Protocol::Udp)
+            && (other.container_port == chosen.container_port || same_service)
+    };
+    let all = [&candidates.by_service, &candidates.by_container];
+    let other = all.into_iter().flatten().find(is_meant)?;
+    let is_named = ports
+        .iter()
+        .any(|port| port.protocol == Protocol::Udp && port.container_port == other.container_port);
+    if chosen.protocol == Protocol::Udp || is_named {
+        return None;
+    }
+    let (number, local) = (other.number, chosen.local.port());
+    Some(format!(
+        "port {number} is both TCP and UDP, and TCP is taken; the pods get the datagrams, \
+         unless you add --port {local}:{number}/udp"
+    ))
 }
 
 fn resolve(
-    inventory: &Inventory,
     found: &Found<'_>,
+    all: &Candidates,
     requested: &RequestedPort,
 ) -> Result<ResolvedPort, Failure> {
-    let workload = found.workload;
-    let by_service: Vec<Candidate> = match found.service {
-        Some(service) => service_ports(service, workload).collect(),
-        None => inventory
-            .services_of(workload)
-            .flat_map(|service| service_ports(service, workload))
-            .collect(),
-    };
-    let by_container = container_ports(workload);
+    let Candidates {
+        by_service,
+        by_container,
+    } = all.of(requested.protocol);
     let chosen = if requested.remote.is_empty() {
         let all = if by_service.is_empty() {
             &by_container
@@ -120,30 +179,28 @@ fn resolve(
     } else {
         named(&by_service, &by_container, &requested.remote).or_else(|| {
             let none_known = by_service.is_empty() && by_container.is_empty();
-            none_known.then(|| undeclared(&requested.remote)).flatten()
+            let protocol = requested.protocol.unwrap_or(Protocol::Tcp);
+            let undeclared = || Candidate::undeclared(&requested.remote, protocol);
+            none_known.then(undeclared).flatten()
         })
     };
     let Some(chosen) = chosen else {
-        return Err(no_such_port(
-            found,
-            &requested.remote,
-            &by_service,
-            &by_container,
-        ));
+        return Err(no_such_port(found, requested, all));
     };
-    if chosen.protocol != "TCP" {
+    let Some(protocol) = chosen.protocol() else {
         return Err(Failure::new(
             Reason::NotSupported,
             format!(
-                "port {} of {} is a {} port, and only TCP can be engaged",
-                chosen.number, workload.reference, chosen.protocol
+                "port {} of {} is of {}, and only TCP and UDP can be engaged",
+                chosen.number, found.workload.reference, chosen.protocol
             ),
-            "choose a TCP port",
+            "choose a port of TCP or UDP",
         ));
-    }
+    };
     Ok(ResolvedPort {
         local: requested.local,
         container_port: chosen.container_port,
+        protocol,
         service: chosen.service,
     })
 }
@@ -163,27 +220,13 @@ fn named(by_service: &[Candidate], by_container: &[Candidate], remote: &str) -> 
     };
     // A container need not declare the port that a Service targets.
     let targeted = || {
-        by_service
-            .iter()
-            .find(|candidate| Some(candidate.container_port) == number)
-            .cloned()
+        let candidates = by_service.iter();
+        let leads_there = |it: &&Candidate| Some(it.container_port) == number;
+        the_only(candidates.filter(leads_there).cloned().collect())
     };
     matching(by_service)
         .or_else(|| matching(by_container))
         .or_else(targeted)
-}
-
-/// A port of pods that tell of none. Where they tell of some, another number is more
-/// likely to be a slip.
-fn undeclared(remote: &str) -> Option<Candidate> {
-    let number = remote.parse().ok().filter(|number| *number != 0)?;
-    Some(Candidate {
-        number,
-        name: None,
-        container_port: number,
-        protocol: "TCP".into(),
-        service: None,
-    })
 }
 
 /// The one candidate there is. TCP goes before UDP of the same number, and
@@ -199,108 +242,29 @@ fn the_only(candidates: Vec<Candidate>) -> Option<Candidate> {
         .then_some(first)
 }
 
-fn service_ports(service: &Service, workload: &Workload) -> impl Iterator<Item = Candidate> {
-    let name = service.metadata.name.as_deref().unwrap_or_default();
-    let ports = service
-        .spec
-        .iter()
-        .flat_map(|spec| spec.ports.iter().flatten());
-    ports.filter_map(move |port| {
-        let number = u16::try_from(port.port).ok()?;
-        Some(Candidate {
-            number,
-            name: port.name.clone(),
-            container_port: target(port, workload)?,
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-            service: Some(ServicePortRef {
-                name: name.to_owned(),
-                port: number,
-            }),
-        })
-    })
-}
-
-/// Where a Service port leads in a pod of the workload.
-fn target(port: &ServicePort, workload: &Workload) -> Option<u16> {
-    match &port.target_port {
-        None => port.port.try_into().ok(),
-        Some(IntOrString::Int(0)) => port.port.try_into().ok(),
-        Some(IntOrString::Int(number)) => (*number).try_into().ok(),
-        Some(IntOrString::String(name)) => {
-            if let Ok(number) = name.parse() {
-                return Some(number);
-            }
-            let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            let declared = workload.ports.iter().find(|declared| {
-                declared.name.as_ref() == Some(name)
-                    && declared.protocol.as_deref().unwrap_or("TCP") == protocol
-            });
-            declared?.container_port.try_into().ok()
-        }
-    }
-}
-
-fn container_ports(workload: &Workload) -> Vec<Candidate> {
-    workload
-        .ports
-        .iter()
-        .filter_map(|port| {
-            let number = port.container_port.try_into().ok()?;
-            Some(Candidate {
-                number,
-                name: port.name.clone(),
-                container_port: number,
-                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-                service: None,
-            })
-        })
-        .collect()
-}
-
-fn no_such_port(
-    found: &Found<'_>,
-    remote: &str,
-    by_service: &[Candidate],
-    by_container: &[Candidate],
-) -> Failure {
+fn no_such_port(found: &Found<'_>, requested: &RequestedPort, all: &Candidates) -> Failure {
     let workload = &found.workload.reference;
-    let there_are = match by_service
+    let there_are = match all
+        .by_service
         .iter()
-        .chain(by_container)
-        .map(describe)
+        .chain(&all.by_container)
+        .map(Candidate::describe)
         .collect::<Vec<_>>()[..]
     {
         [] => "it has none".to_owned(),
         ref ports => format!("there are: {}", ports.join(", ")),
     };
-    let message = if remote.is_empty() {
-        format!("{workload} does not have just one port; {there_are}")
-    } else {
-        format!("{workload} has no port {remote}, or several; {there_are}")
+    let protocol = requested.protocol.map(|it| Carried::from(it).as_str());
+    let of = protocol.map_or(String::new(), |protocol| format!(" of {protocol}"));
+    let message = match requested.remote.as_str() {
+        "" => format!("{workload} does not have just one port{of}; {there_are}"),
+        remote => format!("{workload} has no port {remote}{of}, or several; {there_are}"),
     };
     Failure::new(
         Reason::NoSuchPort,
         message,
         "name one of its ports after the local one, such as --port 8080:80",
     )
-}
-
-/// Such as `80 (http) of Service/web` or `8080 of its containers`.
-fn describe(candidate: &Candidate) -> String {
-    let name = candidate
-        .name
-        .as_ref()
-        .map(|name| format!(" ({name})"))
-        .unwrap_or_default();
-    let protocol = match candidate.protocol.as_str() {
-        "TCP" => String::new(),
-        other => format!("/{other}"),
-    };
-    let place = match &candidate.service {
-        Some(service) => format!("Service/{}", service.name),
-        None => "its containers".to_owned(),
-    };
-    format!("{}{protocol}{name} of {place}", candidate.number)
 }
 
 #[cfg(test)]

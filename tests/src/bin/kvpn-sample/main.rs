@@ -1,6 +1,6 @@
 //! The sample application: an HTTP server that says who it is and what it was
 //! asked, and one line about each request on stdout. Datagrams to the same port
-//! come back as they are.
+//! come back as they are, but for one that asks who is there.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use hyper_util::rt::TokioIo;
+use kvpn_tests::WHO;
 use kvpn_tests::dual_stack::{bind, bind_at, listen, listen_at};
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{SignalKind, signal};
@@ -67,7 +68,8 @@ fn main() -> ExitCode {
 /// Serves until SIGTERM.
 async fn serve(options: Options) -> Result<()> {
     let listener = listen_at(options.address, options.port)?;
-    tokio::spawn(echo(bind_at(options.address, options.port)?));
+    let socket = bind_at(options.address, options.port)?;
+    tokio::spawn(echo(socket, options.service.clone()));
     if let Some(port) = options.manners_port {
         let quic = quic::Server::new(bind(port)?)?;
         tokio::spawn(manners::serve(listen(port)?, quic.certificate()));
@@ -108,13 +110,20 @@ async fn serve(options: Options) -> Result<()> {
     }
 }
 
-/// Sends every datagram back to where it came from.
-async fn echo(socket: UdpSocket) {
+/// Sends every datagram back to where it came from, or says who it is.
+async fn echo(socket: UdpSocket, service: String) {
     let mut datagram = vec![0; usize::from(u16::MAX)];
     loop {
         // An error is about an earlier datagram, whose sender is gone.
         if let Ok((size, peer)) = socket.recv_from(&mut datagram).await {
-            drop(socket.send_to(&datagram[..size], peer).await);
+            let answer = match &datagram[..size] {
+                asked if asked == WHO.as_bytes() => {
+                    say("A datagram asks who is there");
+                    service.as_bytes()
+                }
+                other => other,
+            };
+            drop(socket.send_to(answer, peer).await);
         }
     }
 }

@@ -1,5 +1,8 @@
 //! What users write after `--port`, and what is meant.
 
+use k8s_openapi::api::core::v1::ServicePort;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
 use super::*;
 use crate::session::workloads::fixture::shop;
 use crate::session::workloads::target::find;
@@ -13,17 +16,23 @@ fn ask_in(
     target: &str,
     remote: &str,
 ) -> Result<(u16, Option<String>), Failure> {
-    let found = find(inventory, target)?;
-    let requested = RequestedPort {
-        local: "127.0.0.1:9000".parse().unwrap(),
-        remote: remote.into(),
-    };
-    let ports = resolve_ports(inventory, &found, &[requested])?;
-    let service = ports[0].service.as_ref();
+    let port = &resolved(inventory, target, &[remote])?.ports[0];
+    let service = port.service.as_ref();
     Ok((
-        ports[0].container_port,
+        port.container_port,
         service.map(|service| format!("{}:{}", service.name, service.port)),
     ))
+}
+
+fn resolved(inventory: &Inventory, target: &str, remotes: &[&str]) -> Result<Resolved, Failure> {
+    let found = find(inventory, target)?;
+    let requested = remotes.iter().map(|remote| port(remote));
+    let requested = requested.collect::<Result<Vec<_>, _>>()?;
+    resolve_ports(inventory, &found, &requested)
+}
+
+fn port(remote: &str) -> Result<RequestedPort, Failure> {
+    RequestedPort::new("127.0.0.1:9000".parse().unwrap(), remote)
 }
 
 #[test]
@@ -86,16 +95,66 @@ fn several_service_ports_may_lead_to_one_port_of_the_pods() {
     assert_eq!(ask_in(&inventory, "web", "other"), storefront("8000"));
 }
 
-#[test]
-fn of_tcp_and_udp_on_one_number_tcp_is_meant() {
+/// Namespace `shop`, where web's Service has TCP and UDP on one number.
+fn with_both() -> Inventory {
     let mut inventory = with_port("datagrams", 80, "UDP");
     let spec = inventory.services[0].spec.as_mut().unwrap();
     spec.ports.as_mut().unwrap()[1].target_port = Some(IntOrString::Int(8080));
-    for remote in ["", "80", "http", "8080"] {
-        assert_eq!(ask_in(&inventory, "web", remote).unwrap().0, 8080);
+    inventory
+}
+
+fn protocols(resolved: &Resolved) -> Vec<Protocol> {
+    resolved.ports.iter().map(|port| port.protocol).collect()
+}
+
+#[test]
+fn of_tcp_and_udp_on_one_number_tcp_is_meant_and_the_user_hears_of_the_other() {
+    let inventory = with_both();
+    for remote in ["", "80", "8080"] {
+        let resolved = resolved(&inventory, "web", &[remote]).unwrap();
+        assert_eq!(resolved.ports[0].container_port, 8080);
+        assert_eq!(protocols(&resolved), [Protocol::Tcp]);
+        assert_eq!(
+            resolved.warnings,
+            [
+                "port 80 is both TCP and UDP, and TCP is taken; the pods get the datagrams, \
+                 unless you add --port 9000:80/udp"
+            ]
+        );
     }
-    let failure = ask_in(&inventory, "web", "datagrams").unwrap_err();
-    assert_eq!(failure.reason, Reason::NotSupported);
+}
+
+#[test]
+fn protocol_or_name_chooses_between_tcp_and_udp_on_one_number() {
+    let inventory = with_both();
+    for (remotes, wanted) in [
+        (&["80/udp"][..], &[Protocol::Udp][..]),
+        (&["/udp"], &[Protocol::Udp]),
+        (&["datagrams"], &[Protocol::Udp]),
+        (&["datagrams/udp"], &[Protocol::Udp]),
+        (&["80/tcp"], &[Protocol::Tcp]),
+        (&["http"], &[Protocol::Tcp]),
+        (&["80", "80/udp"], &[Protocol::Tcp, Protocol::Udp]),
+    ] {
+        let resolved = resolved(&inventory, "web", remotes).unwrap();
+        assert_eq!(protocols(&resolved), wanted, "{remotes:?}");
+        assert!(resolved.warnings.is_empty(), "{:?}", resolved.warnings);
+    }
+    let failure = resolved(&inventory, "web", &["http/udp"]).unwrap_err();
+    assert_eq!(failure.reason, Reason::NoSuchPort);
+    assert!(failure.message.contains("no port http of UDP"), "{failure}");
+    let twice = resolved(&inventory, "web", &["80/udp", "datagrams"]).unwrap_err();
+    assert_eq!(twice.reason, Reason::Usage);
+    assert_eq!(port("80/sctp").unwrap_err().reason, Reason::Usage);
+}
+
+#[test]
+fn protocol_of_a_number_that_nobody_declares_is_as_asked_for() {
+    // Its pods tell of TCP ports only.
+    let undeclared = resolved(&shop(), "web", &["5353/udp"]).unwrap();
+    assert_eq!(undeclared.ports[0].container_port, 5353);
+    assert_eq!(protocols(&undeclared), [Protocol::Udp]);
+    assert!(undeclared.warnings.is_empty());
 }
 
 #[test]
@@ -120,31 +179,33 @@ fn several_ports_ask_for_a_choice() {
     inventory
         .services
         .retain(|service| service.metadata.name.as_deref() != Some("storefront"));
-    let found = find(&inventory, "web").unwrap();
-    let requested = RequestedPort {
-        local: "127.0.0.1:9000".parse().unwrap(),
-        remote: String::new(),
-    };
-    let failure = resolve_ports(&inventory, &found, &[requested]).unwrap_err();
+    let failure = ask_in(&inventory, "web", "").unwrap_err();
     assert_eq!(failure.reason, Reason::NoSuchPort);
 }
 
 #[test]
-fn udp_is_plainly_not_supported() {
-    let failure = ask("dns", "53").unwrap_err();
+fn the_only_port_may_be_one_of_udp() {
+    for remote in ["", "53", "53/udp"] {
+        let resolved = resolved(&shop(), "dns", &[remote]).unwrap();
+        assert_eq!(resolved.ports[0].container_port, 53);
+        assert_eq!(protocols(&resolved), [Protocol::Udp]);
+        assert!(resolved.warnings.is_empty());
+    }
+}
+
+#[test]
+fn other_protocols_are_plainly_not_supported() {
+    let mut inventory = with_port("signals", 81, "SCTP");
+    let spec = inventory.services[0].spec.as_mut().unwrap();
+    spec.ports.as_mut().unwrap()[1].target_port = Some(IntOrString::Int(8081));
+    let failure = ask_in(&inventory, "web", "signals").unwrap_err();
     assert_eq!(failure.reason, Reason::NotSupported);
-    assert!(failure.message.contains("UDP"), "{}", failure.message);
+    assert!(failure.message.contains("SCTP"), "{}", failure.message);
 }
 
 #[test]
 fn the_same_port_twice_is_refused() {
-    let inventory = shop();
-    let found = find(&inventory, "web").unwrap();
-    let port = |remote: &str| RequestedPort {
-        local: "127.0.0.1:9000".parse().unwrap(),
-        remote: remote.into(),
-    };
-    let failure = resolve_ports(&inventory, &found, &[port("80"), port("8080")]).unwrap_err();
+    let failure = resolved(&shop(), "web", &["80", "8080"]).unwrap_err();
     assert_eq!(failure.reason, Reason::Usage);
 }
 

@@ -26,6 +26,7 @@ use tonic::{Extensions, Status};
 use super::super::serve;
 use super::*;
 use crate::claims::Claims;
+use crate::forward::datagrams::Datagrams;
 use crate::forward::{Route, Shared};
 use crate::holds::Holds;
 use crate::reports::Reports;
@@ -200,6 +201,7 @@ impl Case {
             reports,
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(1)),
+            datagrams: Datagrams::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let agent = listener.local_addr().unwrap();
