@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::processes;
 use super::ptrace::{Turn, go_on_with, next_turn};
 
 /// How long until the threads are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How much longer than the threads may take to stop the one that traces may take to tell.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Keeps threads stopped until it is dropped.
 ///
@@ -60,7 +63,16 @@ impl Hold {
             release: Some(release),
             tracer: Some(tracer),
         };
-        hold.threads = told.recv().context("the thread that traces has ended")??;
+        match told.recv_timeout(patience + GRACE) {
+            Ok(outcome) => hold.threads = outcome?,
+            Err(RecvTimeoutError::Disconnected) => bail!("the thread that traces has ended"),
+            // The kernel has it wait for a process that executes a program, and which itself
+            // waits for a thread that is stopped already. The end of this process ends that.
+            Err(RecvTimeoutError::Timeout) => {
+                error!("The thread that traces hangs");
+                std::process::exit(1);
+            }
+        }
         Ok(hold)
     }
 
@@ -96,6 +108,10 @@ impl Traced {
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + patience;
         loop {
+            ensure!(
+                Instant::now() < deadline,
+                "it makes new threads faster than they can be stopped"
+            );
             let mut more = false;
             for thread in list().context("list the processes")? {
                 if !self.0.contains_key(&thread) {
