@@ -29,8 +29,11 @@ pub(crate) struct Holders(BTreeMap<String, Holder>);
 #[derive(Debug, Default)]
 struct Holder {
     launch: Launch,
-    /// How often one was added since one has lasted.
+    /// How often one was added since one has lasted, and when last.
     tries: u32,
+    tried_at: Option<Instant>,
+    /// Whether the container is to be stopped.
+    is_wanted: bool,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -102,12 +105,16 @@ impl Holders {
         }
         self.0.retain(|target, holder| {
             holder.follow(target, pod, image, now);
+            let is_wanted = targets.contains(target);
+            let was_wanted = std::mem::replace(&mut holder.is_wanted, is_wanted);
             let is_coming = matches!(holder.launch, Launch::Adding | Launch::Starting { .. });
-            // One that comes for nobody may soon be wanted again, and is not to be two.
-            is_coming || targets.contains(target)
+            // One that comes for nobody may soon be wanted again, and is not to be two. Nor is
+            // what has failed to be tried anew each time that a laptop comes back.
+            (was_wanted && is_wanted) || is_coming || holder.has_tried(now)
         });
         let is_due = |target: &&String| {
             let holder = self.0.entry((*target).clone()).or_default();
+            holder.is_wanted = true;
             holder.advance(target, pod, image, now)
         };
         targets.iter().filter(is_due).cloned().collect()
@@ -132,6 +139,7 @@ impl Holders {
         let deadlines = self.0.values().filter_map(|holder| match &holder.launch {
             Launch::Idle | Launch::Adding | Launch::Stuck { .. } | Launch::Running { .. } => None,
             Launch::Starting { since, .. } => Some(*since + START_LIMIT),
+            Launch::Refused { .. } | Launch::Failed { .. } if !holder.is_wanted => None,
             Launch::Refused { at, .. } | Launch::Failed { at, .. } => holder.again(*at),
         });
         deadlines.min()
@@ -143,6 +151,12 @@ impl Holder {
     fn again(&self, failed: Instant) -> Option<Instant> {
         let pause = RETRY * 2u32.pow(self.tries.min(MAX_TRIES));
         (self.tries < MAX_TRIES).then(|| failed + pause)
+    }
+
+    /// Whether some were added in vain lately.
+    fn has_tried(&self, now: Instant) -> bool {
+        let is_running = matches!(self.launch, Launch::Running { .. });
+        !is_running && self.tried_at.is_some_and(|at| now < at + LASTING)
     }
 
     /// Returns whether a container must be added now.
@@ -168,6 +182,7 @@ impl Holder {
         }
         self.launch = Launch::Adding;
         self.tries += 1;
+        self.tried_at = Some(now);
         true
     }
 

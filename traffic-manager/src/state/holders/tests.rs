@@ -37,6 +37,14 @@ impl Case {
         !self.holders.advance(&targets, &pod, IMAGE, now).is_empty()
     }
 
+    /// Nobody wants the container stopped at that second.
+    fn is_unwanted(&mut self, state: Option<AgentState>, second: u64) {
+        let now = self.start + Duration::from_secs(second);
+        let pod = with_holder(state);
+        let due = self.holders.advance(&BTreeSet::new(), &pod, IMAGE, now);
+        assert!(due.is_empty());
+    }
+
     fn added(&mut self, container: &str, second: u64) {
         let now = self.start + Duration::from_secs(second);
         self.holders.handle_added("web", container.to_owned(), now);
@@ -101,6 +109,27 @@ fn one_that_comes_is_not_added_twice_though_nobody_wanted_it_meanwhile() {
     case.holders
         .advance(&BTreeSet::new(), &ends, IMAGE, case.start);
     assert_eq!(case.deadline(), None, "it would tick until the pod is gone");
+}
+
+#[test]
+fn failures_are_not_forgotten_while_the_laptop_is_away_but_later() {
+    let mut case = Case::new();
+    let ended = AgentState::Terminated("Error, exit code 1: it may not".into());
+    let mut tries = 0;
+    for second in 0..LASTING.as_secs() {
+        // The laptop comes and goes.
+        if second % 2 == 0 {
+            case.is_unwanted(Some(ended.clone()), second);
+            assert_eq!(case.deadline(), None, "it would tick for nobody");
+        } else if case.adds(Some(ended.clone()), second) {
+            tries += 1;
+            case.added("kvpn-holder-a", second);
+            assert!(!case.adds(Some(ended.clone()), second));
+        }
+    }
+    assert_eq!(tries, MAX_TRIES);
+    case.is_unwanted(Some(ended.clone()), LASTING.as_secs());
+    assert!(case.adds(Some(ended), 1_001));
 }
 
 #[test]
