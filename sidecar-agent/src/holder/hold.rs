@@ -1,6 +1,6 @@
 //! Threads that stand still for as long as one of this process traces them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -18,6 +18,9 @@ use super::ptrace::{Turn, go_on_with, next_turn};
 
 /// How long until the threads are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How long another that traces a thread, as the holder before may, has to end.
+const OTHERS_END: Duration = Duration::from_millis(500);
 
 /// How much longer than the threads may take to stop the one that traces may take to tell.
 const GRACE: Duration = Duration::from_secs(2);
@@ -107,6 +110,7 @@ impl Traced {
         patience: Duration,
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + patience;
+        let mut seen = BTreeSet::new();
         loop {
             ensure!(
                 Instant::now() < deadline,
@@ -114,9 +118,9 @@ impl Traced {
             );
             let mut more = false;
             for thread in list().context("list the processes")? {
-                if !self.0.contains_key(&thread) {
-                    // One that is gone by now may have made others.
-                    more = true;
+                // One that is gone by now may have made others.
+                more |= seen.insert(thread);
+                if !self.0.contains_key(&thread) && processes::is_alive(thread) {
                     self.seize(thread)?;
                 }
             }
@@ -132,22 +136,37 @@ impl Traced {
     /// Has a thread stop, unless it is gone.
     fn seize(&mut self, thread: i32) -> anyhow::Result<()> {
         let pid = Pid::from_raw(thread);
-        match ptrace::seize(pid, ptrace::Options::empty()).and_then(|()| ptrace::interrupt(pid)) {
-            Ok(()) => drop(self.0.insert(thread, false)),
-            Err(Errno::ESRCH) => {}
-            // What the kernel says of those that have ended and are not waited for yet.
-            Err(Errno::EPERM) if !processes::is_alive(thread) => {}
-            Err(error) => {
-                return Err(error).context("the kernel does not let its processes be traced");
+        let deadline = Instant::now() + OTHERS_END;
+        loop {
+            let seized = ptrace::seize(pid, ptrace::Options::empty());
+            match seized.and_then(|()| ptrace::interrupt(pid)) {
+                Ok(()) => {
+                    self.0.insert(thread, false);
+                    return Ok(());
+                }
+                Err(Errno::ESRCH) => return Ok(()),
+                // What the kernel says of those that have ended and are not waited for yet.
+                Err(Errno::EPERM) if !processes::is_alive(thread) => return Ok(()),
+                // And of those that another traces, which may be about to end.
+                Err(Errno::EPERM) if Instant::now() < deadline => sleep(LOOK_AGAIN),
+                Err(error) => {
+                    return Err(error).with_context(|| match processes::tracer(thread) {
+                        Some(tracer) => format!("process {tracer} traces it already"),
+                        None => "the kernel does not let its processes be traced".to_owned(),
+                    });
+                }
             }
         }
-        Ok(())
     }
 
     /// Waits until all have stopped, or ended.
     fn await_stops(&mut self, deadline: Instant, patience: Duration) -> anyhow::Result<()> {
         loop {
             self.take_turns()?;
+            // Of some the kernel tells no end, such as the first thread when another executes
+            // a program and takes its number.
+            self.0
+                .retain(|thread, is_stopped| *is_stopped || processes::is_alive(*thread));
             let running = self.0.values().filter(|is_stopped| !**is_stopped).count();
             if running == 0 {
                 return Ok(());

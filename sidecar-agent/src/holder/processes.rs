@@ -34,28 +34,26 @@ pub(super) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All threads of a process and of those that descend from it, but for those that have
-/// ended. What was executed in a container from outside does not descend from its first.
+/// All threads of a process and of those that descend from it, also those that end
+/// meanwhile, which may have made others. What was executed in a container from outside does
+/// not descend from its first.
 pub(super) fn threads(first: i32) -> io::Result<Vec<i32>> {
     let mut processes = HashMap::new();
+    let mut threads = Vec::new();
     for process in numbers(Path::new("/proc"))? {
-        if let Some(stat) = stat(Path::new(&format!("/proc/{process}/stat"))) {
-            processes.insert(process, stat);
+        match stat(Path::new(&format!("/proc/{process}/stat"))) {
+            Some(stat) => drop(processes.insert(process, stat)),
+            // Nobody knows any more whether it descended.
+            None => threads.push(process),
         }
     }
-    let mut threads = Vec::new();
     for process in processes
         .keys()
         .filter(|it| descends(**it, first, &processes))
     {
         let directory = format!("/proc/{process}/task");
         // Who has ended meanwhile has no threads.
-        for thread in numbers(Path::new(&directory)).unwrap_or_default() {
-            let stat = stat(Path::new(&format!("{directory}/{thread}/stat")));
-            if stat.is_some_and(|stat| !['Z', 'X'].contains(&stat.state)) {
-                threads.push(thread);
-            }
-        }
+        threads.extend(numbers(Path::new(&directory)).unwrap_or_else(|_| vec![*process]));
     }
     Ok(threads)
 }
@@ -64,6 +62,14 @@ pub(super) fn threads(first: i32) -> io::Result<Vec<i32>> {
 pub(super) fn is_alive(thread: i32) -> bool {
     let stat = stat(Path::new(&format!("/proc/{thread}/stat")));
     stat.is_some_and(|stat| !['Z', 'X'].contains(&stat.state))
+}
+
+/// Who traces a thread, if anyone does whom this process can see.
+pub(super) fn tracer(thread: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let mut lines = status.lines();
+    let tracer = lines.find_map(|line| line.strip_prefix("TracerPid:"))?;
+    tracer.trim().parse().ok().filter(|tracer| *tracer != 0)
 }
 
 fn descends(process: i32, first: i32, processes: &HashMap<i32, Stat>) -> bool {

@@ -4,13 +4,18 @@ use std::env;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
+use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::pause;
 
 use super::*;
 
 /// Makes this program an app to be stopped.
 const AS_APP: &str = "KVPN_TEST_AS_APP";
+
+/// What such an app is to do with a thread that does not stop.
+const HANGS: &str = "hangs";
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -28,6 +33,9 @@ fn app() {
             }
         });
     }
+    if env::var(AS_APP).unwrap() == HANGS {
+        thread::spawn(hang);
+    }
     loop {
         let passing = thread::spawn(|| thread::spawn(thread::yield_now));
         passing.join().unwrap().join().unwrap();
@@ -35,14 +43,37 @@ fn app() {
     }
 }
 
+/// Waits, as after vfork(2), for a child that neither executes anything nor ends. Only a
+/// signal that kills gets a thread out of that.
+#[expect(unsafe_code, reason = "the standard library has no vfork")]
+fn hang() {
+    let child = || {
+        let _ = set_pdeathsig(Signal::SIGKILL);
+        loop {
+            pause();
+        }
+    };
+    let mut stack = vec![0; 64 << 10];
+    // SAFETY: the child has a copy of the memory, and makes nothing but system calls.
+    let child = unsafe {
+        let signal = Some(Signal::SIGCHLD as i32);
+        clone(Box::new(child), &mut stack, CloneFlags::CLONE_VFORK, signal)
+    };
+    child.unwrap();
+}
+
 /// A process that [`app`] is all of; gone when dropped.
 struct App(Child);
 
 impl App {
     fn start() -> Self {
+        Self::start_as("1")
+    }
+
+    fn start_as(kind: &str) -> Self {
         let child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "holder::hold::tests::app"])
-            .env(AS_APP, "1")
+            .env(AS_APP, kind)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -167,20 +198,32 @@ fn app_goes_on_when_its_holder_dies() {
 
 #[test]
 fn app_that_does_not_stop_in_time_goes_on() {
-    let app = App::start();
-    let pid = app.pid();
-    let holder = thread::spawn(move || {
-        // No thread has this number, so it never stops.
-        let mut traced = Traced(BTreeMap::from([(i32::MAX, false)]));
-        let list = || processes::threads(pid);
-        let outcome = traced.stop(list, Duration::from_millis(50));
-        traced.let_go();
-        outcome.unwrap_err().to_string()
+    let app = App::start_as(HANGS);
+    app.wait_for("a thread hangs", || {
+        app.told("State:").iter().any(|it| it.starts_with('D'))
     });
-    let why = holder.join().unwrap();
+    let pid = app.pid();
+    let hold = Hold::new(move || processes::threads(pid), Duration::from_millis(200));
+    let why = hold.unwrap_err().to_string();
     assert!(why.starts_with("it does not answer: 1 of "), "{why}");
     app.goes_on();
-    drop(app.hold().unwrap());
+}
+
+#[test]
+fn app_that_another_holds_is_held_when_that_ends() {
+    let app = App::start();
+    let first = app.hold().unwrap();
+    let why = app.hold().unwrap_err().to_string();
+    assert!(why.contains("traces it already"), "{why}");
+    let ends = thread::spawn(move || {
+        sleep(Duration::from_millis(20));
+        drop(first);
+    });
+    let second = app.hold().unwrap();
+    ends.join().unwrap();
+    assert!(app.stands_still(), "{:?}", app.told("State:"));
+    drop(second);
+    app.goes_on();
 }
 
 #[test]
