@@ -73,15 +73,12 @@ impl<'a> Clock<'a> {
     /// Whether all threads of the app are stopped by who traces them.
     fn stands_still(&self) -> Result<bool> {
         let app = self.process()?;
-        let mut threads = Vec::new();
-        for task in fs::read_dir(format!("/proc/{app}/task"))? {
-            threads.push(fs::read_to_string(task?.path().join("stat"))?);
-        }
+        let threads = of_threads(app, "stat")?;
         let is_stopped = |stat: &String| {
             let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
             state.is_some_and(|state| state.starts_with('t'))
         };
-        Ok(threads.iter().all(is_stopped))
+        Ok(!threads.is_empty() && threads.iter().all(is_stopped))
     }
 
     fn goes_on(&self) -> Result<()> {
@@ -96,13 +93,19 @@ impl<'a> Clock<'a> {
     fn jobs(&self) -> Result<u64> {
         let app = self.process()?;
         let mut jobs = 0;
-        for task in fs::read_dir(format!("/proc/{app}/task"))? {
-            let status = fs::read_to_string(task?.path().join("status"))?;
+        for status in of_threads(app, "status")? {
             let mut lines = status.lines();
             let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
             jobs += count.context("no count")?.trim().parse::<u64>()?;
         }
         Ok(jobs)
+    }
+
+    /// Waits until it has done more than its threads do as they are let go.
+    fn works_on_from(&self, jobs: u64) -> Result<()> {
+        wait_for("the app goes on", LIMIT, || {
+            Ok((self.jobs()? > jobs + JOBS).then_some(()))
+        })
     }
 
     /// The app's process on the node.
@@ -160,6 +163,13 @@ impl Drop for Clock<'_> {
         // The test has its result.
         drop(self.0.kubectl(["-n", SHOP].into_iter().chain(delete)).ok());
     }
+}
+
+/// What a file in `/proc` says of each thread of a process, but for those that end meanwhile.
+fn of_threads(process: i32, file: &str) -> Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task"))?;
+    let told = tasks.map(|task| Ok(fs::read_to_string(task?.path().join(file)).ok()));
+    told.filter_map(Result::transpose).collect()
 }
 
 fn is_whole(developer: &Developer, clock: &Clock<'_>) -> Result<()> {
@@ -232,13 +242,12 @@ fn replaced_app_goes_on_whoever_is_killed() -> Result<()> {
 
     let jobs = clock.jobs()?;
     clock.kill("hold --container clock")?;
-    wait_for("the app goes on", LIMIT, || {
-        Ok((clock.jobs()? > jobs + JOBS).then_some(()))
-    })?;
+    clock.works_on_from(jobs)?;
     // Until there is another one.
     is_whole(&developer, &clock)?;
+    let jobs = clock.jobs()?;
     clock.kill("--manager")?;
-    clock.goes_on()?;
+    clock.works_on_from(jobs)?;
     is_whole(&developer, &clock)?;
     developer
         .laptop
