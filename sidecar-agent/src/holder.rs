@@ -112,5 +112,10 @@ fn serve(agent: UnixStream, container: &str, linger: Duration) -> anyhow::Result
 
 /// Where the agent waits for holders.
 pub(crate) fn address() -> anyhow::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(SOCKET).context("name a socket")
+    let name = match cfg!(test) {
+        // The tests of others on this machine have their own.
+        true => format!("{SOCKET}-{}", std::process::id()),
+        false => SOCKET.to_owned(),
+    };
+    SocketAddr::from_abstract_name(name).context("name a socket")
 }

@@ -50,8 +50,9 @@ pub(crate) type Standings = BTreeMap<String, Standing>;
 /// How far a container is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Some of its processes may have stopped.
-    Stopping,
+    /// Some of its processes may have stopped. With the reason why they did not the last
+    /// time, if they were to be.
+    Stopping(String),
     Stopped,
     /// It goes on, for this reason.
     Failed(String),
@@ -64,6 +65,8 @@ type Turn = Arc<tokio::sync::Mutex<Tries>>;
 #[derive(Debug, Default)]
 struct Tries {
     failures: u32,
+    /// Whether a holder has gone as it was told to. The first may have been about to leave.
+    was_left: bool,
     /// Why the last one failed, and until when there is no other.
     last: Option<(String, Instant)>,
 }
@@ -72,6 +75,9 @@ impl Holds {
     /// Waits for holders until the handle is dropped, and then lets go of them all.
     pub(crate) fn listen(&self) -> AbortOnDropHandle<()> {
         let shared = Arc::clone(&self.shared);
+        // Whoever listened before has let go of all.
+        let turns = shared.turns.lock();
+        turns.unwrap_or_else(PoisonError::into_inner).clear();
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 // Another agent of the pod may have the name, and leave.
@@ -93,15 +99,15 @@ impl Holds {
     }
 
     /// The containers that are to be stopped and are not, and why; empty while they may
-    /// soon be.
+    /// soon be and none has failed to.
     pub(crate) fn not_stopped(&self) -> BTreeMap<String, String> {
         let standings = self.shared.standings.borrow();
         let wanted = self.shared.wanted.borrow();
         let not_stopped = wanted.iter().filter_map(|container| {
             let why = match standings.get(container) {
                 Some(Standing::Stopped) => return None,
-                Some(Standing::Stopping) | None => String::new(),
-                Some(Standing::Failed(why)) => why.clone(),
+                Some(Standing::Stopping(why) | Standing::Failed(why)) => why.clone(),
+                None => String::new(),
             };
             Some((container.clone(), why))
         });
@@ -111,7 +117,7 @@ impl Holds {
     /// Whether the processes of a container are stopped, or about to.
     pub(crate) fn is_stopped(&self, container: &str) -> bool {
         match self.shared.standings.borrow().get(container) {
-            Some(Standing::Stopping | Standing::Stopped) => true,
+            Some(Standing::Stopping(_) | Standing::Stopped) => true,
             Some(Standing::Failed(_)) | None => false,
         }
     }
@@ -235,14 +241,20 @@ impl Shared {
         container: &str,
         tries: &mut Tries,
     ) -> anyhow::Result<()> {
-        self.note(container, Some(Standing::Stopping));
+        let last = tries.last.as_ref().map(|(why, _)| why.clone());
+        self.note(
+            container,
+            Some(Standing::Stopping(last.unwrap_or_default())),
+        );
         let outcome = holder.ask(HOLD).await;
         info!(container, ?outcome, "Told to stop");
         match outcome {
             Ok(Ok(())) => *tries = Tries::default(),
             Ok(Err(why)) => tries.fail(why, Instant::now()),
             Err(error) => {
-                tries.fail(format!("its holder: {error:#}"), Instant::now());
+                if std::mem::replace(&mut tries.was_left, true) {
+                    tries.fail(format!("its holder: {error:#}"), Instant::now());
+                }
                 return Err(error);
             }
         }

@@ -3,8 +3,11 @@
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::*;
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// A holder's end of its connection.
 struct Theirs {
@@ -27,9 +30,14 @@ impl Theirs {
     }
 
     async fn is_told(&mut self, word: &str) {
+        assert_eq!(self.next().await, word);
+    }
+
+    async fn next(&mut self) -> String {
         let mut line = String::new();
-        self.told.read_line(&mut line).await.unwrap();
-        assert_eq!(line.trim_end(), word);
+        let read = timeout(SOON, self.told.read_line(&mut line)).await;
+        read.unwrap().unwrap();
+        line.trim_end().to_owned()
     }
 
     async fn answers(&mut self, line: &str) {
@@ -70,9 +78,15 @@ fn containers_that_are_not_stopped_are_told_with_the_reason() {
         assert_eq!(told, expected);
     };
     not_stopped(&[("app", ""), ("worker", "")]);
-    holds.shared.note("app", Some(Standing::Stopping));
+    holds
+        .shared
+        .note("app", Some(Standing::Stopping(String::new())));
     assert!(holds.is_stopped("app"), "it may not answer any more");
     not_stopped(&[("app", ""), ("worker", "")]);
+    holds
+        .shared
+        .note("app", Some(Standing::Stopping("no".into())));
+    not_stopped(&[("app", "no"), ("worker", "")]);
     holds.shared.note("app", Some(Standing::Stopped));
     holds.shared.note("worker", failed("no"));
     not_stopped(&[("worker", "no")]);
@@ -137,6 +151,39 @@ async fn failure_keeps_other_holders_from_trying_at_once_until_something_else_is
 }
 
 #[tokio::test]
+async fn reason_of_the_last_failure_is_told_until_the_next_try_has_an_outcome() {
+    let holds = wanting(&["app"]);
+    let tries = Tries {
+        failures: 1,
+        last: Some(("no".into(), Instant::now())),
+        ..Tries::default()
+    };
+    let turn = Arc::new(tokio::sync::Mutex::new(tries));
+    let turns = BTreeMap::from([("app".to_owned(), turn)]);
+    *holds.shared.turns.lock().unwrap() = turns;
+    let mut holder = Theirs::call(&holds).await;
+    holder.is_told(HOLD).await;
+    until(&holds, Some(Standing::Stopping("no".into()))).await;
+    holder.answers("done").await;
+    until(&holds, Some(Standing::Stopped)).await;
+}
+
+#[tokio::test]
+async fn holder_that_leaves_as_it_is_told_to_stop_is_forgiven_once_and_by_a_new_link() {
+    let holds = wanting(&["app"]);
+    for _ in 0..2 {
+        let mut holder = Theirs::call(&holds).await;
+        holder.is_told(HOLD).await;
+        assert_eq!(holder.ends().await, "it has hung up");
+    }
+    let holder = Theirs::call(&holds).await;
+    until(&holds, failed("its holder: it has hung up")).await;
+    holder.ends().await;
+    drop(holds.listen());
+    Theirs::call(&holds).await.is_told(HOLD).await;
+}
+
+#[tokio::test]
 async fn second_holder_of_a_container_stays_and_takes_the_place_of_the_first() {
     let holds = wanting(&["app"]);
     let mut first = Theirs::call(&holds).await;
@@ -150,7 +197,14 @@ async fn second_holder_of_a_container_stays_and_takes_the_place_of_the_first() {
     }
     until(&holds, Some(Standing::Stopped)).await;
     first.ends().await;
-    second.is_told(HOLD).await;
+    let word = loop {
+        match second.next().await {
+            // It may have waited for longer than that.
+            word if word == RELEASE => second.answers("done").await,
+            word => break word,
+        }
+    };
+    assert_eq!(word, HOLD);
     second.answers("done").await;
     until(&holds, Some(Standing::Stopped)).await;
     // The end of one that waits changes nothing.
@@ -177,19 +231,22 @@ async fn holders_are_let_go_when_nobody_listens_any_more() {
         stream.set_nonblocking(true).unwrap();
         UnixStream::from_std(stream).ok()
     };
-    let mut holder = loop {
-        match connect() {
-            Some(stream) => break BufReader::new(stream),
-            None => sleep(Duration::from_millis(1)).await,
-        }
+    let told = async {
+        let mut holder = loop {
+            match connect() {
+                Some(stream) => break BufReader::new(stream),
+                None => sleep(Duration::from_millis(1)).await,
+            }
+        };
+        holder.write_all(b"app\n").await.unwrap();
+        let mut line = String::new();
+        holder.read_line(&mut line).await.unwrap();
+        assert_eq!(line.trim_end(), HOLD);
+        drop(listening);
+        line.clear();
+        assert_eq!(holder.read_line(&mut line).await.unwrap(), 0);
     };
-    holder.write_all(b"app\n").await.unwrap();
-    let mut line = String::new();
-    holder.read_line(&mut line).await.unwrap();
-    assert_eq!(line.trim_end(), HOLD);
-    drop(listening);
-    line.clear();
-    assert_eq!(holder.read_line(&mut line).await.unwrap(), 0);
+    timeout(SOON, told).await.unwrap();
     until(&holds, None).await;
     assert!(connect().is_none());
 }
