@@ -4,11 +4,15 @@ use std::fmt;
 
 use bytes::Bytes;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use crate::v1;
+
+/// How large a certificate with its chain and key may be together, in bytes. Each claim on a
+/// port has a copy, and the claims of a pod travel in one message.
+const LARGEST: usize = 64 << 10;
 
 /// A certificate with its chain, and the key: both in PEM, and not looked into here.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,8 +25,10 @@ pub struct TlsIdentity {
 /// Why a certificate and key cannot be used. It tells nothing of the key.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsIdentityError {
-    #[error("the certificate cannot be read: {0}")]
-    Certificate(pem::Error),
+    #[error("the certificate is not in PEM")]
+    Certificate,
+    #[error("certificate and key are larger than {} KiB", LARGEST >> 10)]
+    TooLarge,
     #[error("there is no certificate in PEM")]
     NoCertificate,
     #[error("there is no private key in PEM that is not encrypted")]
@@ -34,9 +40,13 @@ pub enum TlsIdentityError {
 impl TlsIdentity {
     /// Both, ready for use; the key fits the certificate.
     pub fn certified_key(&self) -> Result<CertifiedKey, TlsIdentityError> {
+        if self.certificates.len() + self.key.len() > LARGEST {
+            return Err(TlsIdentityError::TooLarge);
+        }
         let certificates = CertificateDer::pem_slice_iter(&self.certificates);
         let certificates = certificates.collect::<Result<Vec<_>, _>>();
-        let certificates = certificates.map_err(TlsIdentityError::Certificate)?;
+        // As below, should both be in one file.
+        let certificates = certificates.map_err(|_| TlsIdentityError::Certificate)?;
         if certificates.is_empty() {
             return Err(TlsIdentityError::NoCertificate);
         }
@@ -113,6 +123,30 @@ mod tests {
                 TlsIdentityError::NoKey.to_string()
             );
         }
+    }
+
+    #[test]
+    fn no_error_shows_a_key() {
+        let made = made();
+        let both = [&made.certificates[..], &made.key[..]].concat();
+        // Whose lines were joined on the way.
+        let line = String::from_utf8(both).unwrap().replace('\n', " ");
+        let broken = TlsIdentity {
+            certificates: line.into(),
+            key: made.key,
+        };
+        let error = broken.certified_key().unwrap_err();
+        assert!(format!("{error} {error:?}").len() < 100, "{error:?}");
+    }
+
+    #[test]
+    fn what_would_not_travel_is_not_used() {
+        let large = TlsIdentity {
+            certificates: vec![b'a'; LARGEST].into(),
+            key: "k".into(),
+        };
+        let error = large.certified_key().unwrap_err().to_string();
+        assert!(error.contains("64 KiB"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use kube::Api;
 use kvpn_proto::crd::Session;
 use kvpn_proto::flow::{self, Carried, DialError, DialFailure, OpenTarget};
 use kvpn_proto::identity::decode_public_key;
+use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::v1::traffic_manager_server::TrafficManager;
 use kvpn_proto::{Failure, Reason, v1, version};
 use kvpn_tunnel::dns::Forwarder;
@@ -32,9 +33,6 @@ const GET_SESSION: Duration = Duration::from_secs(5);
 
 /// How many addresses are described at once.
 const MAX_DESCRIBED: usize = 1_024;
-
-/// How large a certificate with its chain and key may be, in bytes; a Secret holds no more.
-const MAX_TLS_IDENTITY: usize = 1 << 20;
 
 /// The service that sessions call.
 #[derive(Clone)]
@@ -250,10 +248,11 @@ impl TrafficManager for SessionApi {
         let (_, caller) = identified(request.extensions())?;
         let v1::GiveTlsIdentityRequest { uid, identity } = request.into_inner();
         let identity = identity.ok_or_else(|| Status::invalid_argument("no identity is given"))?;
-        if identity.certificates.len() + identity.key.len() > MAX_TLS_IDENTITY {
-            return Err(Status::invalid_argument("the certificates are too large"));
-        }
-        let known = self.hub.give_tls(&caller.session, &uid, identity.into());
+        let identity = TlsIdentity::from(identity);
+        // Agents give others' claims no worse service for it.
+        let usable = identity.certified_key();
+        usable.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let known = self.hub.give_tls(&caller.session, &uid, identity);
         Ok(Response::new(v1::GiveTlsIdentityResponse { known }))
     }
 }

@@ -36,6 +36,9 @@ const UNUSED: Duration = if cfg!(test) {
     Duration::from_secs(1)
 };
 
+/// How long the app may take to agree, before it counts as not there.
+const MEET_DEADLINE: Duration = Duration::from_secs(3);
+
 /// Protocols by which requests come (RFC 7301), where the app cannot be asked.
 const KNOWN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -142,13 +145,19 @@ impl App {
         };
         let offered = hello.alpn().into_iter().flatten();
         let offered: Vec<Vec<u8>> = offered.map(<[u8]>::to_vec).collect();
-        let (protocol, unused) = match dial_app(destination).await {
+        let met = timeout(MEET_DEADLINE, async {
+            let app = dial_app(destination).await?;
+            connect(termination.app(offered.clone()), &name, app).await
+        });
+        let met = met.await;
+        let (protocol, unused) = match met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(app) => {
-                let app = connect(termination.app(offered), &name, app).await?;
                 let protocol = app.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
                 (protocol, Some((Instant::now(), End::new(app))))
             }
-            // A request may be for somebody else.
+            // It speaks, but no TLS that fits.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
+            // It may be stopped, and a request be for somebody else.
             Err(error) => {
                 debug!(%destination, %error, "The app does not answer");
                 let known = |offered: &Vec<u8>| KNOWN.contains(&offered.as_slice());

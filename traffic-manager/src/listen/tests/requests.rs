@@ -153,11 +153,13 @@ async fn end_of_a_log_and_its_reader_who_asks_are_told_who_deleted_the_engagemen
 async fn session_gives_a_certificate_for_its_own_engagement_once_that_is_known() {
     let lab = Lab::start().await;
     let mut client = lab.session().await;
+    let made = rcgen::generate_simple_self_signed(["shop".to_owned()]).unwrap();
+    let (certificates, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let given = |uid: &str| v1::GiveTlsIdentityRequest {
         uid: uid.into(),
         identity: Some(v1::TlsIdentity {
-            certificates: "certificates".into(),
-            key: "key".into(),
+            certificates: certificates.clone().into(),
+            key: key.clone().into(),
         }),
     };
     let early = client.give_tls_identity(given("uid-web-a")).await;
@@ -175,4 +177,9 @@ async fn session_gives_a_certificate_for_its_own_engagement_once_that_is_known()
     }
     assert!(give("uid-web-a").await);
     assert!(!give("uid-web-b").await, "it is bob's");
+
+    let mut useless = given("uid-web-a");
+    useless.identity = Some(v1::TlsIdentity::default());
+    let refused = client.give_tls_identity(useless).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
 }

@@ -92,8 +92,14 @@ impl EngagementRecord {
                 Laptop::Idle(_) => self.held_since = None,
             },
             Standing::Unclaimed { reason, .. } => {
-                // Others may have the port meanwhile, but for what passes soon.
-                if ![condition::PROGRESSING, condition::NO_RUNNING_POD].contains(reason) {
+                // Others may have the port meanwhile, but for what passes soon; a certificate
+                // comes with the session.
+                let passing = [
+                    condition::PROGRESSING,
+                    condition::NO_RUNNING_POD,
+                    condition::NO_TLS_IDENTITY,
+                ];
+                if !passing.contains(reason) {
                     self.held_since = None;
                 }
             }
