@@ -153,7 +153,7 @@ mod tests {
     fn no_message_shows_a_key() {
         let identity = v1::TlsIdentity {
             certificates: "public".into(),
-            key: "secret".into(),
+            key: "hushed".into(),
         };
         let claim = v1::Claim {
             tls: Some(identity.clone()),
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(shown.matches("TlsIdentity(…)").count(), 4, "{shown}");
         // Bytes are shown as text, or as numbers.
         assert!(
-            !shown.contains("secret") && !shown.contains("115, 101"),
+            !shown.contains("hushed") && !shown.contains("104, 117"),
             "{shown}"
         );
     }

@@ -219,7 +219,7 @@ fn engagement_that_ends_tls_is_active_only_with_a_certificate_until_it_is_anothe
 
     let identity = TlsIdentity {
         certificates: "certificates".into(),
-        key: "secret".into(),
+        key: "hushed".into(),
     };
     let given = |uid: &str| Event::TlsGiven {
         engagement: view.key.clone(),
@@ -232,7 +232,7 @@ fn engagement_that_ends_tls_is_active_only_with_a_certificate_until_it_is_anothe
     case.assert_active("web-a", "True", condition::READY);
     let claims = &case.world.slots["uid-web-1"].claims().claims;
     assert_eq!(claims[0].tls.as_ref(), Some(&identity));
-    assert!(!format!("{:?}", case.world).contains("secret"));
+    assert!(!format!("{:?}", case.world).contains("hushed"));
 
     // A namesake has none, nor one of who does not end TLS.
     case.send(Event::Engagements(Change::Deleted(view.clone())));
