@@ -10,6 +10,7 @@
 //!     chain datagrams {
 //!         type filter hook prerouting priority raw; policy accept;
 //!         iiftype != loopback udp dport 40001 drop
+//!         iiftype != loopback udp dport 53 udp checksum 0 udp dport set 40001
 //!         iiftype != loopback udp dport 53 udp dport set 40001
 //!     }
 //!     chain answers {
@@ -23,6 +24,9 @@
 //! that would remember a client for as long as it goes on sending, so that a claim would
 //! not reach it, nor its end, and an agent that was killed would leave it a port where
 //! nobody is.
+//!
+//! A checksum of 0 says that there is none (RFC 768). The kernel does not know that when it
+//! corrects a checksum for the other port, so there is a rule before that leaves it alone.
 
 use kvpn_proto::names::AGENT_NFT_TABLE;
 use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
@@ -184,7 +188,11 @@ fn new_rules(redirects: &Redirects) -> impl Iterator<Item = Request> {
     // Nobody but who may reach the claimed port is to get to the agent.
     let own = redirects.datagrams.values().map(|socket| refuse(*socket));
     let datagrams = redirects.datagrams.iter();
-    let datagrams = own.chain(datagrams.map(|(port, socket)| turn(*port, *socket)));
+    let datagrams = datagrams.flat_map(|(port, socket)| {
+        // What the first has turned has another port, and is not for the second.
+        [turn_without_checksum(*port, *socket), turn(*port, *socket)]
+    });
+    let datagrams = own.chain(datagrams);
     let answers = redirects.answers.iter();
     let answers = answers.map(|(port, socket)| turn_back(*port, *socket));
     connections
@@ -244,14 +252,21 @@ fn redirect(port: u16, listener: u16) -> Vec<Expressions> {
     rule
 }
 
-/// The rule for the datagrams that come to one port.
+/// The rule for the datagrams that come to one port, and have a checksum.
 fn turn(port: u16, socket: u16) -> Vec<Expressions> {
-    let mut rule = from_outside(IPPROTO_UDP);
+    let mut rule = datagrams_to(port);
+    rule.extend(write_port(DESTINATION_PORT, socket, with_checksum()));
+    rule
+}
+
+/// The rule for those that have none, and are to have none.
+fn turn_without_checksum(port: u16, socket: u16) -> Vec<Expressions> {
+    let mut rule = datagrams_to(port);
     rule.extend([
-        load_header(DESTINATION_PORT, 2),
-        compare(Operator::Equal, port.to_be_bytes().to_vec()),
+        load_header(UDP_CHECKSUM, 2),
+        compare(Operator::Equal, vec![0; 2]),
     ]);
-    rule.extend(write_port(DESTINATION_PORT, socket));
+    rule.extend(write_port(DESTINATION_PORT, socket, Vec::new()));
     rule
 }
 
@@ -263,22 +278,29 @@ fn turn_back(port: u16, socket: u16) -> Vec<Expressions> {
         load_header(SOURCE_PORT, 2),
         compare(Operator::Equal, socket.to_be_bytes().to_vec()),
     ];
-    rule.extend(write_port(SOURCE_PORT, port));
+    // The agent's answers have a checksum.
+    rule.extend(write_port(SOURCE_PORT, port, with_checksum()));
     rule
 }
 
 /// The rule for datagrams that nothing has turned to the agent's socket.
 fn refuse(socket: u16) -> Vec<Expressions> {
+    let mut rule = datagrams_to(socket);
+    rule.push(Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(vec![VerdictAttribute::Code(
+            Verdict::Other(DROP),
+        )])),
+    ]));
+    rule
+}
+
+/// What comes from outside to one UDP port.
+fn datagrams_to(port: u16) -> Vec<Expressions> {
     let mut rule = from_outside(IPPROTO_UDP);
     rule.extend([
         load_header(DESTINATION_PORT, 2),
-        compare(Operator::Equal, socket.to_be_bytes().to_vec()),
-        Expressions::Immediate(vec![
-            Immediate::DestinationRegister(Register::Verdict),
-            Immediate::Data(DataAttribute::Verdict(vec![VerdictAttribute::Code(
-                Verdict::Other(DROP),
-            )])),
-        ]),
+        compare(Operator::Equal, port.to_be_bytes().to_vec()),
     ]);
     rule
 }
@@ -293,17 +315,24 @@ fn from_outside(protocol: u8) -> Vec<Expressions> {
     ]
 }
 
-/// Puts another port into a UDP header.
-fn write_port(offset: u32, port: u16) -> [Expressions; 2] {
-    let write = Expressions::Payload(vec![
+/// Puts another port into a UDP header, and does that to the checksum.
+fn write_port(offset: u32, port: u16, checksum: Vec<Payload>) -> [Expressions; 2] {
+    let mut write = vec![
         Payload::SourceRegister(Register::Reg1),
         Payload::Base(TRANSPORT_HEADER),
         Payload::Offset(offset),
         Payload::Len(2),
+    ];
+    write.extend(checksum);
+    [port_number(port), Expressions::Payload(write)]
+}
+
+/// Has the kernel correct the checksum.
+fn with_checksum() -> Vec<Payload> {
+    vec![
         Payload::CsumType(ChecksumType::Inet),
         Payload::CsumOffset(UDP_CHECKSUM),
-    ]);
-    [port_number(port), write]
+    ]
 }
 
 fn port_number(port: u16) -> Expressions {

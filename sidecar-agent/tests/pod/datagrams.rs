@@ -9,6 +9,7 @@ use std::{
 
 use kvpn_proto::v1::{self, watch_claims_request::Event};
 use nix::sys::signal::Signal;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     Pod, WEB,
@@ -66,6 +67,18 @@ impl Client {
 
     fn send(&self, text: &str) {
         self.0.send(text.as_bytes()).unwrap();
+    }
+
+    /// Sends from the same port as ever, by way of a raw socket.
+    fn send_without_checksum(&self, network: &Network, text: &str) {
+        let (from, to) = (self.0.local_addr().unwrap(), self.0.peer_addr().unwrap());
+        let length = u16::try_from(8 + text.len()).unwrap();
+        let header = [from.port(), to.port(), length, 0].map(u16::to_be_bytes);
+        let datagram = [header.as_flattened(), text.as_bytes()].concat();
+        network.within(Side::Peer, move || {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap();
+            socket.send_to(&datagram, &to.into()).unwrap();
+        });
     }
 
     fn recv(&self, deadline: Duration) -> io::Result<String> {
@@ -147,6 +160,20 @@ fn datagrams_of_every_size_arrive_whole() {
             assert!(client.ask(&sent) == sent, "{size} to {address}");
         }
     }
+}
+
+#[test]
+fn datagrams_without_a_checksum_arrive() {
+    let pod = Pod::with_datagrams();
+    let [v4, _] = addresses(WEB);
+    let client = pod.client(v4);
+    client.send_without_checksum(&pod.network, "one");
+    assert_eq!(client.recv(DEADLINE).unwrap(), "app one");
+    pod.claim(1, vec![claim("c1")]);
+    client.send_without_checksum(&pod.network, "two");
+    let greeting = format!("laptop c1 {PEER_V4}\n");
+    assert_eq!(client.recv(DEADLINE).unwrap(), greeting);
+    assert_eq!(client.recv(DEADLINE).unwrap(), "two");
 }
 
 #[test]
