@@ -33,6 +33,10 @@ use crate::claims::{Claims, DatagramClaims};
 const MAX_FLOWS: usize = 4_096;
 const MADE_ROOM: usize = 256;
 
+/// How many flows there are with those that have had to go and still bring answers, and how
+/// many streams of copies.
+const MAX_TASKS: usize = 2 * MAX_FLOWS;
+
 /// How many datagrams wait for their flow.
 const MAX_WAITING: usize = 64;
 
@@ -83,6 +87,10 @@ struct Known {
 /// The sockets and flows of all claimed ports.
 pub(super) struct Datagrams {
     room: Arc<Semaphore>,
+    /// Who serves flows has one, and who carries copies one of the others: these are not to
+    /// keep clients from being served.
+    serving: Arc<Semaphore>,
+    copying: Arc<Semaphore>,
     table: Mutex<Table>,
 }
 
@@ -101,6 +109,8 @@ impl Datagrams {
     pub(super) fn new() -> Self {
         Self {
             room: Arc::new(Semaphore::new(ROOM)),
+            serving: Arc::new(Semaphore::new(MAX_TASKS)),
+            copying: Arc::new(Semaphore::new(MAX_TASKS)),
             table: Mutex::default(),
         }
     }
@@ -248,6 +258,10 @@ fn give(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, key: Key, payload: Bytes)
             Err(TrySendError::Closed(datagram)) => datagram,
         };
     }
+    let Ok(permit) = Arc::clone(&shared.datagrams.serving).try_acquire_owned() else {
+        debug!(port = key.port, "A datagram is lost: too many flows");
+        return;
+    };
     table.latest += 1;
     let number = table.latest;
     let claimed = table.claimed.get(&key.port).cloned();
@@ -265,7 +279,10 @@ fn give(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, key: Key, payload: Bytes)
     table.flows.insert(key, known);
     drop(table);
     let flow = Flow::new(Arc::clone(shared), Arc::clone(socket), key, number, claimed);
-    shared.flows.spawn(flow.run(taken));
+    shared.flows.spawn(async move {
+        flow.run(taken).await;
+        drop(permit);
+    });
 }
 
 /// Ends the flows whose clients were silent for the longest time.

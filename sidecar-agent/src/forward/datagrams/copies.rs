@@ -44,12 +44,18 @@ impl Copies {
         shared: &Arc<Shared>,
     ) {
         let is_there = self.copies.as_ref().is_some_and(|it| !it.is_closed());
-        if !is_there && !shared.has_missed_copies(&self.claim_id) {
+        if !is_there
+            && !shared.has_missed_copies(&self.claim_id)
+            && let Ok(permit) = Arc::clone(&shared.datagrams.copying).try_acquire_owned()
+        {
             let (copies, taken) = mpsc::channel(MAX_WAITING);
             self.copies = Some(copies);
             let (tunnel, claim_id) = (tunnel.clone(), self.claim_id.clone());
             let carry = carry(taken, tunnel, claim_id, ends.client, Arc::clone(shared));
-            shared.flows.spawn(carry);
+            shared.flows.spawn(async move {
+                carry.await;
+                drop(permit);
+            });
         }
         let copy = shared.datagrams.hold(payload.clone());
         let is_sent = match (&self.copies, copy) {
