@@ -25,7 +25,8 @@ pub(crate) struct Redirects {
     /// The UDP ports, each with that of the socket to which its datagrams come.
     pub(crate) datagrams: BTreeMap<u16, u16>,
     /// The UDP ports that answers of sockets leave from: also those whose datagrams come to
-    /// the agent no more, and to some of which answers are on their way.
+    /// the agent no more, and to some of which answers are on their way. What else is sent
+    /// to those sockets is refused.
     pub(crate) answers: BTreeMap<u16, u16>,
 }
 
@@ -46,7 +47,8 @@ pub(crate) struct Redirect {
 enum Table {
     Absent,
     /// Redirects nothing new, and keeps translating the packets of connections
-    /// that it once redirected, and answers to datagrams.
+    /// that it once redirected, and answers to datagrams. Nothing else reaches the sockets
+    /// of these.
     Empty,
     Active,
 }

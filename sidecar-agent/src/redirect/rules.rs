@@ -185,8 +185,9 @@ fn new_rules(redirects: &Redirects) -> impl Iterator<Item = Request> {
     let connections = redirects.connections.iter();
     let connections = connections.map(|port| redirect(*port, redirects.listener));
     let connections = [track_connections()].into_iter().chain(connections);
-    // Nobody but who may reach the claimed port is to get to the agent.
-    let own = redirects.datagrams.values().map(|socket| refuse(*socket));
+    // Nobody but who may reach the claimed port is to get to the agent, which keeps its
+    // sockets when a port is claimed no more.
+    let own = redirects.answers.values().map(|socket| refuse(*socket));
     let datagrams = redirects.datagrams.iter();
     let datagrams = datagrams.flat_map(|(port, socket)| {
         // What the first has turned has another port, and is not for the second.

@@ -275,6 +275,11 @@ fn datagrams_to_the_agents_own_port_are_lost() {
         client.send("one");
         client.hears_nothing();
     }
+    // The socket stays when the port is claimed no more.
+    pod.claim(2, vec![crate::claim("tcp", WEB)]);
+    let rules = pod.network.nft("list ruleset");
+    let refused = format!("udp dport {socket} drop");
+    assert!(rules.contains(&refused), "{rules}");
 }
 
 #[test]
