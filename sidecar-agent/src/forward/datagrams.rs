@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
+use self::course::Size;
 use self::flow::Flow;
 use self::sockets::{Ends, Sockets};
 use super::{Route, Shared};
@@ -60,6 +61,12 @@ thread_local! {
 struct Datagram {
     payload: Bytes,
     _place: OwnedSemaphorePermit,
+}
+
+impl Size for Datagram {
+    fn size(&self) -> usize {
+        self.payload.len()
+    }
 }
 
 /// Whose datagrams make one flow.

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many datagrams are held, and for how long.
+/// How many datagrams are held, how many bytes when there is more than one, and for how
+/// long.
 const MAX_HELD: usize = 16;
+const MAX_HELD_BYTES: usize = 32 << 10;
 const HELD_FOR: Duration = Duration::from_secs(3);
 
 /// How long the holder may take to answer the question whether it takes them.
@@ -20,6 +22,12 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
 /// for which datagrams have to wait.
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_SILENT: Duration = Duration::from_secs(30);
+
+/// Something to hold.
+pub(super) trait Size {
+    /// In bytes.
+    fn size(&self) -> usize;
+}
 
 /// What becomes of the datagrams of one client.
 #[derive(Debug)]
@@ -62,7 +70,7 @@ pub(super) enum Step<D> {
     Lost,
 }
 
-impl<D> Course<D> {
+impl<D: Size> Course<D> {
     pub(super) fn new(is_claimed: bool, fails_closed: bool, now: Instant) -> Self {
         Self {
             state: match is_claimed {
@@ -152,10 +160,16 @@ impl<D> Course<D> {
     }
 
     fn hold(&mut self, datagram: D, now: Instant) {
-        if self.held.len() == MAX_HELD {
+        self.held.push_back((now, datagram));
+        // The latest is held, however large: it may wait for the stream.
+        while self.held.len() > 1 && self.holds_too_much() {
             self.held.pop_front();
         }
-        self.held.push_back((now, datagram));
+    }
+
+    fn holds_too_much(&self) -> bool {
+        let bytes: usize = self.held.iter().map(|(_, it)| it.size()).sum();
+        self.held.len() > MAX_HELD || bytes > MAX_HELD_BYTES
     }
 
     /// What was held for so long has been taken, and only not answered.
@@ -179,6 +193,12 @@ mod tests {
     use super::*;
 
     const MOMENT: Duration = Duration::from_millis(100);
+
+    impl Size for u32 {
+        fn size(&self) -> usize {
+            usize::try_from(*self).unwrap()
+        }
+    }
 
     fn claimed() -> (Course<u32>, Instant) {
         let now = Instant::now();
@@ -227,6 +247,25 @@ mod tests {
     }
 
     #[test]
+    fn latest_datagrams_are_held_while_they_are_not_too_large() {
+        let (mut course, now) = claimed();
+        let (half, whole) = (16 << 10, 32 << 10);
+        assert_eq!(course.handle_datagram(1, now), Step::Ask);
+        for datagram in [half, half - 1] {
+            assert_eq!(course.handle_datagram(datagram, now), Step::Wait);
+        }
+        let held = course.handle_opened().copied().collect::<Vec<_>>();
+        assert_eq!(held, [1, half, half - 1]);
+        assert_eq!(course.handle_datagram(half, now), Step::ToHolder);
+        assert_eq!(course.handle_refused(now), [half - 1, half]);
+        let again = now + RETRY;
+        for datagram in [half, whole + 1] {
+            assert_eq!(course.handle_datagram(datagram, again), Step::ToHolder);
+        }
+        assert_eq!(course.handle_refused(again), [whole + 1]);
+    }
+
+    #[test]
     fn refused_datagrams_go_to_the_app_and_the_stream_is_tried_again() {
         let (mut course, now) = opened();
         assert_eq!(course.handle_datagram(2, now), Step::ToHolder);
@@ -253,7 +292,7 @@ mod tests {
     #[test]
     fn nobody_gets_what_a_claim_that_fails_closed_does_not_take() {
         let now = Instant::now();
-        let mut course = Course::new(true, true, now);
+        let mut course = Course::<u32>::new(true, true, now);
         assert_eq!(course.handle_datagram(1, now), Step::Ask);
         assert!(course.handle_lost(now).is_empty());
         assert_eq!(course.handle_datagram(2, now), Step::Lost);
@@ -266,7 +305,7 @@ mod tests {
     #[test]
     fn app_gets_what_nobody_claims() {
         let now = Instant::now();
-        let mut course = Course::new(false, false, now);
+        let mut course = Course::<u32>::new(false, false, now);
         assert_eq!(course.handle_datagram(1, now), Step::ToApp(1));
         assert_eq!(course.deadline(), None);
     }
