@@ -222,9 +222,12 @@ pub(crate) struct Engagement {
     terminates_tls: bool,
     /// Who answers when the laptop does not: `app`, or nobody by `503`.
     on_failure: &'static str,
-    /// The container that is replaced.
+    /// The container that is replaced, or whose ports are meant.
     #[serde(skip_serializing_if = "String::is_empty")]
     container: String,
+    /// What leads to one of the pods.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    to_pod: Vec<ToPod>,
     /// Absent where nobody has told.
     #[serde(skip_serializing_if = "Option::is_none")]
     requests: Option<Requests>,
@@ -267,6 +270,13 @@ struct Port {
     protocol: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<ServicePort>,
+}
+
+/// A port of the laptop that leads to one of a pod's localhost.
+#[derive(Debug, Serialize)]
+struct ToPod {
+    local: String,
+    port: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -407,6 +417,7 @@ impl From<EngagementStatus> for Engagement {
             filter: status.filter,
             terminates_tls: status.terminates_tls,
             container: status.container,
+            to_pod: status.to_pod.into_iter().map(ToPod::from).collect(),
             on_failure: if status.fails_closed { "503" } else { "app" },
             requests: status.counts.map(|counts| Requests {
                 matched: counts.matched,
@@ -427,6 +438,15 @@ impl From<DeletedEngagement> for Deleted {
             verb: deleted.verb,
             by: Some(deleted.by).filter(|by| !by.is_empty()),
             at: Timestamp::from_second(deleted.at).ok(),
+        }
+    }
+}
+
+impl From<v1::ToPod> for ToPod {
+    fn from(to_pod: v1::ToPod) -> Self {
+        Self {
+            local: format!("127.0.0.1:{}", to_pod.local),
+            port: to_pod.port,
         }
     }
 }

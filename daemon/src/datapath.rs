@@ -18,7 +18,7 @@ use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use dials::answer as answer_dial;
-pub(crate) use flows::Exit;
+pub(crate) use flows::{Exit, dial};
 use registry::FlowRegistry;
 use tun::Tun;
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::filter::HttpFilter;
 use crate::flow::Protocol;
+use crate::v1;
 
 /// One laptop's connection to the cluster. Lives in the traffic manager's
 /// namespace.
@@ -102,6 +103,10 @@ pub struct EngagementSpec {
     /// key are never here: the session gives them to the traffic manager.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub terminates_tls: bool,
+    /// TCP ports of the pods' localhost that the laptop reaches meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
+    pub to_pod: Vec<u16>,
 }
 
 /// Who answers instead of a laptop that does not.
@@ -240,6 +245,33 @@ pub struct EngagedPort {
     /// The Service port that leads here, when the user named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServicePortRef>,
+    /// What is spoken there, as the Service's `appProtocol` or the port's name says; absent:
+    /// the first bytes of a connection decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<AppProtocol>,
+}
+
+/// What is spoken on a port, as far as it matters to who looks for requests.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub enum AppProtocol {
+    /// HTTP of any version, in the clear; the client speaks first.
+    Http,
+    /// TLS, whatever is inside; the client speaks first.
+    Tls,
+    /// Something else, of which nothing is looked at.
+    Opaque,
+}
+
+impl From<AppProtocol> for v1::AppProtocol {
+    fn from(protocol: AppProtocol) -> Self {
+        match protocol {
+            AppProtocol::Http => Self::Http,
+            AppProtocol::Tls => Self::Tls,
+            AppProtocol::Opaque => Self::Opaque,
+        }
+    }
 }
 
 /// A port of a Service in the engagement's namespace.
@@ -339,15 +371,20 @@ mod tests {
               session: alice-1
               verb: Intercept
               workload: {kind: Deployment, name: web}
+              toPod: [9901]
               ports:
               - containerPort: 8080
                 protocol: TCP
                 local: 127.0.0.1:8080
                 service: {name: web, port: 80}
+                appProtocol: Http
             ",
         )
         .unwrap();
         assert_eq!(engagement.spec.workload.to_string(), "Deployment/web");
         assert_eq!(engagement.spec.ports[0].protocol, Protocol::Tcp);
+        let spoken = engagement.spec.ports[0].app_protocol;
+        assert_eq!(spoken, Some(AppProtocol::Http));
+        assert_eq!(engagement.spec.to_pod, [9901]);
     }
 }

@@ -73,6 +73,8 @@ pub enum OpenTarget {
     },
     /// Send ICMP echo requests to this address.
     Echo(IpAddr),
+    /// Dial a TCP port of the localhost of a pod that the engagement covers.
+    InPod { engagement_uid: String, port: u16 },
 }
 
 /// A message of a flow, as the code sees it.
@@ -317,6 +319,13 @@ impl From<OpenTarget> for v1::Open {
             OpenTarget::Echo(address) => Target::Echo(v1::Echo {
                 address: octets(address),
             }),
+            OpenTarget::InPod {
+                engagement_uid,
+                port,
+            } => Target::InPod(v1::InPod {
+                engagement_uid,
+                port: port.into(),
+            }),
         };
         Self {
             target: Some(target),
@@ -346,6 +355,10 @@ impl TryFrom<v1::Open> for OpenTarget {
                     .try_into()?,
             }),
             Target::Echo(echo) => Ok(Self::Echo(ip(&echo.address)?)),
+            Target::InPod(in_pod) => Ok(Self::InPod {
+                engagement_uid: in_pod.engagement_uid,
+                port: port(in_pod.port)?,
+            }),
         }
     }
 }
@@ -401,6 +414,10 @@ mod tests {
             }),
             Frame::Opened,
             Frame::Open(OpenTarget::Echo("fd00::7".parse().unwrap())),
+            Frame::Open(OpenTarget::InPod {
+                engagement_uid: "e1".into(),
+                port: 9901,
+            }),
             Frame::Failed(DialFailure::new(DialError::Refused, "connection refused")),
             Frame::Failed(DialFailure::new(DialError::TooBig(1_450), "too long")),
             Frame::Data(Bytes::from_static(b"hello")),

@@ -16,6 +16,8 @@ pub(crate) struct Claims {
     by_port: BTreeMap<u16, PortClaims>,
     /// Of UDP ports.
     datagrams: BTreeMap<u16, DatagramClaims>,
+    /// Ports of the pod's localhost that holders may have dialled.
+    pod_ports: BTreeSet<u16>,
 }
 
 /// The claims on one UDP port, by their ids.
@@ -56,6 +58,10 @@ pub(crate) struct PortClaims {
     answered: BTreeSet<String>,
     /// What clients' TLS is ended with.
     tls: Option<TlsIdentity>,
+    /// It is known that the client is the first to speak.
+    pub(crate) is_clients_word: bool,
+    /// Something is spoken of which nothing can be read.
+    is_unreadable: bool,
 }
 
 impl PortClaims {
@@ -65,6 +71,11 @@ impl PortClaims {
         !self.filtered.is_empty()
             || !self.closed.is_empty()
             || self.copies.iter().any(|(filter, _)| filter.is_some())
+    }
+
+    /// Whether no request can be read there, whatever the claims want.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.is_unreadable && !self.is_clients_word
     }
 
     /// Whether the kubelet's HTTP probes are answered for the app, as it is stopped.
@@ -158,6 +169,11 @@ impl Claims {
         &self.datagrams
     }
 
+    /// Whether the holder of a claim may have a port of the pod's localhost dialled.
+    pub(crate) fn lists_pod_port(&self, port: u16) -> bool {
+        self.pod_ports.contains(&port)
+    }
+
     /// Whether nothing has to come to the agent.
     pub(crate) fn is_empty(&self) -> bool {
         self.by_port.is_empty() && self.datagrams.is_empty()
@@ -195,6 +211,10 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
 
     fn try_from(told: v1::WatchClaimsResponse) -> Result<Self, ClaimError> {
         let mut claims = Self::default();
+        let all = told.claims.iter().chain(&told.copies);
+        for pod_port in all.flat_map(|claim| &claim.pod_ports) {
+            claims.pod_ports.insert(flow::port(*pod_port)?);
+        }
         for claim in told.claims {
             if is_of_datagrams(&claim)? {
                 claims.hold_datagrams(claim)?;
@@ -270,6 +290,11 @@ impl Claims {
         claims.http_probed |= claim.http_probed;
         let tls = claim.tls.take().map(TlsIdentity::from);
         claims.tls = claims.tls.take().or(tls);
+        match claim.app_protocol() {
+            v1::AppProtocol::Http | v1::AppProtocol::Tls => claims.is_clients_word = true,
+            v1::AppProtocol::Opaque => claims.is_unreadable = true,
+            v1::AppProtocol::Unspecified => {}
+        }
         Ok((claims, filter, claim))
     }
 }
@@ -397,6 +422,45 @@ mod tests {
             refused(vec![claim("a", 0, v1::Protocol::Tcp)]),
             ClaimError::Malformed(Malformed::Port(0))
         );
+    }
+
+    #[test]
+    fn requests_are_looked_for_unless_all_say_that_there_are_none() {
+        use v1::AppProtocol::{Http, Opaque, Tls, Unspecified};
+        let port = |protocols: &[v1::AppProtocol]| {
+            let claims = protocols.iter().zip(["x=a", "x=b"]);
+            let claims = claims.map(|(protocol, header)| v1::Claim {
+                app_protocol: (*protocol).into(),
+                ..filtered(header, 80, header)
+            });
+            let mut claims = read(claims.collect()).unwrap();
+            let claims = claims.by_port.remove(&80).unwrap();
+            (claims.is_clients_word, claims.is_opaque())
+        };
+        assert_eq!(port(&[Unspecified]), (false, false));
+        assert_eq!(port(&[Http]), (true, false));
+        assert_eq!(port(&[Tls]), (true, false));
+        assert_eq!(port(&[Opaque, Unspecified]), (false, true));
+        assert_eq!(port(&[Opaque, Http]), (true, false));
+    }
+
+    #[test]
+    fn only_ports_that_claims_list_are_dialled_in_the_pod() {
+        let listing = |id: &str, pod_ports: &[u32]| v1::Claim {
+            pod_ports: pod_ports.to_vec(),
+            ..claim(id, 80, v1::Protocol::Tcp)
+        };
+        let told = v1::WatchClaimsResponse {
+            claims: vec![listing("a", &[9901])],
+            copies: vec![listing("b", &[11211])],
+            ..v1::WatchClaimsResponse::default()
+        };
+        let claims = Claims::try_from(told).unwrap();
+        assert!(claims.lists_pod_port(9901) && claims.lists_pod_port(11211));
+        assert!(!claims.lists_pod_port(80));
+        assert_eq!(claims.ports(), [80].into());
+        let malformed = read(vec![listing("a", &[0])]).unwrap_err();
+        assert_eq!(malformed, ClaimError::Malformed(Malformed::Port(0)));
     }
 
     #[test]

@@ -33,7 +33,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use self::datagrams::Datagrams;
 pub(crate) use self::listeners::Listeners;
 use crate::{
-    claims::{Claims, PortClaims},
+    claims::Claims,
     holds::Holds,
     http::Server,
     probes::{self, Recognition},
@@ -199,6 +199,12 @@ impl Forwarder {
         self.shared.ports().clone()
     }
 
+    /// Whether the holder of a claim may have a port of the pod's localhost dialled.
+    pub(crate) fn lists_pod_port(&self, port: u16) -> bool {
+        let route = self.shared.route();
+        route.is_some_and(|route| route.claims.lists_pod_port(port))
+    }
+
     /// The same of UDP.
     pub(crate) fn datagram_ports(&self) -> BTreeSet<u16> {
         self.shared.datagrams.told()
@@ -285,10 +291,11 @@ async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
     if answers_probes && is_probe(&socket, STOPPED_PROBE_DEADLINE).await {
         return answer_probe(socket).await;
     }
-    if claims.is_some_and(PortClaims::is_filtered) {
+    if claims.is_some_and(|it| it.is_filtered() && !it.is_opaque()) {
         return requests::serve(socket, source, destination, shared).await;
     }
-    if let Some(claims) = claims.filter(|it| it.is_copied()) {
+    // Where nothing can be read, a filter takes nothing.
+    if let Some(claims) = claims.filter(|it| it.is_copied() || it.is_filtered()) {
         if claims.http_probed && is_probe(&socket, PROBE_DEADLINE).await {
             return to_app(socket, destination).await;
         }

@@ -40,6 +40,8 @@ pub(crate) enum Server {
 
 /// Says who gets what, and gives the way to them.
 pub(crate) trait Servers {
+    /// Whether it is known that the client is the first to speak.
+    fn is_clients_word(&self) -> bool;
     /// Who gets a request.
     fn choose(&self, head: &impl Head) -> Server;
     /// Who gets what is no HTTP.
@@ -115,6 +117,10 @@ pub(crate) async fn serve_whole(
 ) -> io::Result<()> {
     let mut entry = servers.note_other(&server);
     let mut end = match servers.connect(&server).await {
+        Err(error) if servers.fails_closed(&server) => {
+            entry.has_failed();
+            return Err(error);
+        }
         Err(_) if server != Server::App => {
             entry.has_failed();
             let app = servers.connect(&Server::App).await?;

@@ -9,6 +9,7 @@ mod holder;
 mod holds;
 mod http;
 mod listening;
+mod pod_dials;
 mod probes;
 mod redirect;
 mod reports;

@@ -38,7 +38,7 @@ use crate::{
     config::Config,
     forward::{Forwarder, Route},
     holds::Holds,
-    listening,
+    listening, pod_dials,
     redirect::Redirect,
     reports,
     settled::Settled,
@@ -167,8 +167,10 @@ impl Agent {
         self.refusals = 0;
         info!("Connected to the traffic manager");
         let reports = self.forwarder.reports();
-        let reporting = tokio::spawn(reports::send(channel, reports));
+        let reporting = tokio::spawn(reports::send(channel.clone(), reports));
         let _reporting = AbortOnDropHandle::new(reporting);
+        let dialling = tokio::spawn(pod_dials::answer(channel, self.forwarder.clone()));
+        let _dialling = AbortOnDropHandle::new(dialling);
         // Another agent may have lost the traffic manager for good: this one has it.
         let _listening = self.holds.listen();
         // The claims in force, and what has been told of them last.

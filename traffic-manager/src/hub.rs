@@ -3,6 +3,7 @@
 
 mod connection;
 mod lines;
+mod pod_dials;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{debug, info};
 
 pub(crate) use connection::{Connection, Identity, unauthenticated};
-use lines::Lines;
+use lines::{Answerer, Lines};
 pub(crate) use requests::Reporting;
 use requests::Requests;
 
@@ -45,11 +46,13 @@ struct Inner {
     requests: Requests,
 }
 
-/// A dial that a session is asked to answer. Dropping it forgets the dial.
+/// A dial that a session or an agent is asked to answer. Dropping it forgets the dial.
 #[derive(Debug)]
 pub(crate) struct PendingDial {
     hub: Arc<Hub>,
     id: String,
+    /// Who is asked, for people.
+    whom: &'static str,
     answer: oneshot::Receiver<FrameStream>,
 }
 
@@ -286,6 +289,7 @@ impl Hub {
         Ok(PendingDial {
             hub: Arc::clone(self),
             id,
+            whom: "the laptop",
             answer,
         })
     }
@@ -298,11 +302,9 @@ impl Hub {
         dial_id: &str,
         frames: FrameStream,
     ) -> Result<(), FrameStream> {
-        let pending = self.lock().lines.take_dial(session_uid, dial_id);
-        match pending {
-            Some(pending) => pending.send(frames),
-            None => Err(frames),
-        }
+        let session = Answerer::Session(session_uid.to_owned());
+        let pending = self.lock().lines.take_dial(&session, dial_id);
+        hand_over(pending, frames)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -311,18 +313,29 @@ impl Hub {
     }
 }
 
+/// Gives the frames back when nobody waits for them.
+fn hand_over(
+    pending: Option<oneshot::Sender<FrameStream>>,
+    frames: FrameStream,
+) -> Result<(), FrameStream> {
+    match pending {
+        Some(pending) => pending.send(frames),
+        None => Err(frames),
+    }
+}
+
 impl PendingDial {
-    /// Waits for the session's stream.
+    /// Waits for the stream of who was asked.
     pub(crate) async fn answered(mut self, limit: Duration) -> Result<FrameStream, DialFailure> {
         match tokio::time::timeout(limit, &mut self.answer).await {
             Ok(Ok(frames)) => Ok(frames),
             Ok(Err(_)) => Err(DialFailure::new(
                 DialError::TunnelLost,
-                "the laptop's connection has ended",
+                format!("{}'s connection has ended", self.whom),
             )),
             Err(_) => Err(DialFailure::new(
                 DialError::TimedOut,
-                format!("the laptop did not answer within {} s", limit.as_secs()),
+                format!("{} did not answer within {} s", self.whom, limit.as_secs()),
             )),
         }
     }

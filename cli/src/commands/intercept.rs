@@ -1,6 +1,7 @@
 //! `kvpn intercept`: hands a workload's connections to a local port.
 
 mod port;
+mod to_pod;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use crate::interrupts::Interrupts;
 use crate::output::{self, Engagement, Format, Intercepted};
 use crate::progress::Progress;
 use crate::session::Session;
+use to_pod::ToPodSpec;
 
 /// Heading of the flags that choose requests.
 const FILTER: &str = "Options for HTTP requests";
@@ -67,6 +69,9 @@ pub(crate) struct InterceptArgs {
     /// that its pods are born with it; needs the right to patch the workload
     #[arg(long)]
     pub(crate) rollout: bool,
+    /// Container whose ports are meant [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
 }
 
 /// How clients' TLS is ended, so that filters can look inside.
@@ -135,6 +140,10 @@ pub(crate) struct EngageArgs {
     /// Address on which the local ports listen
     #[arg(long, default_value = "127.0.0.1", value_parser = address)]
     pub(crate) address: IpAddr,
+    /// Local port that meanwhile leads to a port of the localhost of one of the pods, such
+    /// as a sidecar's, by TCP; may be given more than once
+    #[arg(long, value_name = "LOCAL[:POD-PORT]")]
+    pub(crate) to_pod: Vec<ToPodSpec>,
     /// How long to wait until it is active, such as 90s or 2m
     #[arg(long, default_value = "60s", value_parser = timeout, value_name = "DURATION")]
     pub(crate) timeout: Duration,
@@ -163,6 +172,7 @@ impl InterceptArgs {
             http: self.http().map(Into::into),
             fails_closed: self.on_failure == OnFailure::Unavailable,
             roll_out: self.rollout,
+            container: self.container.clone().unwrap_or_default(),
             ..self.engage.request(flags, verb)
         }
     }
@@ -184,6 +194,7 @@ impl EngageArgs {
                 .collect(),
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
             verb: verb.as_str().to_owned(),
+            to_pod: self.to_pod.iter().map(|it| (*it).into()).collect(),
             ..InterceptRequest::default()
         }
     }
@@ -268,8 +279,7 @@ async fn intercept(
     let session = Session::require(flags).await?;
     let patience = args.timeout + GRACE;
     let deadline = Instant::now() + patience;
-    let fails_closed = request.fails_closed;
-    let terminates_tls = request.tls.is_some() || !request.tls_secret.is_empty();
+    let wanted = request.clone();
     let mut events = session.intercept(request, patience).await?;
     let mut warnings = Vec::new();
     loop {
@@ -287,11 +297,8 @@ async fn intercept(
                 warnings.push(message);
             }
             Some(Some(Event::Active(status))) => {
-                if fails_closed && !status.fails_closed {
-                    return Err(unknown(&session, status, "--on-failure").await);
-                }
-                if terminates_tls && !status.terminates_tls {
-                    return Err(unknown(&session, status, "--tls-cert and --tls-secret").await);
+                if let Some(flag) = not_understood(&wanted, &status) {
+                    return Err(unknown(&session, status, flag).await);
                 }
                 return Ok(intercepted(status, warnings));
             }
@@ -306,8 +313,24 @@ async fn intercept(
     }
 }
 
-/// Leaves what a session of an older version has engaged, by which the app would answer.
-async fn unknown(session: &Session, status: EngagementStatus, what: &str) -> Failure {
+/// The flag that a session of an older version has passed over.
+fn not_understood(wanted: &InterceptRequest, got: &EngagementStatus) -> Option<&'static str> {
+    let terminates_tls = wanted.tls.is_some() || !wanted.tls_secret.is_empty();
+    if wanted.fails_closed && !got.fails_closed {
+        Some("--on-failure")
+    } else if terminates_tls && !got.terminates_tls {
+        Some("--tls-cert and --tls-secret")
+    } else if wanted.to_pod != got.to_pod {
+        Some("--to-pod")
+    } else if !wanted.container.is_empty() && wanted.container != got.container {
+        Some("--container")
+    } else {
+        None
+    }
+}
+
+/// Leaves what a session of an older version has engaged, without what a flag is for.
+async fn unknown(session: &Session, status: EngagementStatus, flag: &str) -> Failure {
     let left = session.leave(LeaveRequest {
         namespace: status.namespace,
         target: status.name,
@@ -316,7 +339,7 @@ async fn unknown(session: &Session, status: EngagementStatus, what: &str) -> Fai
     left.await.err().unwrap_or_else(|| {
         Failure::new(
             Reason::VersionMismatch,
-            format!("the running session does not know {what}"),
+            format!("the running session does not know {flag}"),
             "run `kvpn quit`, then `kvpn connect`",
         )
     })
@@ -344,6 +367,7 @@ fn late(args: &EngageArgs) -> Failure {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use kvpn_proto::v1::ToPod;
 
     use super::*;
     use crate::args::{Cli, Command};
@@ -365,7 +389,8 @@ mod tests {
     #[test]
     fn request_has_what_the_user_gave() {
         let (flags, args) = parse(
-            "kvpn intercept deploy/web -p 8080:http -p 9090 --address ::1 --timeout 2m -n shop",
+            "kvpn intercept deploy/web -p 8080:http -p 9090 --address ::1 --timeout 2m -n shop \
+             --to-pod 15000:9901 --container web",
         )
         .unwrap();
         let port = |local: &str, remote: &str| RequestedPort {
@@ -382,8 +407,12 @@ mod tests {
                 http: None,
                 verb: "wiretap".into(),
                 fails_closed: false,
-                container: String::new(),
                 roll_out: false,
+                container: "web".into(),
+                to_pod: vec![ToPod {
+                    local: 15000,
+                    port: 9901,
+                }],
                 tls: None,
                 tls_secret: String::new(),
             }
@@ -425,6 +454,22 @@ mod tests {
         );
         let nothing = failure("/dev/null", "/dev/null");
         assert!(nothing.message.contains("no certificate"), "{nothing}");
+    }
+
+    #[test]
+    fn what_a_session_has_passed_over_is_noticed() {
+        let (flags, args) =
+            parse("kvpn intercept web -p 80 --to-pod 9901 --container app").unwrap();
+        let wanted = args.request(&flags, Verb::Intercept);
+        let older = EngagementStatus::default();
+        assert_eq!(not_understood(&wanted, &older), Some("--to-pod"));
+        let mut got = EngagementStatus {
+            to_pod: wanted.to_pod.clone(),
+            ..older
+        };
+        assert_eq!(not_understood(&wanted, &got), Some("--container"));
+        got.container = "app".into();
+        assert_eq!(not_understood(&wanted, &got), None);
     }
 
     #[test]

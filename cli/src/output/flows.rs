@@ -47,7 +47,7 @@ struct Flow {
     started_at: Option<Timestamp>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum Direction {
     ToCluster,
@@ -130,15 +130,19 @@ impl Flow {
     }
 
     /// What the user calls the flow's end: `web.shop:80`, or the address; the
-    /// engagement of an intercepted connection.
+    /// engagement of an intercepted connection, or of one to a pod's localhost.
     fn title(&self) -> String {
-        if let Some(engagement) = &self.engagement {
-            return format!("{engagement} (intercepted)");
-        }
         let port = self
             .cluster
             .parse()
             .map(|address: SocketAddr| address.port());
+        match (&self.engagement, self.direction, &port) {
+            (Some(engagement), Direction::ToCluster, Ok(port)) => {
+                return format!("{engagement} port {port} in a pod");
+            }
+            (Some(engagement), ..) => return format!("{engagement} (intercepted)"),
+            (None, ..) => {}
+        }
         match (&self.name, port) {
             (Some(name), Ok(port)) if port > 0 => format!("{name}:{port}"),
             (Some(name), _) => name.clone(),

@@ -40,6 +40,10 @@ fn engagement() -> EngagementStatus {
         fails_closed: true,
         container: String::new(),
         terminates_tls: false,
+        to_pod: vec![v1::ToPod {
+            local: 15000,
+            port: 9901,
+        }],
     }
 }
 

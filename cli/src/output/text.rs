@@ -8,7 +8,7 @@ use kvpn_proto::names;
 use super::table::table;
 use super::{
     Connection, ConnectionDetails, ConnectionStatus, Deleted, Disconnection, Engagement,
-    Intercepted, Left, Output, Port, Requests, Versions, Workloads, printable,
+    Intercepted, Left, Output, Port, Requests, ToPod, Versions, Workloads, printable,
 };
 
 impl Output for Connection {
@@ -231,7 +231,7 @@ pub(crate) fn doing(verb: &str) -> &'static str {
 }
 
 /// One line for each port, such as `Intercepting Deployment/web port 80 (container 8080)
-/// -> 127.0.0.1:8080, 3/3 pods`.
+/// -> 127.0.0.1:8080, 3/3 pods`, and one for each that leads into a pod.
 fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
     let state = if engagement.active {
         String::new()
@@ -245,7 +245,11 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
         }
         filter => format!(", requests with {filter}"),
     };
-    engagement.ports.iter().map(move |port| {
+    let to_pod = engagement.to_pod.iter().map(|it| {
+        let ToPod { local, port } = it;
+        format!("  {local} -> port {port} at localhost in one of the pods")
+    });
+    let ports = engagement.ports.iter().map(move |port| {
         let mut doing = doing(&engagement.verb).to_owned();
         doing[..1].make_ascii_uppercase();
         format!(
@@ -256,7 +260,8 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
             engagement.pods_covered,
             engagement.pods_selected
         )
-    })
+    });
+    ports.chain(to_pod)
 }
 
 fn port_name(port: &Port) -> String {

@@ -9,7 +9,7 @@ use kvpn_tunnel::relay::{self, DatagramSocket, FrameSender, FrameStream};
 use tokio::net::TcpStream;
 use tracing::{Instrument, debug, debug_span, warn};
 
-use super::registry::{FlowAbout, FlowRecord, FlowRegistry, Intercepted};
+use super::registry::{Engaged, FlowAbout, FlowRecord, FlowRegistry};
 use crate::session::engagements::Handlers;
 use crate::session::manager::FlowClient;
 
@@ -137,10 +137,10 @@ fn about(dial: &v1::WatchDialsResponse, target: Target) -> Option<FlowAbout> {
         protocol: target.protocol.into(),
         host: target.local,
         cluster: dial.source.clone()?.try_into().ok()?,
-        intercepted: Some(Intercepted {
+        engaged: Some(Engaged {
             namespace: dial.engagement_namespace.clone(),
             engagement: dial.engagement_name.clone(),
-            pod: dial.pod.clone(),
+            pod: Some(dial.pod.clone()),
         }),
     })
 }

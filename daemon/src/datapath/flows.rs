@@ -37,7 +37,7 @@ impl Exit {
                 address: SocketAddr::new(self.vnat.real(address.ip()), address.port()),
             },
             OpenTarget::Echo(address) => OpenTarget::Echo(self.vnat.real(address)),
-            OpenTarget::Dial(_) | OpenTarget::Claimed { .. } => target,
+            OpenTarget::Dial(_) | OpenTarget::Claimed { .. } | OpenTarget::InPod { .. } => target,
         }
     }
 }
@@ -98,7 +98,11 @@ impl Carrier {
 
 async fn carry_tcp(pending: PendingTcp, exit: Exit, record: FlowRecord) {
     let five_tuple = pending.five_tuple();
-    let (frames, _place) = match dial(&exit, Protocol::Tcp, five_tuple.cluster).await {
+    let target = OpenTarget::Destination {
+        protocol: Protocol::Tcp,
+        address: five_tuple.cluster,
+    };
+    let (frames, _place) = match dial(&exit.manager, exit.real(target)).await {
         Ok((frames, place)) => (record.opened(frames), place),
         Err(failure) => {
             record.failed(failure.error);
@@ -119,7 +123,7 @@ async fn carry_udp(flow: UdpFlow, exit: Exit, record: FlowRecord) {
         protocol: Protocol::Udp,
         address: five_tuple.cluster,
     };
-    let (frames, _place) = match open(&exit, target) {
+    let (frames, _place) = match open(&exit.manager, exit.real(target)) {
         Ok((frames, place)) => (record.metered(frames), place),
         Err(failure) => {
             record.failed(failure.error);
@@ -139,7 +143,7 @@ async fn carry_udp(flow: UdpFlow, exit: Exit, record: FlowRecord) {
 
 async fn carry_echo(flow: EchoFlow, exit: Exit, record: FlowRecord) {
     let cluster = flow.id().cluster;
-    let (frames, _place) = match open(&exit, OpenTarget::Echo(cluster)) {
+    let (frames, _place) = match open(&exit.manager, exit.real(OpenTarget::Echo(cluster))) {
         Ok((frames, place)) => (record.metered(frames), place),
         Err(failure) => {
             record.failed(failure.error);
@@ -159,13 +163,11 @@ async fn carry_echo(flow: EchoFlow, exit: Exit, record: FlowRecord) {
 
 /// Opens a stream for a flow; ready when the far side has answered the dial.
 /// The flow counts on its connection until the client is dropped.
-async fn dial(
-    exit: &Exit,
-    protocol: Protocol,
-    address: SocketAddr,
+pub(crate) async fn dial(
+    manager: &Manager,
+    target: OpenTarget,
 ) -> Result<(FrameStream, FlowClient), DialFailure> {
-    let target = OpenTarget::Destination { protocol, address };
-    let (mut frames, place) = open(exit, target)?;
+    let (mut frames, place) = open(manager, target)?;
     let answered = tokio::time::timeout(DIAL_DEADLINE, frames.receiver.recv()).await;
     let Ok(answer) = answered else {
         return Err(DialFailure::new(DialError::TimedOut, "no answer in time"));
@@ -184,12 +186,10 @@ async fn dial(
 
 /// Opens a stream for a flow, and waits for nothing: what is sent follows the
 /// `Open` at once, and the answer is the first frame to be received.
-fn open(exit: &Exit, target: OpenTarget) -> Result<(FrameStream, FlowClient), DialFailure> {
-    let place = exit
-        .manager
-        .flow_client()
-        .ok_or_else(|| lost("the tunnel is down"))?;
-    let frames = place.carry(Frame::Open(exit.real(target)));
+fn open(manager: &Manager, target: OpenTarget) -> Result<(FrameStream, FlowClient), DialFailure> {
+    let place = manager.flow_client();
+    let place = place.ok_or_else(|| lost("the tunnel is down"))?;
+    let frames = place.carry(Frame::Open(target));
     Ok((frames, place))
 }
 

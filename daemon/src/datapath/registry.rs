@@ -52,17 +52,18 @@ pub(crate) struct FlowAbout {
     pub(crate) protocol: Carried,
     pub(crate) host: SocketAddr,
     pub(crate) cluster: SocketAddr,
-    /// For an intercepted connection.
-    pub(crate) intercepted: Option<Intercepted>,
+    /// For a connection that an engagement brings about.
+    pub(crate) engaged: Option<Engaged>,
 }
 
-/// Where an intercepted connection comes from.
+/// The engagement that a connection belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Intercepted {
+pub(crate) struct Engaged {
     pub(crate) namespace: String,
     pub(crate) engagement: String,
-    /// The pod that was connected to.
-    pub(crate) pod: String,
+    /// The pod that was connected to, of an intercepted connection; none for one to a
+    /// port of a pod's localhost.
+    pub(crate) pod: Option<String>,
 }
 
 /// How far a flow is.
@@ -243,7 +244,7 @@ impl From<EchoId> for FlowAbout {
             protocol: Carried::Icmp,
             host: SocketAddr::new(id.host, 0),
             cluster: SocketAddr::new(id.cluster, 0),
-            intercepted: None,
+            engaged: None,
         }
     }
 }
@@ -254,7 +255,7 @@ impl From<FiveTuple> for FlowAbout {
             protocol: five_tuple.protocol.into(),
             host: five_tuple.host,
             cluster: five_tuple.cluster,
-            intercepted: None,
+            engaged: None,
         }
     }
 }
@@ -272,7 +273,7 @@ mod tests {
             protocol: Carried::Tcp,
             host: "198.18.0.1:40000".parse().unwrap(),
             cluster: SocketAddr::new("10.96.0.10".parse().unwrap(), port),
-            intercepted: None,
+            engaged: None,
         }
     }
 

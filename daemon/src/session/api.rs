@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::cluster::Cluster;
 use super::diagnose::diagnose;
-use super::engagements::{Engagements, Intercept, TlsSource};
+use super::engagements::{Engagements, Intercept, TlsSource, ToPod};
 use super::explain;
 use super::flows::Flows;
 use super::judge::judge;
@@ -183,6 +183,7 @@ impl SessionService for Api {
             return Err(failure.into());
         }
         let ports = request.ports.iter().map(RequestedPort::try_from);
+        let to_pod = request.to_pod.iter().map(ToPod::try_from);
         let http = request.http.map(http_filter).transpose()?;
         let intercept = Intercept {
             verb: verb(&request.verb)?,
@@ -190,6 +191,7 @@ impl SessionService for Api {
             fails_closed: request.fails_closed,
             container: request.container,
             rolls_out: request.roll_out,
+            to_pod: to_pod.collect::<Result<_, _>>()?,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)

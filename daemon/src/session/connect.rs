@@ -143,6 +143,7 @@ pub(crate) async fn connect(
         user.clone(),
         &session,
         handlers,
+        registry.clone(),
     );
     let datapath = Datapath::start(
         granted.tun,

@@ -7,6 +7,7 @@ mod outcome;
 mod roll_out;
 mod table;
 mod tls;
+mod to_pod;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::runtime::watcher::watch_object;
-use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, OnFailure};
+use kvpn_proto::crd::{EngagedPort, Engagement, EngagementSpec, OnFailure, Verb};
 use kvpn_proto::flow::Protocol;
 use kvpn_proto::{Failure, Reason, names, v1};
 use tokio::sync::watch;
@@ -31,10 +32,13 @@ pub(crate) use intercept::Intercept;
 use outcome::Observed;
 use table::{Entry, Key, Table};
 pub(crate) use tls::Source as TlsSource;
+pub(crate) use to_pod::ToPod;
+use to_pod::{Doors, Way};
 
 use super::cluster::Cluster;
 use super::identity::{self, OwnSession};
 use super::manager::Manager;
+use crate::datapath::registry::FlowRegistry;
 
 /// Label that leads from an Engagement to its Session.
 const SESSION_LABEL: &str = "kvpn.dev/session";
@@ -73,6 +77,7 @@ pub(crate) struct Engagements {
     session: String,
     table: Arc<Table>,
     deleted: Arc<Deleted>,
+    registry: FlowRegistry,
 }
 
 impl Engagements {
@@ -83,6 +88,7 @@ impl Engagements {
         user: String,
         session: &OwnSession,
         handlers: Handlers,
+        registry: FlowRegistry,
     ) -> Self {
         Self {
             cluster,
@@ -91,6 +97,7 @@ impl Engagements {
             session: session.name.clone(),
             table: handlers.0,
             deleted: Arc::default(),
+            registry,
         }
     }
 
@@ -161,6 +168,7 @@ impl Engagements {
             self.watch(key);
             return Err(failure);
         }
+        entry.shut_doors().await;
         info!(engagement = %key, workload = %entry.workload, "Engagement ended");
         Ok(Some(entry.status(key)))
     }
@@ -183,8 +191,16 @@ impl Engagements {
     }
 
     /// Makes the Engagement resource, after its table entry, so that a dial
-    /// that comes at once finds it.
-    async fn create(&self, key: &Key, entry: Entry) -> Result<watch::Receiver<Observed>, Failure> {
+    /// that comes at once finds it; then the doors are open.
+    async fn create(
+        &self,
+        key: &Key,
+        entry: Entry,
+        doors: Doors,
+    ) -> Result<watch::Receiver<Observed>, Failure> {
+        let mut to_pod: Vec<u16> = entry.to_pod.iter().map(|it| it.port).collect();
+        to_pod.sort_unstable();
+        to_pod.dedup();
         let engagement = Engagement {
             metadata: ObjectMeta {
                 name: Some(key.name.clone()),
@@ -204,13 +220,18 @@ impl Engagements {
                         protocol: port.protocol,
                         local: port.local.to_string(),
                         service: port.service.clone(),
+                        app_protocol: port.spoken.as_ref().map(|it| it.protocol),
                     })
                     .collect(),
                 http: entry.http.clone(),
                 on_failure: entry.fails_closed.then_some(OnFailure::Unavailable),
-                container: entry.container.clone(),
                 roll_out: entry.rolls_out,
                 terminates_tls: entry.tls.is_some(),
+                container: entry
+                    .container
+                    .clone()
+                    .filter(|_| entry.verb == Verb::Replace),
+                to_pod,
             },
             status: None,
         };
@@ -244,6 +265,13 @@ impl Engagements {
                 "have an administrator run `helm upgrade` with the chart of this version",
             ));
         }
+        let way = Way {
+            manager: self.manager.clone(),
+            registry: self.registry.clone(),
+            engagement: key.clone(),
+            engagement_uid: created.metadata.uid.clone().unwrap_or_default(),
+        };
+        self.table.keep_doors(key, doors.open(way));
         if !self.watch(key) {
             // It was left before it was made, so nothing was there to delete.
             self.delete(key).await?;
@@ -292,9 +320,10 @@ impl Engagements {
     /// who.
     async fn lose(&self, key: &Key, uid: Option<String>) {
         // Before all else, so that nothing is dialled for it any more.
-        let Some(entry) = self.table.remove(key) else {
+        let Some(mut entry) = self.table.remove(key) else {
             return;
         };
+        entry.shut_doors().await;
         let by = match uid {
             Some(uid) => self.deleter(uid).await,
             None => None,

@@ -10,7 +10,7 @@ use super::cluster_info::ClusterInfo;
 use super::directory::{Directory, Object, short_name};
 use super::manager::Manager;
 use super::vnat::Vnat;
-use crate::datapath::registry::{FlowRegistry, FlowState, FlowTotals, FlowView, Intercepted};
+use crate::datapath::registry::{Engaged, FlowRegistry, FlowState, FlowTotals, FlowView};
 use crate::dns::AskedNames;
 
 /// The flows, and who knows the names of their ends.
@@ -52,7 +52,7 @@ impl Flows {
         let views = self.registry.look(request.ended, Instant::now());
         let addresses: BTreeSet<IpAddr> = views
             .iter()
-            .filter(|view| view.about.intercepted.is_none())
+            .filter(|view| view.about.engaged.is_none())
             .map(|view| self.vnat.real(view.about.cluster.ip()))
             .collect();
         let objects = self.describe(addresses).await;
@@ -89,19 +89,23 @@ impl Flows {
                 .unwrap_or(i64::MAX),
             ..v1::Flow::default()
         };
-        let object = match about.intercepted {
-            Some(intercepted) => {
-                let Intercepted {
+        let object = match about.engaged {
+            Some(engaged) => {
+                let Engaged {
                     namespace,
                     engagement,
                     pod,
-                } = intercepted;
-                message.direction = v1::FlowDirection::ToLaptop.into();
+                } = engaged;
+                let direction = match pod {
+                    Some(_) => v1::FlowDirection::ToLaptop,
+                    None => v1::FlowDirection::ToCluster,
+                };
+                message.direction = direction.into();
                 message.engagement = engagement;
-                Some(Object {
+                pod.map(|name| Object {
                     kind: "pod",
                     namespace,
-                    name: pod,
+                    name,
                 })
             }
             None => {
@@ -153,13 +157,16 @@ mod tests {
             protocol: Carried::Tcp,
             host: address("127.0.0.1:8080"),
             cluster: address("10.244.0.9:4000"),
-            intercepted: Some(Intercepted {
+            engaged: Some(Engaged {
                 namespace: "shop".into(),
                 engagement: "web-x".into(),
-                pod: "web-1".into(),
+                pod: Some("web-1".into()),
             }),
         };
-        let _record = registry.begin(about);
+        let _record = registry.begin(about.clone());
+        let mut into_pod = about;
+        into_pod.engaged.as_mut().unwrap().pod = None;
+        let _into_pod = registry.begin(into_pod);
         let manager = Manager::down(ClusterInfo::default());
         let flows = Flows::new(registry, AskedNames::default(), manager, Vnat::default());
         let response = flows.look(&v1::FlowsRequest::default()).await;
@@ -172,5 +179,8 @@ mod tests {
             ["pod", "shop", "web-1"]
         );
         assert_eq!(flow.cluster, "10.244.0.9:4000");
+        let flow = &response.flows[1];
+        assert_eq!(flow.direction(), v1::FlowDirection::ToCluster);
+        assert_eq!((&*flow.engagement, &*flow.object), ("web-x", ""));
     }
 }

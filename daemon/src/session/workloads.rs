@@ -1,5 +1,6 @@
 //! What can be engaged in a namespace, and what a user means by a name.
 
+mod app_protocol;
 mod containers;
 mod fetch;
 mod list;
@@ -16,6 +17,7 @@ use kvpn_proto::Failure;
 use kvpn_proto::crd::{WorkloadKind, WorkloadRef};
 use kvpn_proto::rollout::Rollout;
 
+pub(crate) use app_protocol::{Spoken, check_filters};
 pub(crate) use containers::container;
 pub(crate) use fetch::fetch;
 pub(crate) use list::list;
@@ -41,9 +43,17 @@ pub(crate) struct Workload {
     owner: Option<WorkloadRef>,
     /// Labels of its pods.
     labels: BTreeMap<String, String>,
-    /// Ports that its containers declare.
-    ports: Vec<ContainerPort>,
+    containers: Vec<DeclaredContainer>,
+    /// Ports that are those of containers which are not meant.
+    hidden_ports: Vec<i32>,
     pub(crate) pods_wanted: u32,
+}
+
+/// A container, and the ports that it declares.
+#[derive(Clone, Debug, PartialEq)]
+struct DeclaredContainer {
+    name: String,
+    ports: Vec<ContainerPort>,
 }
 
 impl Workload {
@@ -55,7 +65,8 @@ impl Workload {
             },
             owner: owner(metadata),
             labels: BTreeMap::new(),
-            ports: Vec::new(),
+            containers: Vec::new(),
+            hidden_ports: Vec::new(),
             pods_wanted: 0,
         }
     }
@@ -81,21 +92,26 @@ impl Workload {
                 .iter()
                 .flatten()
                 .filter(|container| container.restart_policy.as_deref() == Some("Always"));
-            self.ports = spec
-                .containers
-                .iter()
-                .chain(sidecars)
-                .flat_map(|container| container.ports.iter().flatten())
-                .cloned()
+            let containers = spec.containers.iter().chain(sidecars);
+            self.containers = containers
+                .map(|container| DeclaredContainer {
+                    name: container.name.clone(),
+                    ports: container.ports.clone().unwrap_or_default(),
+                })
                 .collect();
         }
         self
     }
 
+    /// Ports that its containers declare.
+    fn ports(&self) -> impl Iterator<Item = &ContainerPort> {
+        self.containers.iter().flat_map(|it| &it.ports)
+    }
+
     /// Takes over what another workload's pods are like.
     fn with_pods_of(mut self, other: &Self) -> Self {
         self.labels.clone_from(&other.labels);
-        self.ports.clone_from(&other.ports);
+        self.containers.clone_from(&other.containers);
         self
     }
 

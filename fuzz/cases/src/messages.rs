@@ -100,7 +100,11 @@ fn watch_claims(bytes: &[u8]) {
     let told = message.claims.len() + message.copies.len();
     let closed = message.claims.iter().filter(|claim| claim.fails_closed);
     let closed: BTreeSet<_> = closed.map(|claim| claim.id.clone()).collect();
+    let all = message.claims.iter().chain(&message.copies);
+    let pod_ports: BTreeSet<u32> = all.flat_map(|claim| claim.pod_ports.clone()).collect();
     if let Ok(claims) = Claims::try_from(message) {
+        let is_listed = |port: u32| u16::try_from(port).is_ok_and(|it| claims.lists_pod_port(it));
+        assert!(pod_ports.into_iter().all(is_listed) && !is_listed(0));
         let ports = claims.ports();
         let stopped = claims.stopped();
         assert!(ports.len() <= told && claims.ids().count() == told);
@@ -132,6 +136,7 @@ fn watch_claims(bytes: &[u8]) {
             assert!(claims.copied(&Bare).len() <= claims.every_copy().len());
             assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
             assert!(!claims.answers_probes(|_| true) || !stopped.is_empty());
+            assert!(!claims.is_clients_word || !claims.is_opaque());
         }
     }
 }

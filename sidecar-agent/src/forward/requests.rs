@@ -63,8 +63,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Serves a connection whose requests need not be looked at, of which somebody gets a
-/// copy.
+/// Serves a connection whose requests are not looked at, be it that somebody gets a copy or
+/// that nobody may answer for the claim's holder.
 pub(super) async fn serve_whole(
     socket: TcpStream,
     source: SocketAddr,
@@ -162,6 +162,10 @@ fn is_probe(claims: &PortClaims, head: &impl Head) -> bool {
 }
 
 impl Servers for PodServers {
+    fn is_clients_word(&self) -> bool {
+        self.claims(|claims| claims.is_clients_word)
+    }
+
     fn choose(&self, head: &impl Head) -> Server {
         self.by_claims(|claims| claims.of(head).filter(|_| !is_probe(claims, head)))
     }

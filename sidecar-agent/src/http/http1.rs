@@ -24,7 +24,7 @@ use head::RequestHead;
 use kept::{Kept, Said};
 
 /// How long a client may be silent at first, before the server is asked whether it
-/// begins.
+/// begins, unless the client is known to be the first.
 const SILENCE: Duration = Duration::from_millis(30);
 
 /// How long a client may keep silent whom nobody will greet. Some connect before they have
@@ -70,7 +70,11 @@ async fn serve_requests(
     servers: &impl Servers,
     kept: &mut Kept,
 ) -> Result<(), Broken> {
-    match timeout(SILENCE, client.fill()).await {
+    let patience = match servers.is_clients_word() {
+        true => WORD_DEADLINE,
+        false => SILENCE,
+    };
+    match timeout(patience, client.fill()).await {
         Ok(read) => drop(read?),
         // A server may be the first to speak. If it cannot be had, a request may still
         // be for somebody who can.
@@ -156,7 +160,9 @@ async fn greet(client: &mut End, servers: &impl Servers, kept: &mut Kept) -> Res
         Err(error) => error,
     };
     debug!(%error, "Nobody there to speak first");
-    if is_closed && timeout(WORD_DEADLINE, client.fill()).await.is_err() {
+    // Else it has been waited for already.
+    let is_patient = !servers.is_clients_word();
+    if is_closed && (!is_patient || timeout(WORD_DEADLINE, client.fill()).await.is_err()) {
         servers.note_other(&other).has_failed();
         return Err(error.into());
     }

@@ -532,6 +532,34 @@ fn second_agent_in_a_pod_says_that_there_is_a_first() {
 }
 
 #[test]
+fn listed_ports_of_localhost_are_dialled_and_no_others() {
+    let pod = Pod::start();
+    let [v4, v6] = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    let _sidecars = [(v4, 9901_u16), (v6, 9902)].map(|it| App::start_at(&pod.network, it.into()));
+    let listing = |pod_ports: &[u32]| v1::Claim {
+        pod_ports: pod_ports.to_vec(),
+        ..claim("c1", WEB)
+    };
+    pod.claim(1, vec![listing(&[9901, 9902, 9903])]);
+    assert_eq!(pod.manager.dial_in_pod(9901), "app\n");
+    assert_eq!(pod.manager.dial_in_pod(9902), "app\n");
+    assert_eq!(pod.manager.dial_in_pod(9903), "Refused");
+    // The manager is not believed.
+    assert_eq!(pod.manager.dial_in_pod(ADMIN), "Prohibited");
+    // Nobody else gets to the localhost by this.
+    let outside = ask(&pod.network, (POD_V4, 9901).into()).unwrap_err();
+    assert_eq!(outside.kind(), ErrorKind::ConnectionRefused);
+
+    pod.claim(2, vec![claim("c1", WEB)]);
+    for _ in 0..2 {
+        assert_eq!(pod.manager.next_said_in_pod(), "cut off");
+    }
+}
+
+#[test]
 fn agent_does_not_talk_to_an_impostor() {
     let network = Network::new();
     let impostor = Manager::start(&network, &Identity::new());

@@ -16,7 +16,7 @@ use kvpn_proto::{
     names::{MANAGER_AGENT_PORT, MANAGER_TLS_NAME},
     v1::{
         self, LogReader, ReportRequestsRequest, ReportRequestsResponse, WatchClaimsRequest,
-        WatchClaimsResponse,
+        WatchClaimsResponse, WatchPodDialsRequest, WatchPodDialsResponse,
         agent_hub_server::{AgentHub, AgentHubServer},
         watch_claims_request::Event,
     },
@@ -25,9 +25,13 @@ use kvpn_tunnel::grpc::{TunnelHandler, TunnelServer};
 use kvpn_tunnel::relay::{FrameReceiver, FrameSender, FrameStream};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_rustls::TlsAcceptor;
-use tokio_stream::{StreamExt, adapters::Map, wrappers::WatchStream};
+use tokio_stream::{
+    StreamExt,
+    adapters::Map,
+    wrappers::{BroadcastStream, WatchStream, errors::BroadcastStreamRecvError},
+};
 use tonic::service::Routes;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
@@ -89,6 +93,7 @@ pub(crate) struct Manager {
     events: mpsc::Receiver<Event>,
     reports: mpsc::Receiver<ReportRequestsRequest>,
     received: mpsc::Receiver<(String, Bytes)>,
+    said_in_pod: mpsc::Receiver<String>,
     refusals: mpsc::Receiver<()>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -99,6 +104,7 @@ impl Manager {
         let (event_tx, events) = mpsc::channel();
         let (report_tx, reports) = mpsc::channel();
         let (received_tx, received) = mpsc::channel();
+        let (said_tx, said_in_pod) = mpsc::channel();
         let (refusal_tx, refusals) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready_tx, ready) = mpsc::channel();
@@ -109,6 +115,8 @@ impl Manager {
             readers: Arc::default(),
             reports: report_tx,
             received: received_tx,
+            pod_dials: broadcast::channel(4).0,
+            said_in_pod: said_tx,
         };
         let tls = TlsAcceptor::from(Arc::clone(&identity.server));
         let serve = serve(hub.clone(), tls, ready_tx, refusal_tx);
@@ -128,6 +136,7 @@ impl Manager {
             events,
             reports,
             received,
+            said_in_pod,
             refusals,
             stop: Some(stop),
             thread: Some(thread),
@@ -193,6 +202,26 @@ impl Manager {
         self.received.recv_timeout(DEADLINE).unwrap()
     }
 
+    /// Has the agent dial in its pod: what is said there first, or why it fails.
+    pub(crate) fn dial_in_pod(&self, port: u16) -> String {
+        let dial = WatchPodDialsResponse {
+            dial_id: format!("dial-{port}"),
+            port: port.into(),
+        };
+        // The agent's call may still be on its way.
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while self.hub.pod_dials.send(dial.clone()).is_err() {
+            assert!(std::time::Instant::now() < deadline, "nobody dials");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.next_said_in_pod()
+    }
+
+    /// What is said next in the pod, or how that ends.
+    pub(crate) fn next_said_in_pod(&self) -> String {
+        self.said_in_pod.recv_timeout(DEADLINE).unwrap()
+    }
+
     pub(crate) fn next_event(&self) -> Event {
         self.events.recv_timeout(DEADLINE).unwrap()
     }
@@ -247,7 +276,13 @@ struct Hub {
     readers: Arc<watch::Sender<ReportRequestsResponse>>,
     reports: mpsc::Sender<ReportRequestsRequest>,
     received: mpsc::Sender<(String, Bytes)>,
+    pod_dials: broadcast::Sender<WatchPodDialsResponse>,
+    said_in_pod: mpsc::Sender<String>,
 }
+
+type Dialled = fn(
+    Result<WatchPodDialsResponse, BroadcastStreamRecvError>,
+) -> Result<WatchPodDialsResponse, Status>;
 
 type Reported = fn(ReportRequestsResponse) -> Result<ReportRequestsResponse, Status>;
 
@@ -293,13 +328,30 @@ impl AgentHub for Hub {
         let readers = WatchStream::new(self.readers.subscribe());
         Ok(Response::new(readers.map(Ok as Reported)))
     }
+
+    type WatchPodDialsStream = Map<BroadcastStream<WatchPodDialsResponse>, Dialled>;
+
+    async fn watch_pod_dials(
+        &self,
+        _: Request<WatchPodDialsRequest>,
+    ) -> Result<Response<Self::WatchPodDialsStream>, Status> {
+        let dials = BroadcastStream::new(self.pod_dials.subscribe());
+        let dialled: Dialled = |dial| dial.map_err(|error| Status::internal(error.to_string()));
+        Ok(Response::new(dials.map(dialled)))
+    }
 }
 
 impl TunnelHandler for Hub {
     fn carry(&self, _: &Extensions, frames: FrameStream) -> Result<(), Status> {
         let holder = *self.holder.lock().unwrap();
         let received = self.received.clone();
-        tokio::spawn(hold(holder, frames.sender, frames.receiver, received));
+        tokio::spawn(hold(
+            holder,
+            frames.sender,
+            frames.receiver,
+            received,
+            self.said_in_pod.clone(),
+        ));
         Ok(())
     }
 }
@@ -310,10 +362,12 @@ async fn hold(
     sender: FrameSender,
     mut receiver: FrameReceiver,
     received: mpsc::Sender<(String, Bytes)>,
+    said_in_pod: mpsc::Sender<String>,
 ) {
-    let Some(Ok(Frame::Open(OpenTarget::Claimed { claim_id, source }))) = receiver.recv().await
-    else {
-        panic!("no claimed connection");
+    let (claim_id, source) = match receiver.recv().await {
+        Some(Ok(Frame::Open(OpenTarget::Claimed { claim_id, source }))) => (claim_id, source),
+        Some(Ok(Frame::Open(OpenTarget::Dial(_)))) => return listen(receiver, &said_in_pod).await,
+        other => panic!("neither a claimed connection nor a dial: {other:?}"),
     };
     match holder {
         Holder::Silent => {
@@ -348,6 +402,23 @@ async fn hold(
             }
         };
         if sender.send(reply).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells what comes of a dial in the pod, until that ends.
+async fn listen(mut receiver: FrameReceiver, said: &mpsc::Sender<String>) {
+    loop {
+        let (what, is_over) = match receiver.recv().await {
+            Some(Ok(Frame::Opened)) => continue,
+            Some(Ok(Frame::Data(data))) => (String::from_utf8_lossy(&data).into_owned(), false),
+            Some(Ok(Frame::Failed(failure))) => (format!("{:?}", failure.error), true),
+            Some(Ok(Frame::Reset) | Err(_)) | None => ("cut off".to_owned(), true),
+            Some(Ok(other)) => (format!("{other:?}"), false),
+        };
+        // The test may have seen enough.
+        if said.send(what).is_err() || is_over {
             return;
         }
     }

@@ -74,9 +74,11 @@ pub(crate) struct App(TcpListener);
 
 impl App {
     pub(crate) fn start(network: &Network, port: u16) -> Self {
-        let listener = network.within(Side::Pod, move || {
-            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()
-        });
+        Self::start_at(network, (Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    pub(crate) fn start_at(network: &Network, address: SocketAddr) -> Self {
+        let listener = network.within(Side::Pod, move || TcpListener::bind(address).unwrap());
         let app = Self(listener.try_clone().unwrap());
         thread::spawn(move || {
             while let Ok((client, _)) = listener.accept() {

@@ -30,6 +30,7 @@ mod soak;
 mod steps;
 mod support;
 mod tls;
+mod to_pod;
 mod toggles;
 mod transport;
 mod truth;

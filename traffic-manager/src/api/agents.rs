@@ -2,15 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
+use futures::stream::{BoxStream, StreamExt};
 use http::Extensions;
 use kvpn_proto::flow::{Carried, DialError, DialFailure, OpenTarget};
 use kvpn_proto::v1::agent_hub_server::AgentHub;
 use kvpn_proto::v1::watch_claims_request::{Event, Hello};
 use kvpn_proto::{Failure, Reason, v1};
 use kvpn_tunnel::grpc::TunnelHandler;
-use kvpn_tunnel::relay::{self, FrameReceiver, FrameStream};
+use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,13 +18,10 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::tokens::Tokens;
-use super::{FIRST_MESSAGE, opening, refuse};
+use super::{ANSWER, FIRST_MESSAGE, join, opening, refuse, refuse_answer};
 use crate::hub::{Hub, OpenLink, Reporting};
 use crate::metrics::{FlowStats, Origin};
 use crate::state::{AgentRejected, Caller, ClaimRoute, ClaimSet};
-
-/// How long a session may take to answer a dial.
-const SESSION_ANSWER: Duration = Duration::from_secs(10);
 
 /// Where calls come from that come over one connection.
 #[derive(Clone, Debug)]
@@ -134,6 +131,19 @@ impl AgentHub for AgentApi {
         });
         Ok(Response::new(ReceiverStream::new(response)))
     }
+
+    type WatchPodDialsStream = BoxStream<'static, Result<v1::WatchPodDialsResponse, Status>>;
+
+    async fn watch_pod_dials(
+        &self,
+        request: Request<v1::WatchPodDialsRequest>,
+    ) -> Result<Response<Self::WatchPodDialsStream>, Status> {
+        let caller = peer(request.extensions())?.caller();
+        let dials = self.hub.open_pod_dials(&caller).ok_or_else(|| {
+            Status::failed_precondition("only an agent that watches its claims dials in its pod")
+        })?;
+        Ok(Response::new(ReceiverStream::new(dials).map(Ok).boxed()))
+    }
 }
 
 /// Takes an agent's reports, and tells it who reads them, until either ends.
@@ -162,8 +172,46 @@ impl TunnelHandler for AgentApi {
     fn carry(&self, extensions: &Extensions, frames: FrameStream) -> Result<(), Status> {
         let caller = peer(extensions)?.caller();
         let api = self.clone();
-        tokio::spawn(async move { serve_flow(&api, &caller, frames).await });
+        tokio::spawn(async move { api.serve_flow(&caller, frames).await });
         Ok(())
+    }
+}
+
+impl AgentApi {
+    async fn serve_flow(&self, caller: &Caller, mut frames: FrameStream) {
+        match opening(&mut frames.receiver).await {
+            Ok(OpenTarget::Claimed { claim_id, source }) => {
+                let route = self.hub.route(caller, &claim_id);
+                let carried = route.as_ref().map(|route| route.protocol.into());
+                let carried = carried.unwrap_or(Carried::Tcp);
+                let (_open, frames) = self.flows.begin(carried, Origin::Pod, frames);
+                join(frames, self.reach_session(route, source)).await;
+            }
+            // It counts as the flow of who asked for it.
+            Ok(OpenTarget::Dial(id)) => {
+                if let Err(frames) = self.hub.answer_in_pod(caller, &id, frames) {
+                    refuse_answer(frames).await;
+                }
+            }
+            Ok(OpenTarget::Destination { .. } | OpenTarget::Echo(_) | OpenTarget::InPod { .. }) => {
+                let detail = "agents open claimed connections and answer dials only";
+                let failure = DialFailure::new(DialError::Prohibited, detail);
+                refuse(&frames.sender, failure).await;
+            }
+            Err(failure) => refuse(&frames.sender, failure).await,
+        }
+    }
+
+    /// Hands an intercepted connection, or a client's datagrams, to the session that holds
+    /// the claim.
+    async fn reach_session(
+        &self,
+        route: Option<ClaimRoute>,
+        source: SocketAddr,
+    ) -> Result<FrameStream, DialFailure> {
+        let no_claim = || DialFailure::new(DialError::TunnelLost, "this claim is not on this pod");
+        let route = route.ok_or_else(no_claim)?;
+        self.hub.dial(route, source)?.answered(ANSWER).await
     }
 }
 
@@ -206,52 +254,6 @@ async fn serve_link(
             },
         }
     }
-}
-
-/// Hands an intercepted connection, or a client's datagrams, to the session that holds the
-/// claim.
-async fn serve_flow(api: &AgentApi, caller: &Caller, mut frames: FrameStream) {
-    let claimed = tokio::select! {
-        () = frames.sender.closed() => return,
-        claimed = claimed(&api.hub, caller, &mut frames.receiver) => claimed,
-    };
-    let carried = claimed.as_ref().map(|(route, _)| route.protocol.into());
-    let carried = carried.unwrap_or(Carried::Tcp);
-    let (_open, frames) = api.flows.begin(carried, Origin::Pod, frames);
-    let session = async {
-        let (route, source) = claimed?;
-        api.hub.dial(route, source)?.answered(SESSION_ANSWER).await
-    };
-    let session = tokio::select! {
-        () = frames.sender.closed() => return,
-        session = session => session,
-    };
-    match session {
-        Ok(session) => {
-            if let Err(error) = relay::forward(frames, session).await {
-                debug!(%error, "intercepted flow ended");
-            }
-        }
-        Err(failure) => refuse(&frames.sender, failure).await,
-    }
-}
-
-/// What an agent's stream is for: where it goes, and who is there.
-async fn claimed(
-    hub: &Hub,
-    caller: &Caller,
-    receiver: &mut FrameReceiver,
-) -> Result<(ClaimRoute, SocketAddr), DialFailure> {
-    let OpenTarget::Claimed { claim_id, source } = opening(receiver).await? else {
-        return Err(DialFailure::new(
-            DialError::Prohibited,
-            "agents open claimed connections only",
-        ));
-    };
-    let route = hub
-        .route(caller, &claim_id)
-        .ok_or_else(|| DialFailure::new(DialError::TunnelLost, "this claim is not on this pod"))?;
-    Ok((route, source))
 }
 
 async fn hello(events: &mut Streaming<v1::WatchClaimsRequest>) -> Result<Hello, Status> {

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use super::{opening, refuse};
+use super::{ANSWER, join, opening, refuse, refuse_answer};
 use crate::cluster::{ClusterView, Names};
 use crate::dial::Dialer;
 use crate::hub::{Connection, Hub, Identity, revoked, unauthenticated};
@@ -330,10 +330,17 @@ impl SessionApi {
             }
             Ok(OpenTarget::Dial(id)) => {
                 if let Err(frames) = self.hub.answer(&identity.uid, &id, frames) {
-                    let failure =
-                        DialFailure::new(DialError::TunnelLost, "nobody waits for this dial");
-                    refuse(&frames.sender, failure).await;
+                    refuse_answer(frames).await;
                 }
+            }
+            Ok(OpenTarget::InPod {
+                engagement_uid,
+                port,
+            }) => {
+                let (_open, frames) = self.flows.begin(Carried::Tcp, Origin::Laptop, frames);
+                let session = &identity.session;
+                let dial = self.hub.dial_in_pod(session, &engagement_uid, port);
+                join(frames, async { dial?.answered(ANSWER).await }).await;
             }
             Ok(OpenTarget::Claimed { .. }) => {
                 let failure = DialFailure::new(DialError::Prohibited, "only agents have claims");

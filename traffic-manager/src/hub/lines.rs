@@ -21,6 +21,8 @@ pub(crate) struct Lines {
     next: u64,
     links: HashMap<LinkId, watch::Sender<Option<ClaimSet>>>,
     dials: HashMap<StreamId, mpsc::Sender<v1::WatchDialsResponse>>,
+    /// To agents, by their links.
+    pod_dials: HashMap<LinkId, mpsc::Sender<v1::WatchPodDialsResponse>>,
     pending: HashMap<String, Pending>,
     /// By the UID of the session.
     connections: HashMap<String, Vec<Weak<Connection>>>,
@@ -28,8 +30,16 @@ pub(crate) struct Lines {
 
 #[derive(Debug)]
 struct Pending {
-    session_uid: String,
+    answerer: Answerer,
     answer: oneshot::Sender<FrameStream>,
+}
+
+/// Who is asked to dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answerer {
+    /// The session of that UID.
+    Session(String),
+    Agent(LinkId),
 }
 
 impl Lines {
@@ -45,8 +55,11 @@ impl Lines {
         (id, receiver)
     }
 
+    /// Ends an agent's call, and the dials that wait for it.
     pub(crate) fn end_link(&mut self, link: LinkId) {
         self.links.remove(&link);
+        self.pod_dials.remove(&link);
+        self.forget_dials_of(&Answerer::Agent(link));
     }
 
     pub(crate) fn send_claims(&self, link: LinkId, claims: ClaimSet) {
@@ -64,6 +77,32 @@ impl Lines {
 
     pub(crate) fn close_dials(&mut self, stream: StreamId) {
         self.dials.remove(&stream);
+    }
+
+    /// The dials for an agent come out of the receiver from now on.
+    pub(crate) fn open_pod_dials(
+        &mut self,
+        link: LinkId,
+    ) -> mpsc::Receiver<v1::WatchPodDialsResponse> {
+        let (sender, receiver) = mpsc::channel(QUEUED_DIALS);
+        self.pod_dials.insert(link, sender);
+        receiver
+    }
+
+    /// Asks an agent for a dial. `None` when it does not keep up, or knows of none.
+    pub(crate) fn dial_in_pod(
+        &mut self,
+        link: LinkId,
+        port: u16,
+    ) -> Option<(String, oneshot::Receiver<FrameStream>)> {
+        let id = format!("dial-{}", self.next());
+        let message = v1::WatchPodDialsResponse {
+            dial_id: id.clone(),
+            port: port.into(),
+        };
+        self.pod_dials.get(&link)?.try_send(message).ok()?;
+        let answer = self.expect_answer(&id, Answerer::Agent(link));
+        Some((id, answer))
     }
 
     /// Asks for a dial. `None` when the session does not keep up.
@@ -84,29 +123,28 @@ impl Lines {
             pod: route.pod.name,
         };
         self.dials.get(&stream)?.try_send(message).ok()?;
+        let answer = self.expect_answer(&id, Answerer::Session(route.session_uid));
+        Some((id, answer))
+    }
+
+    fn expect_answer(&mut self, id: &str, answerer: Answerer) -> oneshot::Receiver<FrameStream> {
         let (answer, receiver) = oneshot::channel();
-        let session_uid = route.session_uid;
-        self.pending.insert(
-            id.clone(),
-            Pending {
-                session_uid,
-                answer,
-            },
-        );
-        Some((id, receiver))
+        let pending = Pending { answerer, answer };
+        self.pending.insert(id.to_owned(), pending);
+        receiver
     }
 
     /// The one who waits for the answer to a dial that was addressed to that
-    /// session.
+    /// session or agent.
     pub(crate) fn take_dial(
         &mut self,
-        session_uid: &str,
+        answerer: &Answerer,
         dial_id: &str,
     ) -> Option<oneshot::Sender<FrameStream>> {
         let addressed = self
             .pending
             .get(dial_id)
-            .is_some_and(|pending| pending.session_uid == session_uid);
+            .is_some_and(|pending| pending.answerer == *answerer);
         if !addressed {
             return None;
         }
@@ -136,12 +174,16 @@ impl Lines {
 
     /// Ends the connections of a session that was deleted and the dials that wait for it.
     pub(crate) fn revoke(&mut self, session_uid: &str, deletion: Option<&Deletion>) {
-        self.pending
-            .retain(|_, pending| pending.session_uid != session_uid);
+        self.forget_dials_of(&Answerer::Session(session_uid.to_owned()));
         let connections = self.connections.remove(session_uid).unwrap_or_default();
         for connection in connections.iter().filter_map(Weak::upgrade) {
             connection.close(revoked(deletion));
         }
+    }
+
+    fn forget_dials_of(&mut self, answerer: &Answerer) {
+        self.pending
+            .retain(|_, pending| pending.answerer != *answerer);
     }
 }
 
@@ -171,9 +213,30 @@ mod tests {
         let (stream, mut dials) = lines.open_dials();
         let (id, _answer) = lines.dial(stream, route(), source()).unwrap();
         assert_eq!(dials.try_recv().unwrap().dial_id, id);
-        assert!(lines.take_dial("bob", &id).is_none());
-        assert!(lines.take_dial("alice", &id).is_some());
-        assert!(lines.take_dial("alice", &id).is_none());
+        let [alice, bob] = ["alice", "bob"].map(|uid| Answerer::Session(uid.into()));
+        assert!(lines.take_dial(&bob, &id).is_none());
+        assert!(lines.take_dial(&alice, &id).is_some());
+        assert!(lines.take_dial(&alice, &id).is_none());
+    }
+
+    #[test]
+    fn a_dial_in_a_pod_is_answered_by_its_agent_alone_and_ends_with_its_call() {
+        let mut lines = Lines::default();
+        let (link, _claims) = lines.open_link();
+        assert!(lines.dial_in_pod(link, 9901).is_none(), "it does not watch");
+        let mut dials = lines.open_pod_dials(link);
+        let (id, _answer) = lines.dial_in_pod(link, 9901).unwrap();
+        let asked = dials.try_recv().unwrap();
+        assert_eq!((asked.dial_id.as_str(), asked.port), (id.as_str(), 9901));
+        let (other, _claims) = lines.open_link();
+        assert!(lines.take_dial(&Answerer::Agent(other), &id).is_none());
+        assert!(lines.take_dial(&Answerer::Agent(link), &id).is_some());
+
+        let (_, mut answer) = lines.dial_in_pod(link, 9901).unwrap();
+        lines.end_link(link);
+        assert!(answer.try_recv().is_err());
+        assert!(lines.pending.is_empty());
+        assert!(lines.dial_in_pod(link, 9901).is_none());
     }
 
     #[test]

@@ -45,6 +45,7 @@ use crate::state::testing::{agent_container, engagement, pod, selector};
 use crate::state::{Change, Deletion, Effect, Event, Key, SessionView, Settings, World};
 use crate::tls::Authority;
 
+mod in_pod;
 mod metrics;
 mod requests;
 

@@ -1,5 +1,6 @@
 //! Claims: which ports of a pod go to a laptop.
 
+use kvpn_proto::crd::AppProtocol;
 use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::flow::Protocol;
 use kvpn_proto::tls::TlsIdentity;
@@ -26,6 +27,10 @@ pub(crate) struct Claim {
     pub(crate) answers_probes: bool,
     /// What the agent ends clients' TLS with.
     pub(crate) tls: Option<TlsIdentity>,
+    /// Ports of the pod's localhost that its holder may have dialled.
+    pub(crate) pod_ports: Vec<u16>,
+    /// What is spoken on the port, if that is known.
+    pub(crate) app_protocol: Option<AppProtocol>,
 }
 
 /// What of a port's traffic a claim is on.
@@ -52,6 +57,12 @@ impl Claim {
         };
         format!("{engagement_uid}/{container_port}/{protocol}")
     }
+
+    /// Whether it is one of an engagement's.
+    pub(crate) fn is_of(&self, engagement_uid: &str) -> bool {
+        let uid = self.id.split_once('/').map(|(uid, _)| uid);
+        uid == Some(engagement_uid)
+    }
 }
 
 impl From<Claim> for v1::Claim {
@@ -65,6 +76,11 @@ impl From<Claim> for v1::Claim {
             stopped_container: claim.stops.unwrap_or_default(),
             answers_probes: claim.answers_probes,
             tls: claim.tls.map(Into::into),
+            pod_ports: claim.pod_ports.into_iter().map(Into::into).collect(),
+            app_protocol: claim
+                .app_protocol
+                .map_or(v1::AppProtocol::Unspecified, Into::into)
+                .into(),
             http: match claim.reach {
                 Reach::Requests(filter) => Some(filter.into()),
                 Reach::Rest => None,

@@ -98,6 +98,8 @@ pub(crate) struct EngagementRecord {
     pub(super) held_since: Option<Timestamp>,
     /// What agents end clients' TLS with, once the session has given it.
     tls: Option<TlsIdentity>,
+    /// UID of the pod whose localhost the session has reached last.
+    pub(super) entered: Option<String>,
 }
 
 impl Identified for EngagementRecord {
@@ -124,6 +126,7 @@ impl EngagementRecord {
             orphan_since: None,
             delete_asked: None,
             tls: None,
+            entered: None,
         }
     }
 

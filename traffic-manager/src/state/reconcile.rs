@@ -251,6 +251,8 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             stops: stops.clone(),
             answers_probes: probes.is_some_and(|probes| probes.is_own(port.container_port)),
             tls: record.tls().cloned(),
+            pod_ports: spec.to_pod.clone(),
+            app_protocol: port.app_protocol,
         })
         .collect()
 }

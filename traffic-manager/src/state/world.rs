@@ -221,7 +221,7 @@ impl World {
     }
 
     /// The pod that an agent calls from.
-    fn calling_pod(&self, caller: &Caller) -> Option<&PodView> {
+    pub(super) fn calling_pod(&self, caller: &Caller) -> Option<&PodView> {
         match caller {
             Caller::Address(ip) => self.pods.by_ip(*ip),
             Caller::Pod { key, uid } => self.pods.get(key).filter(|pod| pod.uid == *uid),
@@ -330,10 +330,8 @@ impl World {
         engagement_uid: &'a str,
     ) -> impl Iterator<Item = u16> + 'a {
         let claims = self.slots.get(pod_uid).map(|slot| &slot.claims().claims);
-        let its = claims.into_iter().flatten().filter(move |claim| {
-            let uid = claim.id.split_once('/').map(|(uid, _)| uid);
-            uid == Some(engagement_uid)
-        });
+        let its = claims.into_iter().flatten();
+        let its = its.filter(move |claim| claim.is_of(engagement_uid));
         its.map(|claim| claim.container_port)
     }
 

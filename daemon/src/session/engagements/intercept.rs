@@ -15,13 +15,13 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tracing::info;
 
-use super::Engagements;
 use super::outcome::{Observed, Progress, absence, held_since, holder};
 use super::roll_out::roll_out;
 use super::table::{Entry, Key};
 use super::tls::Source;
+use super::{Doors, Engagements, ToPod};
 use crate::session::identity::label;
-use crate::session::workloads::{self, RequestedPort, ResolvedPort};
+use crate::session::workloads::{self, Found, RequestedPort, ResolvedPort};
 
 /// Until when an engagement must be active, unless the user says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,11 +40,13 @@ pub(crate) struct Intercept {
     pub(crate) http: Option<HttpFilter>,
     /// Nobody answers when the laptop does not.
     pub(crate) fails_closed: bool,
-    /// The container to replace; empty for the one that has the ports.
+    /// The container to replace, empty for the one that has the ports; or whose ports are
+    /// meant, empty for all.
     pub(crate) container: String,
     /// The workload is rolled out once where only pods that are born with the agent can
     /// have it.
     pub(crate) rolls_out: bool,
+    pub(crate) to_pod: Vec<ToPod>,
     pub(crate) timeout: Option<Duration>,
     /// What clients' TLS is ended with.
     pub(crate) tls: Option<Source>,
@@ -57,7 +59,7 @@ type Events = mpsc::Sender<Result<v1::InterceptResponse, Status>>;
 struct Plan {
     workload: WorkloadRef,
     ports: Vec<ResolvedPort>,
-    /// The container that is replaced.
+    /// The container that is replaced, or whose ports are meant.
     container: Option<String>,
     tls: Option<TlsIdentity>,
 }
@@ -74,13 +76,17 @@ impl Engagements {
             Ok(plan) => plan,
             Err(failure) => return fail(&events, failure).await,
         };
+        let locals = plan.ports.iter().map(|port| (port.local, port.protocol));
+        let locals: Vec<_> = locals.collect();
+        let doors = match Doors::bind(&request.to_pod, &locals).await {
+            Ok(doors) => doors,
+            Err(failure) => return fail(&events, failure).await,
+        };
         let workload = plan.workload.clone();
         let key = match new_key(&request.namespace, &plan.workload, &self.user) {
             Ok(key) => key,
             Err(failure) => return fail(&events, failure).await,
         };
-        let locals = plan.ports.iter().map(|port| (port.local, port.protocol));
-        let locals: Vec<_> = locals.collect();
         let mut entry = Entry::new(
             request.verb,
             plan.workload,
@@ -91,9 +97,10 @@ impl Engagements {
         entry.container = plan.container;
         entry.rolls_out = request.rolls_out;
         entry.tls = plan.tls;
+        entry.to_pod.clone_from(&request.to_pod);
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) = tokio::join!(
-            self.create(&key, entry),
+            self.create(&key, entry, doors),
             warn_of_silence(request.verb, &locals, &events)
         );
         let mut observed = match created {
@@ -165,6 +172,17 @@ impl Engagements {
         .await;
         let inventory = workloads::fetch(&self.cluster, namespace).await?;
         let found = workloads::find(&inventory, &request.target)?;
+        let wanted = request.container.as_str();
+        let narrowed = match request.verb {
+            Verb::Intercept | Verb::Wiretap if !wanted.is_empty() => {
+                Some(found.workload.in_container(wanted)?)
+            }
+            Verb::Intercept | Verb::Wiretap | Verb::Replace => None,
+        };
+        let found = Found {
+            workload: narrowed.as_ref().unwrap_or(found.workload),
+            ..found
+        };
         let workloads::Resolved { ports, warnings } =
             workloads::resolve_ports(&inventory, &found, &request.ports)?;
         for warning in warnings {
@@ -175,6 +193,9 @@ impl Engagements {
         let http = request.http.as_ref();
         if http.is_some() {
             refuse_datagrams(&ports)?;
+            for warning in workloads::check_filters(&workload, &ports, request.tls.is_some())? {
+                let _ = send(events, Event::Warning(warning)).await;
+            }
         }
         let in_the_way = match request.verb {
             Verb::Intercept | Verb::Replace => self.table.of(namespace, &workload, &ports, http),
@@ -191,11 +212,8 @@ impl Engagements {
             ));
         }
         let container = match request.verb {
-            Verb::Replace => {
-                let wanted = request.container.as_str();
-                Some(workloads::container(&inventory, &workload, &ports, wanted)?)
-            }
-            Verb::Intercept | Verb::Wiretap => None,
+            Verb::Replace => Some(workloads::container(&inventory, &workload, &ports, wanted)?),
+            Verb::Intercept | Verb::Wiretap => narrowed.map(|_| wanted.to_owned()),
         };
         let tls = match &request.tls {
             Some(source) => Some(source.read(&self.cluster, namespace).await?),

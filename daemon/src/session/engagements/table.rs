@@ -11,9 +11,11 @@ use kvpn_proto::flow::Protocol;
 use kvpn_proto::tls::TlsIdentity;
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::outcome::{Observed, Progress, overlap};
+use super::to_pod::ToPod;
 use crate::session::workloads::ResolvedPort;
 
 /// Names an Engagement.
@@ -45,12 +47,15 @@ pub(super) struct Entry {
     pub(super) ports: Vec<ResolvedPort>,
     pub(super) http: Option<HttpFilter>,
     pub(super) fails_closed: bool,
-    /// The container that is replaced.
+    /// The container that is replaced, or whose ports are meant.
     pub(super) container: Option<String>,
     /// The workload is rolled out where only that brings the agent.
     pub(super) rolls_out: bool,
     /// What clients' TLS is ended with.
     pub(super) tls: Option<TlsIdentity>,
+    pub(super) to_pod: Vec<ToPod>,
+    /// Who lets connections to these in.
+    doors: JoinSet<()>,
     pub(super) observed: watch::Sender<Observed>,
     watcher: Option<AbortOnDropHandle<()>>,
     /// Gives that to the traffic manager.
@@ -74,6 +79,8 @@ impl Entry {
             container: None,
             rolls_out: false,
             tls: None,
+            to_pod: Vec::new(),
+            doors: JoinSet::new(),
             observed: watch::channel(Observed::default()).0,
             watcher: None,
             giver: None,
@@ -109,12 +116,18 @@ impl Entry {
             fails_closed: self.fails_closed || self.verb == Verb::Replace,
             container: self.container.clone().unwrap_or_default(),
             terminates_tls: self.tls.is_some(),
+            to_pod: self.to_pod.iter().map(|it| (*it).into()).collect(),
         }
     }
 
     /// From now on, what happens to the resource is our own doing.
     pub(super) fn stop_watching(&mut self) {
         self.watcher = None;
+    }
+
+    /// Resets connections to ports of the pod, and lets no others in.
+    pub(super) async fn shut_doors(&mut self) {
+        self.doors.shutdown().await;
     }
 
     fn is_service(&self, name: &str) -> bool {
@@ -169,6 +182,13 @@ impl Table {
         // Without an entry there is nothing to give it for.
         if let Some(entry) = self.lock().get_mut(key) {
             entry.giver = Some(giver);
+        }
+    }
+
+    /// The doors are shut once there is no such entry.
+    pub(super) fn keep_doors(&self, key: &Key, doors: JoinSet<()>) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.doors = doors;
         }
     }
 
@@ -294,6 +314,7 @@ mod tests {
                 name: "storefront".into(),
                 port: 80,
             }),
+            spoken: None,
         };
         table.insert(
             Key::new("shop", "web-alice-1"),

@@ -1,11 +1,12 @@
-//! The container of a workload's pods that is replaced.
+//! The container of a workload's pods that is replaced, or whose ports are meant.
 
 use k8s_openapi::api::core::v1::Container;
 use kvpn_proto::crd::WorkloadRef;
 use kvpn_proto::flow::Carried;
+use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
 use kvpn_proto::{Failure, Reason};
 
-use super::{Inventory, ResolvedPort, is_running, no_running_pod};
+use super::{Inventory, ResolvedPort, Workload, is_running, no_running_pod};
 
 /// The container of that name, or without a name the one that has the ports.
 pub(crate) fn container(
@@ -20,11 +21,7 @@ pub(crate) fn container(
         .and_then(|pod| pod.spec.as_ref())
         .ok_or_else(|| no_running_pod(&inventory.namespace, workload))?;
     let all = spec.containers.as_slice();
-    let usage = |message: String| {
-        let names: Vec<&str> = all.iter().map(|it| it.name.as_str()).collect();
-        let next_step = format!("name one with --container: {}", names.join(", "));
-        Failure::new(Reason::Usage, message, next_step)
-    };
+    let usage = |message: String| choose(message, all.iter().map(|it| it.name.as_str()));
     if !wanted.is_empty() {
         let is_there = all.iter().any(|it| it.name == wanted);
         return is_there
@@ -39,6 +36,30 @@ pub(crate) fn container(
             "which container of {workload} is to be replaced is not clear"
         ))),
     }
+}
+
+impl Workload {
+    /// The same with the ports of one container, and without those of the others.
+    pub(crate) fn in_container(&self, name: &str) -> Result<Self, Failure> {
+        let mut narrowed = self.clone();
+        narrowed.containers.retain(|it| it.name == name);
+        if narrowed.containers.is_empty() {
+            let names = self.containers.iter().map(|it| it.name.as_str());
+            let names = names.filter(|name| !name.starts_with(AGENT_CONTAINER_PREFIX));
+            let message = format!("{} has no container {name}", self.reference);
+            return Err(choose(message, names));
+        }
+        let own: Vec<i32> = narrowed.ports().map(|it| it.container_port).collect();
+        let others = self.ports().map(|it| it.container_port);
+        narrowed.hidden_ports = others.filter(|port| !own.contains(port)).collect();
+        Ok(narrowed)
+    }
+}
+
+fn choose<'a>(message: String, names: impl Iterator<Item = &'a str>) -> Failure {
+    let names: Vec<&str> = names.collect();
+    let next_step = format!("name one with --container: {}", names.join(", "));
+    Failure::new(Reason::Usage, message, next_step)
 }
 
 fn declares(container: &Container, ports: &[ResolvedPort]) -> bool {
@@ -81,6 +102,7 @@ mod tests {
             container_port: 8080,
             protocol: Protocol::Tcp,
             service: None,
+            spoken: None,
         };
         container(&inventory, &workload, &[port], wanted).map_err(|failure| failure.next_step)
     }

@@ -8,9 +8,10 @@ use kvpn_proto::crd::ServicePortRef;
 use kvpn_proto::flow::{Carried, Protocol};
 use kvpn_proto::{Failure, Reason, v1};
 
-use candidates::{Candidate, Candidates};
+pub(super) use candidates::Candidate;
+use candidates::Candidates;
 
-use super::{Found, Inventory};
+use super::{Found, Inventory, Spoken};
 
 /// One `--port`, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub(crate) struct ResolvedPort {
     pub(crate) container_port: u16,
     pub(crate) protocol: Protocol,
     pub(crate) service: Option<ServicePortRef>,
+    /// What is spoken there, if that is known.
+    pub(crate) spoken: Option<Spoken>,
 }
 
 impl ResolvedPort {
@@ -197,11 +200,19 @@ fn resolve(
             "choose a port of TCP or UDP",
         ));
     };
+    // Of several names of the port, the one that was used comes first.
+    let others = by_service.iter().chain(&by_container);
+    let others = others.filter(|other| other.is_same_port(&chosen));
+    let spoken = match protocol {
+        Protocol::Tcp => Spoken::of(std::iter::once(&chosen).chain(others)),
+        Protocol::Udp => None,
+    };
     Ok(ResolvedPort {
         local: requested.local,
         container_port: chosen.container_port,
         protocol,
         service: chosen.service,
+        spoken,
     })
 }
 

@@ -5,6 +5,7 @@ use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::http::end::Pipe;
+use crate::http::serve_whole;
 use fixture::{
     Case, Fake, OK, ROOM, SOON, answered_by_a, close, expect, expect_end, get, holder, reply,
 };
@@ -339,4 +340,27 @@ async fn silent_client_whom_nobody_may_greet_is_cut_off() {
     assert!(served.unwrap().is_err());
     drop(client);
     assert!(fake.connection_of(&Server::App).is_none());
+}
+
+#[tokio::test]
+async fn server_is_given_the_word_of_a_client_only_after_a_long_silence() {
+    let start = Instant::now();
+    let mut case = Case::with(Fake {
+        is_clients_word: true,
+        ..Fake::default()
+    });
+    let mut app = case.server(Server::App).await;
+    assert!(start.elapsed() >= WORD_DEADLINE);
+    reply(&mut app, "220 not HTTP\r\n").await;
+    case.expect("220 not HTTP\r\n").await;
+}
+
+#[tokio::test]
+async fn whole_connection_whose_holder_fails_closed_is_answered_by_nobody() {
+    let (client, ours) = Pipe::new(ROOM);
+    let fake = std::sync::Arc::new(Fake::default());
+    let served = serve_whole(End::new(ours), holder("closed"), &fake).await;
+    assert!(served.is_err());
+    assert!(fake.connection_of(&Server::App).is_none());
+    drop(client);
 }

@@ -42,6 +42,10 @@ struct Fake {
 }
 
 impl Servers for Arc<Fake> {
+    fn is_clients_word(&self) -> bool {
+        false
+    }
+
     fn choose(&self, head: &impl Head) -> Server {
         match head.field("x-user") {
             Some(user) => Server::Holder(user.into_owned()),

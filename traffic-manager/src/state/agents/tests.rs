@@ -56,6 +56,8 @@ fn claim(id: &str, port: u16) -> Claim {
         stops: None,
         answers_probes: false,
         tls: None,
+        pod_ports: Vec::new(),
+        app_protocol: None,
         copy: false,
     }
 }

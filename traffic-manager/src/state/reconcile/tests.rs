@@ -13,6 +13,7 @@ use crate::state::{
     AgentRejected, Caller, Change, Deletion, EngagementView, Event, LinkId, Settings, StreamId,
 };
 
+mod in_pod;
 mod replaces;
 
 const IMAGE: &str = "agent:1";

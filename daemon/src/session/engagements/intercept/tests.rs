@@ -47,6 +47,7 @@ fn filter_on_datagrams_is_refused() {
         container_port: 53,
         protocol,
         service: None,
+        spoken: None,
     };
     let tcp = port(Protocol::Tcp);
     assert_eq!(refuse_datagrams(std::slice::from_ref(&tcp)), Ok(()));

@@ -9,12 +9,14 @@ use crate::session::workloads::{Found, Inventory, Workload};
 
 /// A port that the user may mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
+pub(in crate::session::workloads) struct Candidate {
     /// What the user may call it.
     pub(super) number: u16,
-    pub(super) name: Option<String>,
+    pub(in crate::session::workloads) name: Option<String>,
     pub(super) container_port: u16,
     pub(super) protocol: String,
+    /// As the Service has it.
+    pub(in crate::session::workloads) app_protocol: Option<String>,
     pub(super) service: Option<ServicePortRef>,
 }
 
@@ -37,8 +39,22 @@ impl Candidate {
             name: None,
             container_port: number,
             protocol: Carried::from(protocol).as_str().into(),
+            app_protocol: None,
             service: None,
         })
+    }
+
+    /// Who has it, such as `Service/web`.
+    pub(in crate::session::workloads) fn place(&self) -> String {
+        match &self.service {
+            Some(service) => format!("Service/{}", service.name),
+            None => "its containers".to_owned(),
+        }
+    }
+
+    /// Whether it is the same port of the pods.
+    pub(super) fn is_same_port(&self, other: &Self) -> bool {
+        (self.container_port, &self.protocol) == (other.container_port, &other.protocol)
     }
 
     /// Such as `80 (http) of Service/web` or `8080 of its containers`.
@@ -52,11 +68,7 @@ impl Candidate {
             "TCP" => String::new(),
             other => format!("/{other}"),
         };
-        let place = match &self.service {
-            Some(service) => format!("Service/{}", service.name),
-            None => "its containers".to_owned(),
-        };
-        format!("{}{protocol}{name} of {place}", self.number)
+        format!("{}{protocol}{name} of {}", self.number, self.place())
     }
 }
 
@@ -103,11 +115,16 @@ fn service_ports(service: &Service, workload: &Workload) -> impl Iterator<Item =
         .flat_map(|spec| spec.ports.iter().flatten());
     ports.filter_map(move |port| {
         let number = u16::try_from(port.port).ok()?;
+        let container_port = target(port, workload)?;
+        if workload.hidden_ports.contains(&container_port.into()) {
+            return None;
+        }
         Some(Candidate {
             number,
             name: port.name.clone(),
-            container_port: target(port, workload)?,
+            container_port,
             protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            app_protocol: port.app_protocol.clone(),
             service: Some(ServicePortRef {
                 name: name.to_owned(),
                 port: number,
@@ -127,7 +144,7 @@ fn target(port: &ServicePort, workload: &Workload) -> Option<u16> {
                 return Some(number);
             }
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            let declared = workload.ports.iter().find(|declared| {
+            let declared = workload.ports().find(|declared| {
                 declared.name.as_ref() == Some(name)
                     && declared.protocol.as_deref().unwrap_or("TCP") == protocol
             });
@@ -138,8 +155,7 @@ fn target(port: &ServicePort, workload: &Workload) -> Option<u16> {
 
 fn container_ports(workload: &Workload) -> Vec<Candidate> {
     workload
-        .ports
-        .iter()
+        .ports()
         .filter_map(|port| {
             let number = port.container_port.try_into().ok()?;
             Some(Candidate {
@@ -147,6 +163,7 @@ fn container_ports(workload: &Workload) -> Vec<Candidate> {
                 name: port.name.clone(),
                 container_port: number,
                 protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+                app_protocol: None,
                 service: None,
             })
         })

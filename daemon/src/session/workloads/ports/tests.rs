@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::ServicePort;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kvpn_proto::crd::AppProtocol;
 
 use super::*;
 use crate::session::workloads::fixture::shop;
@@ -62,7 +63,7 @@ fn an_undeclared_port_that_a_service_targets_is_known() {
 fn a_number_is_enough_where_pods_tell_of_no_port() {
     let mut inventory = shop();
     for workload in &mut inventory.workloads {
-        workload.ports.clear();
+        workload.containers.clear();
     }
     inventory.services.clear();
     assert_eq!(ask_in(&inventory, "web", "9090"), Ok((9090, None)));
@@ -223,4 +224,68 @@ fn local_ports_are_read_with_and_without_an_address() {
     assert_eq!(read("[::1]:8080").unwrap(), "[::1]:8080");
     assert_eq!(read("http").unwrap_err().reason, Reason::Usage);
     assert_eq!(read("0").unwrap_err().reason, Reason::Usage);
+}
+
+/// Deployment web with a sidecar, whose admin port a Service of its own leads to.
+fn with_sidecar() -> Inventory {
+    let mut inventory = with_port("admin", 9000, "TCP");
+    let spec = inventory.services[0].spec.as_mut().unwrap();
+    spec.ports.as_mut().unwrap()[1].target_port = Some(IntOrString::Int(9901));
+    let web = inventory.workloads.iter_mut();
+    for workload in web.filter(|it| it.reference.to_string() == "Deployment/web") {
+        let mut sidecar = workload.containers[0].clone();
+        sidecar.name = "envoy".into();
+        sidecar.ports.truncate(1);
+        sidecar.ports[0].container_port = 9901;
+        sidecar.ports[0].name = Some("admin".into());
+        workload.containers.push(sidecar);
+    }
+    inventory
+}
+
+#[test]
+fn ports_are_looked_up_in_the_container_that_is_named() {
+    let inventory = with_sidecar();
+    let found = find(&inventory, "web").unwrap();
+    let ask = |container: &str, remote: &str| {
+        let workload = &found.workload.in_container(container)?;
+        let found = Found { workload, ..found };
+        let ports = resolve_ports(&inventory, &found, &[port(remote)?])?.ports;
+        Ok::<_, Failure>(ports[0].container_port)
+    };
+    assert!(ask_in(&inventory, "web", "").is_err(), "there are two");
+    assert_eq!(ask("app", ""), Ok(8080));
+    assert_eq!(ask("envoy", ""), Ok(9901));
+    assert_eq!(ask("envoy", "admin"), Ok(9901));
+    let elsewhere = ask("envoy", "metrics").unwrap_err();
+    assert_eq!(elsewhere.reason, Reason::NoSuchPort);
+    assert!(!elsewhere.message.contains("8080"), "{elsewhere}");
+    let unknown = ask("nginx", "").unwrap_err();
+    assert_eq!(unknown.message, "Deployment/web has no container nginx");
+    assert_eq!(unknown.next_step, "name one with --container: app, envoy");
+}
+
+#[test]
+fn what_is_spoken_is_told_by_the_service_before_the_names_of_ports() {
+    let spoken = |inventory: &Inventory, target: &str, remote: &str| {
+        let ports = resolved(inventory, target, &[remote]).unwrap().ports;
+        let spoken = ports[0].spoken.clone();
+        spoken.map(|spoken| (spoken.protocol, spoken.by))
+    };
+    let by = |protocol, by: &str| Some((protocol, by.to_owned()));
+    let mut inventory = shop();
+    let by_name = by(
+        AppProtocol::Http,
+        "the name http of the port of Service/storefront",
+    );
+    assert_eq!(spoken(&inventory, "web", "80"), by_name);
+    // The container's number, too, is that of the Service's port.
+    assert_eq!(spoken(&inventory, "web", "8080"), by_name);
+    assert_eq!(spoken(&inventory, "web", "metrics"), None);
+    let spec = inventory.services[0].spec.as_mut().unwrap();
+    spec.ports.as_mut().unwrap()[0].app_protocol = Some("mysql".into());
+    let declared = "appProtocol mysql of Service/storefront";
+    let opaque = by(AppProtocol::Opaque, declared);
+    assert_eq!(spoken(&inventory, "web", "80"), opaque);
+    assert_eq!(spoken(&inventory, "web", "8080"), opaque);
 }

@@ -22,9 +22,15 @@ pub(super) struct Fake {
     pub(super) connected: Mutex<Vec<(Server, Pipe)>>,
     /// Who gets what is no HTTP, if not the app.
     pub(super) other: Option<Server>,
+    /// The client is known to be the first to speak.
+    pub(super) is_clients_word: bool,
 }
 
 impl Servers for std::sync::Arc<Fake> {
+    fn is_clients_word(&self) -> bool {
+        self.is_clients_word
+    }
+
     fn choose(&self, head: &impl Head) -> Server {
         head.field("x-user")
             .map_or(Server::App, |user| Server::Holder(user.into_owned()))
@@ -94,8 +100,12 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn new() -> Self {
+        Self::with(Fake::default())
+    }
+
+    pub(super) fn with(fake: Fake) -> Self {
         let (client, ours) = Pipe::new(ROOM);
-        let fake = std::sync::Arc::new(Fake::default());
+        let fake = std::sync::Arc::new(fake);
         let servers = std::sync::Arc::clone(&fake);
         let serving = tokio::spawn(async move { serve(End::new(ours), &servers).await });
         Self {

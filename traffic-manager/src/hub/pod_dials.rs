@@ -1,0 +1,72 @@
+//! Dials that agents are asked to make in their pods.
+
+use std::sync::Arc;
+
+use kvpn_proto::flow::{DialError, DialFailure};
+use kvpn_proto::v1;
+use kvpn_tunnel::relay::FrameStream;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::{Answerer, Hub, PendingDial, hand_over};
+use crate::state::{Caller, NoPodRoute};
+
+impl Hub {
+    /// Takes an agent that dials in its pod, when its claims are watched. The dials for it
+    /// come out of the receiver until that ends.
+    pub(crate) fn open_pod_dials(
+        &self,
+        caller: &Caller,
+    ) -> Option<mpsc::Receiver<v1::WatchPodDialsResponse>> {
+        let mut inner = self.lock();
+        let link = inner.world.agent_link(caller)?;
+        Some(inner.lines.open_pod_dials(link))
+    }
+
+    /// Asks the agent of an engaged pod to dial a port of its localhost.
+    pub(crate) fn dial_in_pod(
+        self: &Arc<Self>,
+        session: &str,
+        engagement_uid: &str,
+        port: u16,
+    ) -> Result<PendingDial, DialFailure> {
+        let mut inner = self.lock();
+        let route = inner.world.pod_route(session, engagement_uid, port);
+        let route = route.map_err(|why| {
+            let error = match why {
+                NoPodRoute::NoEngagement | NoPodRoute::NotListed(_) => DialError::Prohibited,
+                NoPodRoute::NoPod(_) => DialError::TunnelLost,
+            };
+            DialFailure::new(error, why.to_string())
+        })?;
+        debug!(session, pod = %route.pod, port, "dial in a pod");
+        let dial = inner.lines.dial_in_pod(route.link, port);
+        let (id, answer) = dial.ok_or_else(|| {
+            let detail = format!("the agent of pod {} takes no dials", route.pod.name);
+            DialFailure::new(DialError::TunnelLost, detail)
+        })?;
+        Ok(PendingDial {
+            hub: Arc::clone(self),
+            id,
+            whom: "the pod's agent",
+            answer,
+        })
+    }
+
+    /// Hands over an agent's answer to a dial. Gives it back when there is no such dial
+    /// for that agent.
+    pub(crate) fn answer_in_pod(
+        &self,
+        caller: &Caller,
+        dial_id: &str,
+        frames: FrameStream,
+    ) -> Result<(), FrameStream> {
+        let mut inner = self.lock();
+        let Some(link) = inner.world.agent_link(caller) else {
+            return Err(frames);
+        };
+        let pending = inner.lines.take_dial(&Answerer::Agent(link), dial_id);
+        drop(inner);
+        hand_over(pending, frames)
+    }
+}
