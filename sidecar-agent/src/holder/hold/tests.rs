@@ -17,6 +17,10 @@ const AS_APP: &str = "KVPN_TEST_AS_APP";
 /// What such an app is to do with a thread that does not stop.
 const HANGS: &str = "hangs";
 
+/// What it is to do with threads that do nothing, so that none takes a signal of the process
+/// before its first thread does.
+const RESTS: &str = "rests";
+
 const SOON: Duration = Duration::from_secs(10);
 
 /// Threads that wake up again and again, and others that come and go.
@@ -26,15 +30,24 @@ fn app() {
         return;
     }
     set_pdeathsig(Signal::SIGKILL).unwrap();
+    let kind = env::var(AS_APP).unwrap();
+    let rests = kind == RESTS;
     for _ in 0..3 {
-        thread::spawn(|| {
+        thread::spawn(move || {
             loop {
-                sleep(Duration::from_millis(1));
+                if rests {
+                    thread::park();
+                } else {
+                    sleep(Duration::from_millis(1));
+                }
             }
         });
     }
-    if env::var(AS_APP).unwrap() == HANGS {
+    if kind == HANGS {
         thread::spawn(hang);
+    }
+    while rests {
+        thread::park();
     }
     loop {
         let passing = thread::spawn(|| thread::spawn(thread::yield_now));
@@ -243,7 +256,7 @@ fn app_that_was_stopped_by_others_stays_so() {
 fn signal_that_comes_first_is_not_lost() {
     // A real-time one, which ends who does not handle it.
     const SIGNAL: i32 = 40;
-    let app = App::start();
+    let app = App::start_as(RESTS);
     let pid = app.pid();
     let (seized, is_seized) = mpsc::channel();
     let (stopped, is_stopped) = mpsc::channel::<()>();
