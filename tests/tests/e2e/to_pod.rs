@@ -18,6 +18,9 @@ const APP: u16 = 8080;
 const ADMIN: u16 = 9901;
 const LOCAL: &str = "15000";
 
+/// Until a permission that was granted is known to the API server.
+const SOON: Duration = Duration::from_secs(10);
+
 /// The namespace with a Deployment, whose pod has a sidecar; deleted when dropped.
 struct Shop<'a> {
     lab: &'a Lab,
@@ -38,6 +41,21 @@ impl<'a> Shop<'a> {
         create.stdin(list.to_string()).ok()?;
         are_ready(lab, NAMESPACE, "web", 1)?;
         Ok(shop)
+    }
+
+    /// Lets alice reach what listens at localhost in the namespace's pods.
+    fn may_forward_ports(&self) -> Result<()> {
+        let lab = |args: &[&str]| {
+            let create = ["-n", NAMESPACE, "create"];
+            self.lab.kubectl(create).args(args).ok().map(drop)
+        };
+        lab(&[
+            "role",
+            "forward",
+            "--verb=create",
+            "--resource=pods/portforward",
+        ])?;
+        lab(&["rolebinding", "forward", "--role=forward", "--user=alice"])
     }
 
     fn delete(&self, wait: &str) -> Result<()> {
@@ -105,7 +123,7 @@ fn ask(developer: &Developer, port: &str) -> Result<Answer> {
 #[test]
 fn port_of_a_sidecar_at_localhost_is_reached_while_the_pod_is_engaged() -> Result<()> {
     let developer = Developer::at(1)?;
-    let _shop = Shop::open(&developer.lab)?;
+    let shop = Shop::open(&developer.lab)?;
     developer.kvpn(["connect", "-n", NAMESPACE])?.success()?;
     let _handler = developer.handler(APP)?;
 
@@ -116,7 +134,24 @@ fn port_of_a_sidecar_at_localhost_is_reached_while_the_pod_is_engaged() -> Resul
     let args = [
         verb, name, by, container, port, local, "--to-pod", &to_pod, "--to-pod", "9902",
     ];
-    let engaged = developer.kvpn_json(args)?;
+    // It takes what it takes to forward the pod's ports otherwise.
+    let refused = developer.kvpn(args)?;
+    let words = [
+        "localhost of pods in namespace to-pod",
+        "create",
+        "pods/portforward",
+    ];
+    assert_fails(&refused, Reason::Forbidden, &words)?;
+    shop.may_forward_ports()?;
+    let output = wait_for("alice may reach the pod's ports", SOON, || {
+        let output = developer.kvpn(args)?;
+        let is_allowed = !output.stderr.contains("pods/portforward");
+        Ok(is_allowed.then_some(output))
+    })?;
+    let printed = output.success()?.stdout;
+    let reached = "127.0.0.1:15000 -> port 9901 at localhost in one of the pods";
+    ensure!(printed.contains(reached), "{printed}");
+    let engaged = &developer.kvpn_json(["status"])?["engagements"][0];
     let expected = json!([
         {"local": "127.0.0.1:15000", "port": ADMIN},
         {"local": "127.0.0.1:9902", "port": 9902},
