@@ -1,6 +1,7 @@
 //! Filters held against the protocols that requests come in, with servers and clients
 //! that are not kvpn's: nginx, nghttpd, Python's, curl and gRPC's own library.
 
+mod grpc;
 mod websocket;
 
 use std::fs;
@@ -9,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kvpn_tests::lab::services::{NAMESPACE, grpc_echo};
 use kvpn_tests::{Background, Output, wait_for};
-use serde_json::Value;
 
 use crate::support::Developer;
 
@@ -300,47 +300,4 @@ fn filters_decide_requests_of_http_1() -> Result<()> {
 fn filters_decide_requests_of_http_2() -> Result<()> {
     let base = "http://nginx.services:82";
     Shop::open()?.compare(HTTP_2, HTTP2, "h2c", base)
-}
-
-#[test]
-fn filters_decide_calls_of_grpc() -> Result<()> {
-    let shop = Shop::open()?;
-    let program = grpc_echo(shop.developer.lab.layout());
-    let program = program.to_str().context("a path")?;
-    let port = format!("{GRPC}:grpc");
-    let ask = |users: &str, wanted: &[&str]| {
-        let command = [
-            "/usr/bin/python3",
-            program,
-            "ask",
-            "grpc.services:50051",
-            users,
-        ];
-        let output = shop.developer.laptop.user().run(command)?.success()?;
-        let found: Value = output.json()?;
-        let found = found.as_array().context("a list")?;
-        ensure!(found.len() == wanted.len(), "{found:?}");
-        for (who, wanted) in found.iter().zip(wanted) {
-            let who = who.as_object().context("methods")?;
-            ensure!(who.values().all(|it| it == wanted), "{wanted}: {who:?}");
-        }
-        Ok(())
-    };
-    for replicas in [1, 3] {
-        shop.scale("grpc", replicas)?;
-        shop.with_filter("grpc", &port, &["--http-header", "x-user=alice"], || {
-            for _ in 0..2 * replicas {
-                ask(
-                    "alice,,bob,alice,",
-                    &["laptop", "app", "app", "laptop", "app"],
-                )?;
-            }
-            Ok(())
-        })?;
-        ask("alice", &["app"])?;
-    }
-    shop.with_filter("grpc", &port, &["--http-path", "/kvpn.Echo/*"], || {
-        ask(",alice", &["laptop", "laptop"])
-    })?;
-    shop.scale("grpc", 1)
 }
