@@ -23,7 +23,7 @@ pub(crate) enum LabCommand {
         /// Bring kvpn's images to the node
         #[arg(long)]
         images: bool,
-        /// Deploy PostgreSQL, Redis, nginx, MariaDB, Knot, gRPC and WebSocket
+        /// Deploy PostgreSQL, Redis, nginx, MariaDB, Knot, gRPC, WebSocket and HTTP
         #[arg(long)]
         services: bool,
     },

@@ -80,6 +80,7 @@ pub const SERVICES: Image = Image {
             (services::ROOTFS.archive(layout)?, "rootfs.tar".into()),
             (services::grpc_echo(layout), "grpc-echo".into()),
             (services::websocket_echo(layout), "websocket-echo".into()),
+            (services::http_echo(layout), "http-echo".into()),
         ])
     },
 };

@@ -1,5 +1,5 @@
-//! Servers that people use, in pods: PostgreSQL, Redis, nginx, MariaDB, Knot, gRPC and
-//! WebSocket.
+//! Servers that people use, in pods: PostgreSQL, Redis, nginx, MariaDB, Knot, gRPC,
+//! WebSocket and Python's HTTP.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub const USER: &str = "shop";
 pub const PASSWORD: &str = "laptop";
 pub const DATABASE: &str = "shop";
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "postgres",
     "redis",
     "nginx",
@@ -26,6 +26,7 @@ const NAMES: [&str; 7] = [
     "knot",
     "grpc",
     "websocket",
+    "http",
 ];
 
 /// What the image holds.
@@ -77,6 +78,11 @@ pub fn grpc_echo(layout: &Layout) -> PathBuf {
 /// The same of WebSocket.
 pub fn websocket_echo(layout: &Layout) -> PathBuf {
     layout.tests().join("images/services/websocket-echo")
+}
+
+/// The same of HTTP/1.1.
+pub fn http_echo(layout: &Layout) -> PathBuf {
+    layout.tests().join("images/services/http-echo")
 }
 
 /// Deploys the servers, and waits until all of them are ready.
