@@ -183,6 +183,11 @@ pub fn resident(pid: i32) -> Result<u64> {
     Ok(status(pid, "VmRSS:")? * 1024)
 }
 
+/// The most memory that a process has taken so far, of files too, in bytes.
+pub fn peak(pid: i32) -> Result<u64> {
+    Ok(status(pid, "VmHWM:")? * 1024)
+}
+
 /// The first number of a line of a process's status.
 fn status(pid: i32, name: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");

@@ -1,11 +1,9 @@
 //! What may happen to pods, to the traffic manager, to an agent and to a laptop, each under
 //! load: the app loses no request, and the engagement is whole again, or over.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kvpn_tests::lab::cgroup;
 use kvpn_tests::{Background, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::kills::kill_processes;
 use crate::namespace::{Namespace, WEB};
-use crate::support::{Developer, Pod, agents, get_from_node, pods_in};
+use crate::support::{Developer, Pod, agent_processes, agents, get_from_node, pods_in};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -298,22 +296,7 @@ fn agents_are_killed(namespace: &'static str, number: usize) -> Result<()> {
 
 /// Kills the agents of pods, one right after the other.
 fn kill_agents(pods: &[Pod]) -> Result<()> {
-    let read = |pid: i32, file: &str| {
-        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        String::from_utf8_lossy(&text).into_owned()
-    };
-    let mut killed = cgroup::members()?;
-    killed.retain(|pid| {
-        let is_agent = read(*pid, "cmdline").starts_with("/sidecar-agent\0--manager\0");
-        let environment = read(*pid, "environ");
-        let is_in = |pod: &Pod| {
-            let hostname = format!("HOSTNAME={}", pod.name);
-            environment.split('\0').any(|it| it == hostname)
-        };
-        is_agent && pods.iter().any(is_in)
-    });
-    ensure!(killed.len() == pods.len(), "an agent each: {killed:?}");
-    for agent in killed {
+    for agent in agent_processes(pods)? {
         kill(Pid::from_raw(agent), Signal::SIGKILL).context("kill an agent")?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! that are not kvpn's: nginx, nghttpd, Python's, curl and gRPC's own library.
 
 mod grpc;
+mod messages;
 mod websocket;
 
 use std::fs;

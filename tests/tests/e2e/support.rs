@@ -1,11 +1,13 @@
 //! What the end-to-end tests share: a developer at a laptop, people's answers,
 //! and the cluster beside it.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kvpn_tests::lab::HostState;
 use kvpn_tests::lab::laptop::Laptop;
+use kvpn_tests::lab::{HostState, cgroup};
 use kvpn_tests::{Background, Lab, Output, wait_for};
 use serde_json::Value;
 
@@ -230,6 +232,26 @@ pub(crate) fn agents(pod: &Value) -> (usize, usize) {
         names.filter(|name| name.starts_with("kvpn-agent-")).count()
     };
     (count("initContainers"), count("ephemeralContainers"))
+}
+
+/// The processes of the pods' agents; there must be one in each.
+pub(crate) fn agent_processes(pods: &[Pod]) -> Result<BTreeSet<i32>> {
+    let read = |pid: i32, file: &str| {
+        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let mut found = cgroup::members()?;
+    found.retain(|pid| {
+        let is_agent = read(*pid, "cmdline").starts_with("/sidecar-agent\0--manager\0");
+        let environment = read(*pid, "environ");
+        let is_in = |pod: &Pod| {
+            let hostname = format!("HOSTNAME={}", pod.name);
+            environment.split('\0').any(|it| it == hostname)
+        };
+        is_agent && pods.iter().any(is_in)
+    });
+    ensure!(found.len() == pods.len(), "an agent each: {found:?}");
+    Ok(found)
 }
 
 /// Scales a Deployment, and waits until there are so many pods.
