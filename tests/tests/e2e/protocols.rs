@@ -3,6 +3,7 @@
 
 mod grpc;
 mod messages;
+mod upgrade;
 mod websocket;
 
 use std::fs;
