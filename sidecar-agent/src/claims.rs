@@ -60,7 +60,7 @@ pub(crate) struct PortClaims {
     tls: Option<TlsIdentity>,
     /// It is known that the client is the first to speak.
     pub(crate) is_clients_word: bool,
-    /// Something is spoken of which nothing can be read.
+    /// By somebody's word, something is spoken of which nothing can be read.
     is_unreadable: bool,
 }
 
@@ -68,14 +68,18 @@ impl PortClaims {
     /// Whether requests have to be looked at: to choose among them, or to say of one that
     /// it is not answered.
     pub(crate) fn is_filtered(&self) -> bool {
-        !self.filtered.is_empty()
-            || !self.closed.is_empty()
-            || self.copies.iter().any(|(filter, _)| filter.is_some())
+        !self.closed.is_empty() || self.has_filter()
     }
 
-    /// Whether no request can be read there, whatever the claims want.
+    /// Whether somebody wants some requests only, be it copies of them.
+    fn has_filter(&self) -> bool {
+        !self.filtered.is_empty() || self.copies.iter().any(|(filter, _)| filter.is_some())
+    }
+
+    /// Whether no request is looked for. What one claim says takes nothing from the filter of
+    /// another, whose Service may know better.
     pub(crate) fn is_opaque(&self) -> bool {
-        self.is_unreadable && !self.is_clients_word
+        self.is_unreadable && !self.is_clients_word && !self.has_filter()
     }
 
     /// Whether the kubelet's HTTP probes are answered for the app, as it is stopped.
@@ -86,9 +90,7 @@ impl PortClaims {
     /// What clients' TLS is ended with: where filters want to look inside, and somebody has
     /// given a certificate for it.
     fn tls(&self) -> Option<&TlsIdentity> {
-        let has_filter =
-            !self.filtered.is_empty() || self.copies.iter().any(|(filter, _)| filter.is_some());
-        self.tls.as_ref().filter(|_| has_filter)
+        self.tls.as_ref().filter(|_| self.has_filter())
     }
 
     /// Whether nobody answers when the holder of the claim does not.
@@ -424,24 +426,56 @@ mod tests {
         );
     }
 
-    #[test]
-    fn requests_are_looked_for_unless_all_say_that_there_are_none() {
-        use v1::AppProtocol::{Http, Opaque, Tls, Unspecified};
-        let port = |protocols: &[v1::AppProtocol]| {
-            let claims = protocols.iter().zip(["x=a", "x=b"]);
-            let claims = claims.map(|(protocol, header)| v1::Claim {
-                app_protocol: (*protocol).into(),
-                ..filtered(header, 80, header)
-            });
-            let mut claims = read(claims.collect()).unwrap();
-            let claims = claims.by_port.remove(&80).unwrap();
-            (claims.is_clients_word, claims.is_opaque())
+    fn speaking(protocol: v1::AppProtocol, claim: v1::Claim) -> v1::Claim {
+        v1::Claim {
+            app_protocol: protocol.into(),
+            ..claim
+        }
+    }
+
+    /// Whether the client is known to speak first on the only port, and whether no request
+    /// is looked for there.
+    fn known(claims: Vec<v1::Claim>, copies: Vec<v1::Claim>) -> (bool, bool) {
+        let told = v1::WatchClaimsResponse {
+            generation: 1,
+            claims,
+            copies,
         };
-        assert_eq!(port(&[Unspecified]), (false, false));
-        assert_eq!(port(&[Http]), (true, false));
-        assert_eq!(port(&[Tls]), (true, false));
-        assert_eq!(port(&[Opaque, Unspecified]), (false, true));
-        assert_eq!(port(&[Opaque, Http]), (true, false));
+        let mut claims = Claims::try_from(told).unwrap();
+        let (_, port) = claims.by_port.pop_first().unwrap();
+        (port.is_clients_word, port.is_opaque())
+    }
+
+    #[test]
+    fn what_a_claim_says_of_its_port_is_known() {
+        use v1::AppProtocol::{Http, Opaque, Tls, Unspecified};
+        let alone = |protocol| {
+            let claim = speaking(protocol, claim("a", 80, v1::Protocol::Tcp));
+            known(vec![claim], vec![])
+        };
+        assert_eq!(alone(Unspecified), (false, false));
+        assert_eq!(alone(Http), (true, false));
+        assert_eq!(alone(Tls), (true, false));
+        assert_eq!(alone(Opaque), (false, true));
+    }
+
+    #[test]
+    fn requests_are_looked_for_while_anybody_filters_or_says_that_there_are_some() {
+        use v1::AppProtocol::{Http, Opaque};
+        let whole = |id: &str| claim(id, 80, v1::Protocol::Tcp);
+        let opaque = || speaking(Opaque, whole("opaque"));
+        let closed = v1::Claim {
+            fails_closed: true,
+            ..opaque()
+        };
+        assert_eq!(known(vec![closed], vec![whole("copy")]), (false, true));
+        let filter = || filtered("a", 80, "x=a");
+        // The other one's word is not that of who filters.
+        assert_eq!(known(vec![filter(), opaque()], vec![]), (false, false));
+        assert_eq!(known(vec![filter()], vec![opaque()]), (false, false));
+        assert_eq!(known(vec![opaque()], vec![filter()]), (false, false));
+        let http = speaking(Http, whole("http"));
+        assert_eq!(known(vec![opaque()], vec![http]), (true, false));
     }
 
     #[test]

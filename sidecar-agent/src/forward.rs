@@ -294,7 +294,7 @@ async fn serve(socket: TcpStream, source: SocketAddr, shared: Arc<Shared>) {
     if claims.is_some_and(|it| it.is_filtered() && !it.is_opaque()) {
         return requests::serve(socket, source, destination, shared).await;
     }
-    // Where nothing can be read, a filter takes nothing.
+    // No filter wants to choose here: copies are of everything, or nobody answers for the holder.
     if let Some(claims) = claims.filter(|it| it.is_copied() || it.is_filtered()) {
         if claims.http_probed && is_probe(&socket, PROBE_DEADLINE).await {
             return to_app(socket, destination).await;

@@ -137,6 +137,8 @@ fn watch_claims(bytes: &[u8]) {
             assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
             assert!(!claims.answers_probes(|_| true) || !stopped.is_empty());
             assert!(!claims.is_clients_word || !claims.is_opaque());
+            // Else a filter would be passed by.
+            assert!(!claims.is_opaque() || claims.copied(&Bare) == claims.every_copy());
         }
     }
 }
