@@ -27,8 +27,9 @@ use kept::{Kept, Said};
 /// begins, unless the client is known to be the first.
 const SILENCE: Duration = Duration::from_millis(30);
 
-/// How long a client may keep silent whom nobody will greet. Some connect before they have
-/// anything to ask.
+/// How long a client may keep silent that is known to be the first to speak, before a server
+/// is asked all the same; and one that nobody can greet, before it is cut off. Some connect
+/// before they have anything to ask.
 const WORD_DEADLINE: Duration = if cfg!(test) {
     Duration::from_millis(100)
 } else {
@@ -70,15 +71,15 @@ async fn serve_requests(
     servers: &impl Servers,
     kept: &mut Kept,
 ) -> Result<(), Broken> {
-    let patience = match servers.is_clients_word() {
-        true => WORD_DEADLINE,
-        false => SILENCE,
+    let (patience, left) = match servers.is_clients_word() {
+        true => (WORD_DEADLINE, Duration::ZERO),
+        false => (SILENCE, WORD_DEADLINE),
     };
     match timeout(patience, client.fill()).await {
         Ok(read) => drop(read?),
         // A server may be the first to speak. If it cannot be had, a request may still
         // be for somebody who can.
-        Err(_) => greet(&mut client, servers, kept).await?,
+        Err(_) => greet(&mut client, servers, kept, left).await?,
     }
     let mut is_first = true;
     loop {
@@ -146,8 +147,14 @@ async fn serve_requests(
     }
 }
 
-/// Gives a server the word, as the client is silent.
-async fn greet(client: &mut End, servers: &impl Servers, kept: &mut Kept) -> Result<(), Broken> {
+/// Gives a server the word, as the client is silent. When it does not come, and nobody may
+/// speak for it, the client has so long left.
+async fn greet(
+    client: &mut End,
+    servers: &impl Servers,
+    kept: &mut Kept,
+    left: Duration,
+) -> Result<(), Broken> {
     let other = servers.other();
     let is_closed = servers.fails_closed(&other);
     let mut entry = Entry::untold();
@@ -160,9 +167,8 @@ async fn greet(client: &mut End, servers: &impl Servers, kept: &mut Kept) -> Res
         Err(error) => error,
     };
     debug!(%error, "Nobody there to speak first");
-    // Else it has been waited for already.
-    let is_patient = !servers.is_clients_word();
-    if is_closed && (!is_patient || timeout(WORD_DEADLINE, client.fill()).await.is_err()) {
+    // It may also have spoken while the server was asked; even without time left that is read.
+    if is_closed && timeout(left, client.fill()).await.is_err() {
         servers.note_other(&other).has_failed();
         return Err(error.into());
     }

@@ -1,6 +1,8 @@
 mod copies;
 mod fixture;
 
+use std::sync::atomic::Ordering;
+
 use tokio::io::AsyncReadExt;
 
 use super::*;
@@ -346,13 +348,43 @@ async fn silent_client_whom_nobody_may_greet_is_cut_off() {
 async fn server_is_given_the_word_of_a_client_only_after_a_long_silence() {
     let start = Instant::now();
     let mut case = Case::with(Fake {
-        is_clients_word: true,
+        is_clients_word: true.into(),
         ..Fake::default()
     });
     let mut app = case.server(Server::App).await;
     assert!(start.elapsed() >= WORD_DEADLINE);
     reply(&mut app, "220 not HTTP\r\n").await;
     case.expect("220 not HTTP\r\n").await;
+}
+
+#[tokio::test]
+async fn request_that_comes_while_who_would_greet_is_asked_is_read() {
+    let mut case = Case::with(Fake {
+        is_clients_word: true.into(),
+        other: Some(holder("late")),
+        ..Fake::default()
+    });
+    case.fake.asked.notified().await;
+    case.send(&get("/", "a")).await;
+    case.fake.refuses.notify_one();
+    let mut a = case.server(holder("a")).await;
+    expect(&mut a, &get("/", "a")).await;
+}
+
+#[tokio::test]
+async fn client_has_the_time_that_was_left_to_it_whatever_is_learnt_meanwhile() {
+    let mut case = Case::with(Fake {
+        other: Some(holder("late")),
+        ..Fake::default()
+    });
+    case.fake.asked.notified().await;
+    case.fake.is_clients_word.store(true, Ordering::Relaxed);
+    case.fake.refuses.notify_one();
+    let is_over = timeout(WORD_DEADLINE / 4, &mut case.serving).await;
+    assert!(is_over.is_err(), "it was cut off early");
+    case.send(&get("/", "a")).await;
+    let mut a = case.server(holder("a")).await;
+    expect(&mut a, &get("/", "a")).await;
 }
 
 #[tokio::test]

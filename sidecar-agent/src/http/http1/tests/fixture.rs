@@ -1,10 +1,12 @@
 //! A client, and servers that tests speak for.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use kvpn_proto::filter::Head;
 use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -23,12 +25,16 @@ pub(super) struct Fake {
     /// Who gets what is no HTTP, if not the app.
     pub(super) other: Option<Server>,
     /// The client is known to be the first to speak.
-    pub(super) is_clients_word: bool,
+    pub(super) is_clients_word: AtomicBool,
+    /// The holder `late` was asked.
+    pub(super) asked: Notify,
+    /// It refuses now.
+    pub(super) refuses: Notify,
 }
 
 impl Servers for std::sync::Arc<Fake> {
     fn is_clients_word(&self) -> bool {
-        self.is_clients_word
+        self.is_clients_word.load(Ordering::Relaxed)
     }
 
     fn choose(&self, head: &impl Head) -> Server {
@@ -49,10 +55,15 @@ impl Servers for std::sync::Arc<Fake> {
     }
 
     fn fails_closed(&self, server: &Server) -> bool {
-        *server == holder("closed")
+        [holder("closed"), holder("late")].contains(server)
     }
 
     async fn connect(&self, server: &Server) -> io::Result<End> {
+        if *server == holder("late") {
+            self.asked.notify_one();
+            self.refuses.notified().await;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         if [holder("gone"), holder("closed")].contains(server) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
