@@ -16,8 +16,8 @@ pub(crate) struct Claims {
     by_port: BTreeMap<u16, PortClaims>,
     /// Of UDP ports.
     datagrams: BTreeMap<u16, DatagramClaims>,
-    /// Ports of the pod's localhost that holders may have dialled.
-    pod_ports: BTreeSet<u16>,
+    /// Ports of the pod's localhost that holders may have dialled, by the ids of their claims.
+    pod_ports: BTreeMap<String, BTreeSet<u16>>,
 }
 
 /// The claims on one UDP port, by their ids.
@@ -172,8 +172,9 @@ impl Claims {
     }
 
     /// Whether the holder of a claim may have a port of the pod's localhost dialled.
-    pub(crate) fn lists_pod_port(&self, port: u16) -> bool {
-        self.pod_ports.contains(&port)
+    pub(crate) fn lists_pod_port(&self, claim_id: &str, port: u16) -> bool {
+        let ports = self.pod_ports.get(claim_id);
+        ports.is_some_and(|ports| ports.contains(&port))
     }
 
     /// Whether nothing has to come to the agent.
@@ -214,8 +215,11 @@ impl TryFrom<v1::WatchClaimsResponse> for Claims {
     fn try_from(told: v1::WatchClaimsResponse) -> Result<Self, ClaimError> {
         let mut claims = Self::default();
         let all = told.claims.iter().chain(&told.copies);
-        for pod_port in all.flat_map(|claim| &claim.pod_ports) {
-            claims.pod_ports.insert(flow::port(*pod_port)?);
+        for claim in all.filter(|claim| !claim.pod_ports.is_empty()) {
+            let ports = claims.pod_ports.entry(claim.id.clone()).or_default();
+            for pod_port in &claim.pod_ports {
+                ports.insert(flow::port(*pod_port)?);
+            }
         }
         for claim in told.claims {
             if is_of_datagrams(&claim)? {
@@ -479,20 +483,24 @@ mod tests {
     }
 
     #[test]
-    fn only_ports_that_claims_list_are_dialled_in_the_pod() {
+    fn each_claim_lists_the_ports_that_are_dialled_in_the_pod_for_it() {
         let listing = |id: &str, pod_ports: &[u32]| v1::Claim {
             pod_ports: pod_ports.to_vec(),
             ..claim(id, 80, v1::Protocol::Tcp)
         };
-        let told = v1::WatchClaimsResponse {
+        let told = |copies| v1::WatchClaimsResponse {
             claims: vec![listing("a", &[9901])],
-            copies: vec![listing("b", &[11211])],
+            copies,
             ..v1::WatchClaimsResponse::default()
         };
-        let claims = Claims::try_from(told).unwrap();
-        assert!(claims.lists_pod_port(9901) && claims.lists_pod_port(11211));
-        assert!(!claims.lists_pod_port(80));
+        let claims = Claims::try_from(told(vec![listing("b", &[9901, 11211])])).unwrap();
+        assert!(claims.lists_pod_port("a", 9901) && claims.lists_pod_port("b", 9901));
+        assert!(claims.lists_pod_port("b", 11211) && !claims.lists_pod_port("a", 11211));
+        assert!(!claims.lists_pod_port("a", 80) && !claims.lists_pod_port("c", 9901));
         assert_eq!(claims.ports(), [80].into());
+        // One of them ends; the other goes on to list the port.
+        let claims = Claims::try_from(told(vec![])).unwrap();
+        assert!(claims.lists_pod_port("a", 9901) && !claims.lists_pod_port("b", 9901));
         let malformed = read(vec![listing("a", &[0])]).unwrap_err();
         assert_eq!(malformed, ClaimError::Malformed(Malformed::Port(0)));
     }

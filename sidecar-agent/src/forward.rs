@@ -24,7 +24,7 @@ use kvpn_tunnel::relay::{self, FrameStream};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -54,6 +54,9 @@ const DELIVERY: Duration = Duration::from_secs(5);
 
 /// How many copies are made at a time.
 const MAX_COPIES: usize = 64;
+
+/// How many connections into the pod there may be at a time.
+pub(crate) const MAX_POD_DIALS: usize = 256;
 
 /// How long copies are not offered to who could not be had.
 const MISSED: Duration = Duration::from_secs(2);
@@ -86,6 +89,8 @@ struct Shared {
     missed_copies: Mutex<HashMap<String, Instant>>,
     /// Room for copies.
     copies: Arc<Semaphore>,
+    /// Room for connections into the pod.
+    pod_dials: Arc<Semaphore>,
     datagrams: Datagrams,
 }
 
@@ -146,6 +151,7 @@ impl Forwarder {
             reports: Arc::new(Reports::new()),
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(MAX_COPIES)),
+            pod_dials: Arc::new(Semaphore::new(MAX_POD_DIALS)),
             datagrams: Datagrams::new(),
         });
         for listener in listeners.into_inner() {
@@ -199,15 +205,20 @@ impl Forwarder {
         self.shared.ports().clone()
     }
 
-    /// Whether the holder of a claim may have a port of the pod's localhost dialled.
-    pub(crate) fn lists_pod_port(&self, port: u16) -> bool {
-        let route = self.shared.route();
-        route.is_some_and(|route| route.claims.lists_pod_port(port))
-    }
-
     /// The same of UDP.
     pub(crate) fn datagram_ports(&self) -> BTreeSet<u16> {
         self.shared.datagrams.told()
+    }
+
+    /// Whether the holder of a claim may have a port of the pod's localhost dialled.
+    pub(crate) fn lists_pod_port(&self, claim_id: &str, port: u16) -> bool {
+        let route = self.shared.route();
+        route.is_some_and(|route| route.claims.lists_pod_port(claim_id, port))
+    }
+
+    /// Room for a connection into the pod, if there is any left.
+    pub(crate) fn room_for_pod_dial(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.shared.pod_dials).try_acquire_owned().ok()
     }
 
     /// Whether no redirected connection is open, nor a flow of datagrams.

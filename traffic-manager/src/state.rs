@@ -27,7 +27,7 @@ pub(crate) use claims::{Claim, ClaimRoute, ClaimSet};
 pub(crate) use deletions::Deletion;
 pub(crate) use engagements::{EngagementView, Resolution};
 pub(crate) use event::{AgentRejected, Caller, Effect, Event, Questions};
-pub(crate) use in_pod::NoPodRoute;
+pub(crate) use in_pod::{NoPodRoute, PodRoute};
 pub(crate) use pods::{PodView, pull_secrets};
 pub(crate) use sessions::SessionView;
 pub(crate) use world::{Settings, World};

@@ -101,10 +101,14 @@ fn watch_claims(bytes: &[u8]) {
     let closed = message.claims.iter().filter(|claim| claim.fails_closed);
     let closed: BTreeSet<_> = closed.map(|claim| claim.id.clone()).collect();
     let all = message.claims.iter().chain(&message.copies);
-    let pod_ports: BTreeSet<u32> = all.flat_map(|claim| claim.pod_ports.clone()).collect();
+    let listed = all.flat_map(|it| it.pod_ports.iter().map(|port| (it.id.clone(), *port)));
+    let pod_ports: BTreeSet<(String, u32)> = listed.collect();
     if let Ok(claims) = Claims::try_from(message) {
-        let is_listed = |port: u32| u16::try_from(port).is_ok_and(|it| claims.lists_pod_port(it));
-        assert!(pod_ports.into_iter().all(is_listed) && !is_listed(0));
+        let is_listed = |id: &str, port: u32| {
+            u16::try_from(port).is_ok_and(|port| claims.lists_pod_port(id, port))
+        };
+        assert!(pod_ports.iter().all(|(id, port)| is_listed(id, *port)));
+        assert!(claims.ids().all(|(id, _)| !is_listed(id, 0)));
         let ports = claims.ports();
         let stopped = claims.stopped();
         assert!(ports.len() <= told && claims.ids().count() == told);

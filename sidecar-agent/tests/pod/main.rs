@@ -539,24 +539,30 @@ fn listed_ports_of_localhost_are_dialled_and_no_others() {
         IpAddr::V6(Ipv6Addr::LOCALHOST),
     ];
     let _sidecars = [(v4, 9901_u16), (v6, 9902)].map(|it| App::start_at(&pod.network, it.into()));
-    let listing = |pod_ports: &[u32]| v1::Claim {
+    let listing = |id: &str, port: u16, pod_ports: &[u32]| v1::Claim {
         pod_ports: pod_ports.to_vec(),
-        ..claim("c1", WEB)
+        ..claim(id, port)
     };
-    pod.claim(1, vec![listing(&[9901, 9902, 9903])]);
-    assert_eq!(pod.manager.dial_in_pod(9901), "app\n");
-    assert_eq!(pod.manager.dial_in_pod(9902), "app\n");
-    assert_eq!(pod.manager.dial_in_pod(9903), "Refused");
-    // The manager is not believed.
-    assert_eq!(pod.manager.dial_in_pod(ADMIN), "Prohibited");
+    let other = || listing("c2", ADMIN, &[9901]);
+    let dial = |id: &str, port| pod.manager.dial_in_pod(id, port);
+    pod.claim(1, vec![listing("c1", WEB, &[9901, 9902, 9903]), other()]);
+    assert_eq!(dial("c1", 9901), "app\n");
+    assert_eq!(dial("c1", 9902), "app\n");
+    assert_eq!(dial("c1", 9903), "Refused");
+    // The manager is not believed, nor what another claim lists.
+    assert_eq!(dial("c1", ADMIN), "Prohibited");
+    assert_eq!(dial("c2", 9902), "Prohibited");
     // Nobody else gets to the localhost by this.
     let outside = ask(&pod.network, (POD_V4, 9901).into()).unwrap_err();
     assert_eq!(outside.kind(), ErrorKind::ConnectionRefused);
 
-    pod.claim(2, vec![claim("c1", WEB)]);
+    // Although the other claim goes on to list one of its ports.
+    pod.claim(2, vec![claim("c1", WEB), other()]);
     for _ in 0..2 {
         assert_eq!(pod.manager.next_said_in_pod(), "cut off");
     }
+    assert_eq!(dial("c1", 9901), "Prohibited");
+    assert_eq!(dial("c2", 9901), "app\n");
 }
 
 #[test]

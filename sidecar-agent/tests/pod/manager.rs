@@ -202,11 +202,12 @@ impl Manager {
         self.received.recv_timeout(DEADLINE).unwrap()
     }
 
-    /// Has the agent dial in its pod: what is said there first, or why it fails.
-    pub(crate) fn dial_in_pod(&self, port: u16) -> String {
+    /// Has the agent dial in its pod for a claim: what is said there first, or why it fails.
+    pub(crate) fn dial_in_pod(&self, claim_id: &str, port: u16) -> String {
         let dial = WatchPodDialsResponse {
             dial_id: format!("dial-{port}"),
             port: port.into(),
+            claim_id: claim_id.to_owned(),
         };
         // The agent's call may still be on its way.
         let deadline = std::time::Instant::now() + DEADLINE;

@@ -139,8 +139,9 @@ impl AgentHub for AgentApi {
         request: Request<v1::WatchPodDialsRequest>,
     ) -> Result<Response<Self::WatchPodDialsStream>, Status> {
         let caller = peer(request.extensions())?.caller();
-        let dials = self.hub.open_pod_dials(&caller).ok_or_else(|| {
-            Status::failed_precondition("only an agent that watches its claims dials in its pod")
+        let dials = self.hub.open_pod_dials(&caller).map_err(|why| {
+            debug!(%caller, %why, "somebody is not asked to dial in a pod");
+            Status::failed_precondition(why.to_string())
         })?;
         Ok(Response::new(ReceiverStream::new(dials).map(Ok).boxed()))
     }

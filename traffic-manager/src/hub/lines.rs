@@ -9,10 +9,10 @@ use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Connection, revoked};
-use crate::state::{ClaimRoute, ClaimSet, Deletion, LinkId, StreamId};
+use crate::state::{ClaimRoute, ClaimSet, Deletion, LinkId, PodRoute, StreamId};
 
-/// Dials that may wait for a session to take them. More than that at once, and
-/// the app answers instead.
+/// Dials that may wait for a session, or an agent, to take them. More than that at once, and
+/// the app answers instead of the session; those that are for the agent fail.
 const QUEUED_DIALS: usize = 1_024;
 
 /// Open streams to agents and sessions.
@@ -79,29 +79,40 @@ impl Lines {
         self.dials.remove(&stream);
     }
 
-    /// The dials for an agent come out of the receiver from now on.
+    /// The dials for an agent come out of the receiver from now on. `None` while they come
+    /// out of another one: whoever else calls from the pod's address does not get them.
     pub(crate) fn open_pod_dials(
         &mut self,
         link: LinkId,
-    ) -> mpsc::Receiver<v1::WatchPodDialsResponse> {
+    ) -> Option<mpsc::Receiver<v1::WatchPodDialsResponse>> {
+        if self.takes_pod_dials(link) {
+            return None;
+        }
         let (sender, receiver) = mpsc::channel(QUEUED_DIALS);
         self.pod_dials.insert(link, sender);
-        receiver
+        Some(receiver)
+    }
+
+    /// Whether somebody reads the dials for an agent.
+    pub(crate) fn takes_pod_dials(&self, link: LinkId) -> bool {
+        let sender = self.pod_dials.get(&link);
+        sender.is_some_and(|sender| !sender.is_closed())
     }
 
     /// Asks an agent for a dial. `None` when it does not keep up, or knows of none.
     pub(crate) fn dial_in_pod(
         &mut self,
-        link: LinkId,
+        route: &PodRoute,
         port: u16,
     ) -> Option<(String, oneshot::Receiver<FrameStream>)> {
         let id = format!("dial-{}", self.next());
         let message = v1::WatchPodDialsResponse {
             dial_id: id.clone(),
             port: port.into(),
+            claim_id: route.claim_id.clone(),
         };
-        self.pod_dials.get(&link)?.try_send(message).ok()?;
-        let answer = self.expect_answer(&id, Answerer::Agent(link));
+        self.pod_dials.get(&route.link)?.try_send(message).ok()?;
+        let answer = self.expect_answer(&id, Answerer::Agent(route.link));
         Some((id, answer))
     }
 
@@ -203,6 +214,14 @@ mod tests {
         }
     }
 
+    fn in_pod(link: LinkId) -> PodRoute {
+        PodRoute {
+            link,
+            pod: Key::new("shop", "web-1"),
+            claim_id: "uid/8080/tcp".into(),
+        }
+    }
+
     fn source() -> SocketAddr {
         "10.1.0.9:4000".parse().unwrap()
     }
@@ -223,20 +242,37 @@ mod tests {
     fn a_dial_in_a_pod_is_answered_by_its_agent_alone_and_ends_with_its_call() {
         let mut lines = Lines::default();
         let (link, _claims) = lines.open_link();
-        assert!(lines.dial_in_pod(link, 9901).is_none(), "it does not watch");
-        let mut dials = lines.open_pod_dials(link);
-        let (id, _answer) = lines.dial_in_pod(link, 9901).unwrap();
+        let route = in_pod(link);
+        assert!(!lines.takes_pod_dials(link));
+        let early = lines.dial_in_pod(&route, 9901);
+        assert!(early.is_none(), "it does not watch");
+        let mut dials = lines.open_pod_dials(link).unwrap();
+        let (id, _answer) = lines.dial_in_pod(&route, 9901).unwrap();
         let asked = dials.try_recv().unwrap();
         assert_eq!((asked.dial_id.as_str(), asked.port), (id.as_str(), 9901));
+        assert_eq!(asked.claim_id, "uid/8080/tcp");
         let (other, _claims) = lines.open_link();
         assert!(lines.take_dial(&Answerer::Agent(other), &id).is_none());
         assert!(lines.take_dial(&Answerer::Agent(link), &id).is_some());
 
-        let (_, mut answer) = lines.dial_in_pod(link, 9901).unwrap();
+        let (_, mut answer) = lines.dial_in_pod(&route, 9901).unwrap();
         lines.end_link(link);
         assert!(answer.try_recv().is_err());
         assert!(lines.pending.is_empty());
-        assert!(lines.dial_in_pod(link, 9901).is_none());
+        assert!(lines.dial_in_pod(&route, 9901).is_none());
+    }
+
+    #[test]
+    fn who_dials_in_a_pod_is_not_displaced_while_it_reads() {
+        let mut lines = Lines::default();
+        let (link, _claims) = lines.open_link();
+        let mut dials = lines.open_pod_dials(link).unwrap();
+        assert!(lines.open_pod_dials(link).is_none());
+        assert!(lines.dial_in_pod(&in_pod(link), 9901).is_some());
+        assert!(dials.try_recv().is_ok());
+        drop(dials);
+        assert!(!lines.takes_pod_dials(link));
+        assert!(lines.open_pod_dials(link).is_some(), "it has called again");
     }
 
     #[test]

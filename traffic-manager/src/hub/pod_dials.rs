@@ -11,16 +11,25 @@ use tracing::debug;
 use super::{Answerer, Hub, PendingDial, hand_over};
 use crate::state::{Caller, NoPodRoute};
 
+/// Why somebody is not asked to dial in a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoPodDials {
+    #[error("only an agent that watches its claims dials in its pod")]
+    NoAgent,
+    #[error("somebody dials in that pod already")]
+    Taken,
+}
+
 impl Hub {
     /// Takes an agent that dials in its pod, when its claims are watched. The dials for it
     /// come out of the receiver until that ends.
     pub(crate) fn open_pod_dials(
         &self,
         caller: &Caller,
-    ) -> Option<mpsc::Receiver<v1::WatchPodDialsResponse>> {
+    ) -> Result<mpsc::Receiver<v1::WatchPodDialsResponse>, NoPodDials> {
         let mut inner = self.lock();
-        let link = inner.world.agent_link(caller)?;
-        Some(inner.lines.open_pod_dials(link))
+        let link = inner.world.agent_link(caller).ok_or(NoPodDials::NoAgent)?;
+        inner.lines.open_pod_dials(link).ok_or(NoPodDials::Taken)
     }
 
     /// Asks the agent of an engaged pod to dial a port of its localhost.
@@ -31,7 +40,9 @@ impl Hub {
         port: u16,
     ) -> Result<PendingDial, DialFailure> {
         let mut inner = self.lock();
-        let route = inner.world.pod_route(session, engagement_uid, port);
+        let takes_dials = |link| inner.lines.takes_pod_dials(link);
+        let world = &inner.world;
+        let route = world.pod_route(session, engagement_uid, port, takes_dials);
         let route = route.map_err(|why| {
             let error = match why {
                 NoPodRoute::NoEngagement | NoPodRoute::NotListed(_) => DialError::Prohibited,
@@ -40,9 +51,9 @@ impl Hub {
             DialFailure::new(error, why.to_string())
         })?;
         debug!(session, pod = %route.pod, port, "dial in a pod");
-        let dial = inner.lines.dial_in_pod(route.link, port);
+        let dial = inner.lines.dial_in_pod(&route, port);
         let (id, answer) = dial.ok_or_else(|| {
-            let detail = format!("the agent of pod {} takes no dials", route.pod.name);
+            let detail = format!("the agent of pod {} does not keep up", route.pod.name);
             DialFailure::new(DialError::TunnelLost, detail)
         })?;
         Ok(PendingDial {

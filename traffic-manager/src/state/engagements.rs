@@ -98,8 +98,6 @@ pub(crate) struct EngagementRecord {
     pub(super) held_since: Option<Timestamp>,
     /// What agents end clients' TLS with, once the session has given it.
     tls: Option<TlsIdentity>,
-    /// UID of the pod whose localhost the session has reached last.
-    pub(super) entered: Option<String>,
 }
 
 impl Identified for EngagementRecord {
@@ -126,7 +124,6 @@ impl EngagementRecord {
             orphan_since: None,
             delete_asked: None,
             tls: None,
-            entered: None,
         }
     }
 

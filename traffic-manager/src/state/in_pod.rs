@@ -4,11 +4,12 @@ use kvpn_proto::crd::WorkloadRef;
 
 use super::{Caller, Key, LinkId, World};
 
-/// The agent that dials for a session, and its pod.
+/// The agent that dials for a session, its pod, and the claim by which it may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodRoute {
     pub(crate) link: LinkId,
     pub(crate) pod: Key,
+    pub(crate) claim_id: String,
 }
 
 /// Why nobody dials for it.
@@ -18,50 +19,49 @@ pub(crate) enum NoPodRoute {
     NoEngagement,
     #[error("the engagement does not list port {0} of its pods")]
     NotListed(u16),
-    #[error("no pod of {0} is covered at the moment")]
+    #[error("no pod of {0} is covered at the moment, by an agent that dials in it")]
     NoPod(WorkloadRef),
 }
 
 impl World {
     /// The way to a port of a pod's localhost: only a port that an engagement of the
-    /// session's lists, in a pod where its claims are in force. It is the same pod for as
-    /// long as that is so, the first by name otherwise.
+    /// session's lists, in a pod where its claims are in force and whose agent takes dials.
+    /// Of several it is the oldest, which stays the same whatever pods come, and also after
+    /// the traffic manager was started again.
     pub(crate) fn pod_route(
-        &mut self,
+        &self,
         session: &str,
         engagement_uid: &str,
         port: u16,
+        takes_dials: impl Fn(LinkId) -> bool,
     ) -> Result<PodRoute, NoPodRoute> {
-        let mut records = self.engagements.values_mut();
-        let record = records
-            .find(|it| it.view.uid == engagement_uid && it.view.spec.session == session)
+        let view = self
+            .engagements_of(session)
+            .find(|view| view.uid == engagement_uid)
             .ok_or(NoPodRoute::NoEngagement)?;
-        if !record.view.spec.to_pod.contains(&port) {
+        if !view.spec.to_pod.contains(&port) {
             return Err(NoPodRoute::NotListed(port));
         }
-        let running = self.pods.in_namespace(&record.view.key.namespace);
+        let running = self.pods.in_namespace(&view.key.namespace);
         let running = running.filter(|pod| pod.is_running());
-        let covered: Vec<_> = running
-            .filter_map(|pod| {
-                let slot = self.slots.get(&pod.uid)?;
-                let mut own = slot.claims().claims.iter();
-                let is_covered = own.any(|claim| {
-                    claim.is_of(engagement_uid)
-                        && claim.pod_ports.contains(&port)
-                        && slot.is_in_force(&claim.id)
-                });
-                Some((pod, slot.link().filter(|_| is_covered)?))
-            })
-            .collect();
-        let mut same = covered.iter();
-        let same = same.find(|(pod, _)| Some(&pod.uid) == record.entered.as_ref());
-        let (pod, link) = same
-            .or(covered.first())
-            .ok_or_else(|| NoPodRoute::NoPod(record.view.spec.workload.clone()))?;
-        record.entered = Some(pod.uid.clone());
+        let covered = running.filter_map(|pod| {
+            let slot = self.slots.get(&pod.uid)?;
+            let link = slot.link().filter(|link| takes_dials(*link))?;
+            let mut own = slot.claims().claims.iter();
+            let claim = own.find(|claim| {
+                claim.is_of(engagement_uid)
+                    && claim.pod_ports.contains(&port)
+                    && slot.is_in_force(&claim.id)
+            });
+            Some((pod, link, claim?))
+        });
+        let (pod, link, claim) = covered
+            .min_by_key(|(pod, ..)| (pod.created, &pod.key))
+            .ok_or_else(|| NoPodRoute::NoPod(view.spec.workload.clone()))?;
         Ok(PodRoute {
-            link: *link,
+            link,
             pod: pod.key.clone(),
+            claim_id: claim.id.clone(),
         })
     }
 

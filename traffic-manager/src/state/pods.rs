@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::jiff::Timestamp;
 use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX};
 
 use super::{Change, Identified, Key};
@@ -14,6 +15,7 @@ use super::{Change, Identified, Key};
 pub(crate) struct PodView {
     pub(crate) key: Key,
     pub(crate) uid: String,
+    pub(crate) created: Timestamp,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) phase: Phase,
@@ -157,6 +159,10 @@ impl From<&Pod> for PodView {
                 metadata.name.clone().unwrap_or_default(),
             ),
             uid: metadata.uid.clone().unwrap_or_default(),
+            created: metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or(Timestamp::MAX, |time| time.0),
             ips,
             labels: metadata.labels.clone().unwrap_or_default(),
             phase,

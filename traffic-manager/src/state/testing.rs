@@ -33,7 +33,7 @@ impl Clock {
     }
 }
 
-fn epoch() -> Timestamp {
+pub(crate) fn epoch() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
@@ -42,6 +42,7 @@ pub(crate) fn pod(namespace: &str, name: &str, ip: &str) -> PodView {
     PodView {
         key: Key::new(namespace, name),
         uid: format!("uid-{name}"),
+        created: epoch(),
         ips: vec![ip.parse().unwrap()],
         labels: BTreeMap::from([("app".into(), "web".into())]),
         phase: Phase::Running,

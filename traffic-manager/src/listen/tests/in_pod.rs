@@ -57,10 +57,14 @@ async fn connection_to_a_listed_port_is_dialled_by_the_pods_agent() {
     events.send(claims_request(applied)).await.unwrap();
     lab.wait_active("True").await;
     let deaf = failure(in_pod(PORT)).await;
-    assert!(deaf.detail.contains("takes no dials"), "{deaf}");
+    assert!(deaf.detail.contains("an agent that dials"), "{deaf}");
 
     let asked = agent.watch_pod_dials(v1::WatchPodDialsRequest {}).await;
     let mut asked = asked.unwrap().into_inner();
+    // Whoever else calls from the pod's address.
+    let second = agent.watch_pod_dials(v1::WatchPodDialsRequest {}).await;
+    let code = second.unwrap_err().code();
+    assert_eq!(code, tonic::Code::FailedPrecondition);
     let unlisted = failure(in_pod(8080)).await;
     assert_eq!(unlisted.error, DialError::Prohibited);
 
@@ -68,6 +72,7 @@ async fn connection_to_a_listed_port_is_dialled_by_the_pods_agent() {
     let dial = timeout(LIMIT, asked.message()).await.unwrap().unwrap();
     let dial = dial.unwrap();
     assert_eq!(dial.port, u32::from(PORT));
+    assert_eq!(dial.claim_id, "uid-web-a/8080/tcp");
     // It is the agent's to answer, not a session's.
     let stolen = failure(OpenTarget::Dial(dial.dial_id.clone())).await;
     assert_eq!(stolen.error, DialError::TunnelLost);

@@ -7,6 +7,14 @@ fn read(yaml: &str) -> PodView {
 }
 
 #[test]
+fn a_pod_of_unknown_age_is_taken_for_the_youngest() {
+    let created = |metadata: &str| read(&format!("metadata: {{{metadata}}}")).created;
+    let at = created("creationTimestamp: '2026-01-01T00:00:00Z'");
+    assert_eq!(at, crate::state::testing::epoch());
+    assert!(created("name: web") > at);
+}
+
+#[test]
 fn http_probes_are_found_by_number_and_by_name() {
     let view = read(
         "

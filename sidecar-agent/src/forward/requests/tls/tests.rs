@@ -201,6 +201,7 @@ impl Case {
             reports,
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(1)),
+            pod_dials: Arc::new(Semaphore::new(1)),
             datagrams: Datagrams::new(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
