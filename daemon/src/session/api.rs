@@ -183,7 +183,6 @@ impl SessionService for Api {
             return Err(failure.into());
         }
         let ports = request.ports.iter().map(RequestedPort::try_from);
-        let to_pod = request.to_pod.iter().map(ToPod::try_from);
         let http = request.http.map(http_filter).transpose()?;
         let intercept = Intercept {
             verb: verb(&request.verb)?,
@@ -191,7 +190,7 @@ impl SessionService for Api {
             fails_closed: request.fails_closed,
             container: request.container,
             rolls_out: request.roll_out,
-            to_pod: to_pod.collect::<Result<_, _>>()?,
+            to_pod: ToPod::read_all(&request.to_pod)?,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)

@@ -237,7 +237,7 @@ impl Engagements {
         };
         let observed = entry.observed.subscribe();
         let tls = entry.tls.clone();
-        self.table.insert(key.clone(), entry);
+        self.table.admit(key.clone(), entry)?;
         let api = self.api(&key.namespace);
         let created = self
             .cluster

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::outcome::{Observed, Progress, overlap};
-use super::to_pod::ToPod;
+use super::to_pod::{self, ToPod};
 use crate::session::workloads::ResolvedPort;
 
 /// Names an Engagement.
@@ -130,6 +130,11 @@ impl Entry {
         self.doors.shutdown().await;
     }
 
+    /// Where connections and datagrams are handled.
+    fn handlers(&self) -> impl Iterator<Item = (SocketAddr, Protocol)> {
+        self.ports.iter().map(|port| (port.local, port.protocol))
+    }
+
     fn is_service(&self, name: &str) -> bool {
         let mut services = self.ports.iter().filter_map(|port| port.service.as_ref());
         services.any(|service| service.name == name)
@@ -159,6 +164,33 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// Takes a new engagement in, unless a local port that leads into a pod for it, or for one
+    /// that is here, is where the other's connections are handled.
+    pub(super) fn admit(&self, key: Key, entry: Entry) -> Result<(), Failure> {
+        let mut entries = self.lock();
+        for (other_key, other) in entries.iter() {
+            if let Some(door) = to_pod::in_the_way(&entry.to_pod, other.handlers()) {
+                let why = format!("{} has it for what answers there", other_key.name);
+                return Err(door.refused(&why));
+            }
+            if let Some(door) = to_pod::in_the_way(&other.to_pod, entry.handlers()) {
+                return Err(Failure::new(
+                    Reason::Usage,
+                    format!(
+                        "--port cannot hand connections to {}: it leads into a pod, by --to-pod \
+                         of {}",
+                        door.local(),
+                        other_key.name
+                    ),
+                    "choose another local port for what answers",
+                ));
+            }
+        }
+        entries.insert(key, entry);
+        Ok(())
+    }
+
+    /// Puts back what was here.
     pub(super) fn insert(&self, key: Key, entry: Entry) {
         self.lock().insert(key, entry);
     }
@@ -335,6 +367,55 @@ mod tests {
         assert_eq!(local(&key, 22, Protocol::Tcp), None);
         let other = Key::new("other", "web-alice-1");
         assert_eq!(local(&other, 8080, Protocol::Tcp), None);
+    }
+
+    #[test]
+    fn no_port_leads_into_a_pod_where_connections_are_handled() {
+        let entry = |local: &str, to_pod: &[u16]| {
+            let workload = WorkloadRef {
+                kind: WorkloadKind::Deployment,
+                name: "api".into(),
+            };
+            let port = ResolvedPort {
+                local: local.parse().unwrap(),
+                container_port: 8080,
+                protocol: Protocol::Tcp,
+                service: None,
+                spoken: None,
+            };
+            let mut entry = Entry::new(Verb::Intercept, workload, vec![port], None, false);
+            let to_pod = to_pod.iter().map(|local| ToPod {
+                local: *local,
+                port: 9901,
+            });
+            entry.to_pod = to_pod.collect();
+            entry
+        };
+        let table = table();
+        let admit = |name: &str, local: &str, to_pod: &[u16]| {
+            let key = Key::new("shop", name);
+            let admitted = table.admit(key, entry(local, to_pod));
+            admitted.map_err(|failure| (failure.reason, failure.message))
+        };
+        // The table's own has its handler there.
+        let handled = "--to-pod cannot listen at 127.0.0.1:9000: web-alice-1 has it for what \
+                       answers there";
+        let refused = admit("a", "127.0.0.1:8080", &[15000, 9000]);
+        assert_eq!(refused, Err((Reason::Usage, handled.into())));
+        assert_eq!(admit("b", "127.0.0.1:8080", &[15000]), Ok(()));
+        let led = "--port cannot hand connections to 127.0.0.1:15000: it leads into a pod, by \
+                   --to-pod of b";
+        for local in ["127.0.0.1:15000", "0.0.0.0:15000"] {
+            let refused = admit("c", local, &[]);
+            assert_eq!(refused, Err((Reason::Usage, led.into())), "{local}");
+        }
+        // Several may share a handler.
+        assert_eq!(admit("d", "127.0.0.1:8080", &[]), Ok(()));
+        let mut names: Vec<_> = table.keys().into_iter().map(|key| key.name).collect();
+        names.sort();
+        assert_eq!(names, ["b", "d", "web-alice-1"]);
+        table.remove(&Key::new("shop", "b"));
+        assert_eq!(admit("e", "127.0.0.1:15000", &[]), Ok(()));
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::session::manager::Manager;
 /// How long until it is tried to accept again, after that has failed.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How many an engagement may have, as the custom resource has it.
+const MOST: usize = 64;
+
 /// One `--to-pod`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToPod {
@@ -30,9 +33,67 @@ pub(crate) struct ToPod {
 }
 
 impl ToPod {
+    /// Reads all that the user wrote; each local port leads to one port.
+    pub(crate) fn read_all(all: &[v1::ToPod]) -> Result<Vec<Self>, Failure> {
+        if all.len() > MOST {
+            return Err(Failure::new(
+                Reason::Usage,
+                format!("--to-pod is given {} times", all.len()),
+                format!("give it at most {MOST} times"),
+            ));
+        }
+        let mut read: Vec<Self> = Vec::new();
+        for to_pod in all {
+            let next = Self::try_from(to_pod)?;
+            if read.iter().any(|before| before.local == next.local) {
+                return Err(Failure::new(
+                    Reason::Usage,
+                    format!("--to-pod names the local port {} twice", next.local),
+                    format!(
+                        "name each once, and another for another port, such as --to-pod 15000:{}",
+                        next.port
+                    ),
+                ));
+            }
+            read.push(next);
+        }
+        Ok(read)
+    }
+
     pub(super) fn local(self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.local).into()
     }
+
+    /// Whether connections that are to be handled at that address would come into the pod.
+    fn is_at(self, handler: SocketAddr) -> bool {
+        let ip = handler.ip().to_canonical();
+        // Who connects to no address in particular connects to localhost.
+        handler.port() == self.local && (ip == Ipv4Addr::LOCALHOST || ip.is_unspecified())
+    }
+
+    pub(super) fn refused(self, why: &str) -> Failure {
+        Failure::new(
+            Reason::Usage,
+            format!("--to-pod cannot listen at {}: {why}", self.local()),
+            format!(
+                "choose another local port, such as --to-pod 15000:{}",
+                self.port
+            ),
+        )
+    }
+}
+
+/// The one that is where the cluster's connections are to be handled. Whoever may connect to
+/// the engaged port would reach the pod's localhost by it.
+pub(super) fn in_the_way(
+    all: &[ToPod],
+    handlers: impl IntoIterator<Item = (SocketAddr, Protocol)>,
+) -> Option<ToPod> {
+    let mut handlers = handlers.into_iter();
+    handlers.find_map(|(handler, protocol)| {
+        let mut all = all.iter().filter(|_| protocol == Protocol::Tcp);
+        all.find(|it| it.is_at(handler)).copied()
+    })
 }
 
 impl TryFrom<&v1::ToPod> for ToPod {
@@ -78,26 +139,15 @@ impl Doors {
         ports: &[ToPod],
         handlers: &[(SocketAddr, Protocol)],
     ) -> Result<Self, Failure> {
+        if let Some(to_pod) = in_the_way(ports, handlers.iter().copied()) {
+            return Err(to_pod.refused("--port has it for what answers there"));
+        }
         let mut listeners = Vec::new();
         for to_pod in ports {
-            let local = to_pod.local();
-            let refused = |why: &str| {
-                Failure::new(
-                    Reason::Usage,
-                    format!("--to-pod cannot listen at {local}: {why}"),
-                    format!(
-                        "choose another local port, such as --to-pod 15000:{}",
-                        to_pod.port
-                    ),
-                )
-            };
-            if handlers.contains(&(local, Protocol::Tcp)) {
-                return Err(refused("--port has it for what answers there"));
-            }
-            let bound = TcpListener::bind(local).await;
+            let bound = TcpListener::bind(to_pod.local()).await;
             let listener = bound.map_err(|error| match error.kind() == ErrorKind::AddrInUse {
-                true => refused("the address is in use"),
-                false => refused(&error.to_string()),
+                true => to_pod.refused("the address is in use"),
+                false => to_pod.refused(&error.to_string()),
             })?;
             listeners.push((listener, to_pod.port));
         }
@@ -159,7 +209,7 @@ async fn carry(socket: TcpStream, host: SocketAddr, port: u16, way: Arc<Way>) {
     let (frames, _place) = match dial(&way.manager, target).await {
         Ok((frames, place)) => (record.opened(frames), place),
         Err(failure) => {
-            warn!(%engagement, port, error = %failure, "A port of the pod cannot be had");
+            debug!(%engagement, port, error = %failure, "A port of the pod cannot be had");
             return record.failed(failure.error);
         }
     };
@@ -206,6 +256,41 @@ mod tests {
         let handlers = [(to_pod.local(), Protocol::Tcp)];
         let failure = Doors::bind(&[to_pod], &handlers).await.err().unwrap();
         assert!(failure.message.contains("--port has it"), "{failure}");
+    }
+
+    #[test]
+    fn handlers_at_any_address_of_localhost_are_in_the_way() {
+        let all = [9901, 15000].map(|local| ToPod { local, port: 9901 });
+        let found = |handler: &str, protocol| {
+            let handler = (handler.parse().unwrap(), protocol);
+            in_the_way(&all, [handler]).map(|it| it.local)
+        };
+        for at in ["127.0.0.1", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]"] {
+            let handler = format!("{at}:15000");
+            assert_eq!(found(&handler, Protocol::Tcp), Some(15000), "{at}");
+            assert_eq!(found(&handler, Protocol::Udp), None, "{at}");
+            assert_eq!(found(&format!("{at}:8080"), Protocol::Tcp), None, "{at}");
+        }
+        assert_eq!(found("192.0.2.1:15000", Protocol::Tcp), None);
+        assert_eq!(found("[::1]:15000", Protocol::Tcp), None);
+    }
+
+    #[test]
+    fn each_local_port_is_named_once_and_not_too_many_are() {
+        let to_pod = |local, port| v1::ToPod { local, port };
+        let read = |all: &[v1::ToPod]| ToPod::read_all(all).map_err(|failure| failure.message);
+        // One port of the pod may be reached by several.
+        let two = read(&[to_pod(1, 9901), to_pod(2, 9901)]).unwrap();
+        assert_eq!(two.len(), 2);
+        let twice = read(&[to_pod(9901, 9901), to_pod(9901, 9902)]);
+        assert_eq!(
+            twice,
+            Err("--to-pod names the local port 9901 twice".to_owned())
+        );
+        let many = |number: u32| (1..=number).map(|it| to_pod(it, it)).collect::<Vec<_>>();
+        assert!(read(&many(64)).is_ok());
+        let too_many = Err("--to-pod is given 65 times".to_owned());
+        assert_eq!(read(&many(65)), too_many);
     }
 
     #[tokio::test]
