@@ -255,7 +255,7 @@ impl Engagements {
                 return Err(failure);
             }
         };
-        if created.spec != engagement.spec {
+        if !is_kept(&engagement.spec, &created.spec) {
             // The API server leaves out what it does not know; without its filter, all
             // requests would go to the laptop, and with its TLS not ended, none.
             self.give_up(key).await;
@@ -353,5 +353,59 @@ impl Engagements {
 
     fn api(&self, namespace: &str) -> Api<Engagement> {
         Api::namespaced(self.cluster.client.clone(), namespace)
+    }
+}
+
+/// Whether the API server has kept what was asked for. What is spoken on a port is a hint, and
+/// without it the first bytes decide.
+fn is_kept(asked: &EngagementSpec, kept: &EngagementSpec) -> bool {
+    let mut asked = asked.clone();
+    for (asked, kept) in asked.ports.iter_mut().zip(&kept.ports) {
+        asked.app_protocol = kept.app_protocol;
+    }
+    asked == *kept
+}
+
+#[cfg(test)]
+mod tests {
+    use kvpn_proto::crd::{AppProtocol, WorkloadKind, WorkloadRef};
+
+    use super::*;
+
+    #[test]
+    fn an_older_custom_resource_may_leave_out_hints_alone() {
+        let asked = EngagementSpec {
+            user: "alice".into(),
+            session: "alice-1".into(),
+            verb: Verb::Intercept,
+            workload: WorkloadRef {
+                kind: WorkloadKind::Deployment,
+                name: "web".into(),
+            },
+            ports: vec![EngagedPort {
+                container_port: 8080,
+                protocol: Protocol::Tcp,
+                local: "127.0.0.1:8080".into(),
+                service: None,
+                app_protocol: Some(AppProtocol::Http),
+            }],
+            http: None,
+            on_failure: Some(OnFailure::Unavailable),
+            container: None,
+            roll_out: false,
+            terminates_tls: false,
+            to_pod: vec![9901],
+        };
+        let is_kept_with = |change: fn(&mut EngagementSpec)| {
+            let mut kept = asked.clone();
+            change(&mut kept);
+            is_kept(&asked, &kept)
+        };
+        assert!(is_kept_with(|_| {}));
+        assert!(is_kept_with(|kept| kept.ports[0].app_protocol = None));
+        assert!(!is_kept_with(|kept| kept.to_pod.clear()));
+        assert!(!is_kept_with(|kept| kept.on_failure = None));
+        assert!(!is_kept_with(|kept| kept.ports[0].container_port = 80));
+        assert!(!is_kept_with(|kept| kept.ports.clear()));
     }
 }
