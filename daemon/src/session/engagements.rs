@@ -38,6 +38,7 @@ use to_pod::{Doors, Way};
 use super::cluster::Cluster;
 use super::identity::{self, OwnSession};
 use super::manager::Manager;
+use super::workloads::Spoken;
 use crate::datapath::registry::FlowRegistry;
 
 /// Label that leads from an Engagement to its Session.
@@ -220,7 +221,7 @@ impl Engagements {
                         protocol: port.protocol,
                         local: port.local.to_string(),
                         service: port.service.clone(),
-                        app_protocol: port.spoken.as_ref().map(|it| it.protocol),
+                        app_protocol: port.spoken.as_ref().and_then(Spoken::told),
                     })
                     .collect(),
                 http: entry.http.clone(),

@@ -44,8 +44,8 @@ pub(crate) struct Workload {
     /// Labels of its pods.
     labels: BTreeMap<String, String>,
     containers: Vec<DeclaredContainer>,
-    /// Ports that are those of containers which are not meant.
-    hidden_ports: Vec<i32>,
+    /// Ports that are those of containers which are not meant, by number and protocol.
+    hidden_ports: Vec<(i32, String)>,
     pub(crate) pods_wanted: u32,
 }
 

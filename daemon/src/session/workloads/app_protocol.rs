@@ -10,37 +10,71 @@ use super::ports::Candidate;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Spoken {
     pub(crate) protocol: AppProtocol,
+    /// A Service's `appProtocol` says so, and not a name alone.
+    pub(crate) is_declared: bool,
     /// Who says so, such as `appProtocol grpc of Service/web`.
     pub(crate) by: String,
 }
 
 impl Spoken {
-    /// By a Service's `appProtocol`, else by a name, of the first that has one. All are the
-    /// same port of the pods
+    /// What the port that was chosen says of itself, by its Service's `appProtocol`, else by
+    /// its name; else what the other names of the same port of the pods say, unless they
+    /// contradict each other
     /// (<https://kubernetes.io/docs/concepts/services-networking/service/#application-protocol>).
-    pub(super) fn of<'a>(ports: impl Iterator<Item = &'a Candidate> + Clone) -> Option<Self> {
-        let declared = |port: &Candidate| {
-            let text = port.app_protocol.as_deref()?;
-            Some(Self {
-                protocol: read(text)?,
-                by: format!("appProtocol {text} of {}", port.place()),
-            })
-        };
-        let named = |port: &Candidate| {
-            let name = port.name.as_deref()?;
-            Some(Self {
-                protocol: of_name(name)?,
-                by: format!("the name {name} of the port of {}", port.place()),
-            })
-        };
-        let mut all = ports.clone();
-        all.find_map(declared)
-            .or_else(|| ports.clone().find_map(named))
+    pub(super) fn of<'a>(
+        chosen: &'a Candidate,
+        others: impl Iterator<Item = &'a Candidate> + Clone,
+    ) -> Option<Self> {
+        let named = Self::named(chosen);
+        let is_telling = |it: &Self| it.told().is_some();
+        let own = Self::declared(chosen).or_else(|| named.clone().filter(is_telling));
+        if own.is_some() {
+            return own;
+        }
+        let declared: Vec<_> = others.clone().filter_map(Self::declared).collect();
+        match declared.is_empty() {
+            false => agreed(declared),
+            true => named.or_else(|| agreed(others.filter_map(Self::named).collect())),
+        }
+    }
+
+    fn declared(port: &Candidate) -> Option<Self> {
+        let text = port.app_protocol.as_deref()?;
+        Some(Self {
+            protocol: read(text)?,
+            is_declared: true,
+            by: format!("appProtocol {text} of {}", port.place()),
+        })
+    }
+
+    fn named(port: &Candidate) -> Option<Self> {
+        let name = port.name.as_deref()?;
+        Some(Self {
+            protocol: of_name(name)?,
+            is_declared: false,
+            by: format!("the name {name} of the port of {}", port.place()),
+        })
+    }
+
+    /// What agents are told. That there are no requests is not believed of a name: a port that
+    /// is called `tcp` may be one of HTTP.
+    pub(crate) fn told(&self) -> Option<AppProtocol> {
+        match self.protocol {
+            AppProtocol::Opaque if !self.is_declared => None,
+            AppProtocol::Http | AppProtocol::Tls | AppProtocol::Opaque => Some(self.protocol),
+        }
     }
 }
 
-/// Refuses a filter where it is known that no request can be read. Tells what the user should
-/// know where one may not match.
+/// What all of them say.
+fn agreed(all: Vec<Spoken>) -> Option<Spoken> {
+    let mut all = all.into_iter();
+    let first = all.next()?;
+    all.all(|it| it.protocol == first.protocol).then_some(first)
+}
+
+/// Refuses a filter where it is declared that no request can be read. Tells what the user
+/// should know where one may not match.
 pub(crate) fn check_filters(
     workload: &WorkloadRef,
     ports: &[ResolvedPort],
@@ -48,7 +82,12 @@ pub(crate) fn check_filters(
 ) -> Result<Vec<String>, Failure> {
     let mut warnings = Vec::new();
     for port in ports {
-        let Some(Spoken { protocol, by }) = &port.spoken else {
+        let Some(Spoken {
+            protocol,
+            is_declared,
+            by,
+        }) = &port.spoken
+        else {
             continue;
         };
         let number = port.container_port;
@@ -58,6 +97,9 @@ pub(crate) fn check_filters(
             AppProtocol::Tls => warnings.push(format!(
                 "by {by}, container port {number} carries TLS, within which no filter matches \
                  without --tls-cert or --tls-secret"
+            )),
+            AppProtocol::Opaque if !is_declared => warnings.push(format!(
+                "by {by}, container port {number} may carry no HTTP, and then no filter matches"
             )),
             AppProtocol::Opaque => {
                 let message = format!(
@@ -137,6 +179,25 @@ mod tests {
     }
 
     #[test]
+    fn names_that_speak_of_no_http_are_not_told_to_agents() {
+        let told = |protocol, is_declared| {
+            let by = String::new();
+            let spoken = Spoken {
+                protocol,
+                is_declared,
+                by,
+            };
+            spoken.told()
+        };
+        assert_eq!(told(AppProtocol::Opaque, false), None);
+        let opaque = Some(AppProtocol::Opaque);
+        assert_eq!(told(AppProtocol::Opaque, true), opaque);
+        for protocol in [AppProtocol::Http, AppProtocol::Tls] {
+            assert_eq!(told(protocol, false), Some(protocol));
+        }
+    }
+
+    #[test]
     fn filters_are_refused_where_no_request_can_be_read() {
         let web = WorkloadRef {
             kind: WorkloadKind::Deployment,
@@ -149,6 +210,7 @@ mod tests {
             service: None,
             spoken: Some(Spoken {
                 protocol,
+                is_declared: by.starts_with("appProtocol"),
                 by: by.into(),
             }),
         };
@@ -164,6 +226,9 @@ mod tests {
              of Service/db it carries no HTTP"
         );
         assert!(failure.next_step.contains("appProtocol: http"));
+        let by_name = port(AppProtocol::Opaque, "its name");
+        let warnings = check(&by_name, false).unwrap();
+        assert!(warnings[0].contains("by its name, container port 3306 may"));
         let tls = port(AppProtocol::Tls, "its name");
         assert_eq!(check(&tls, false).unwrap().len(), 1);
         assert_eq!(check(&tls, true), Ok(vec![]));

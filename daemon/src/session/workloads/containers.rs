@@ -1,6 +1,6 @@
 //! The container of a workload's pods that is replaced, or whose ports are meant.
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use kvpn_proto::crd::WorkloadRef;
 use kvpn_proto::flow::Carried;
 use kvpn_proto::names::AGENT_CONTAINER_PREFIX;
@@ -42,18 +42,36 @@ impl Workload {
     /// The same with the ports of one container, and without those of the others.
     pub(crate) fn in_container(&self, name: &str) -> Result<Self, Failure> {
         let mut narrowed = self.clone();
+        // An agent that the pod was born with is none of the app's containers.
+        narrowed
+            .containers
+            .retain(|it| !it.name.starts_with(AGENT_CONTAINER_PREFIX));
+        let names: Vec<String> = narrowed
+            .containers
+            .iter()
+            .map(|it| it.name.clone())
+            .collect();
         narrowed.containers.retain(|it| it.name == name);
         if narrowed.containers.is_empty() {
-            let names = self.containers.iter().map(|it| it.name.as_str());
-            let names = names.filter(|name| !name.starts_with(AGENT_CONTAINER_PREFIX));
             let message = format!("{} has no container {name}", self.reference);
-            return Err(choose(message, names));
+            return Err(choose(message, names.iter().map(String::as_str)));
         }
-        let own: Vec<i32> = narrowed.ports().map(|it| it.container_port).collect();
-        let others = self.ports().map(|it| it.container_port);
+        let own: Vec<_> = narrowed.ports().map(number_and_protocol).collect();
+        let others = self.ports().map(number_and_protocol);
         narrowed.hidden_ports = others.filter(|port| !own.contains(port)).collect();
         Ok(narrowed)
     }
+
+    /// Whether a port is that of a container which is not meant.
+    pub(super) fn hides(&self, number: u16, protocol: &str) -> bool {
+        let mut hidden = self.hidden_ports.iter();
+        hidden.any(|it| it.0 == i32::from(number) && it.1 == protocol)
+    }
+}
+
+fn number_and_protocol(port: &ContainerPort) -> (i32, String) {
+    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    (port.container_port, protocol.to_owned())
 }
 
 fn choose<'a>(message: String, names: impl Iterator<Item = &'a str>) -> Failure {
@@ -66,9 +84,9 @@ fn declares(container: &Container, ports: &[ResolvedPort]) -> bool {
     let mut declared = container.ports.iter().flatten();
     declared.any(|declared| {
         let mut ports = ports.iter();
-        let protocol = declared.protocol.as_deref().unwrap_or("TCP");
+        let (number, protocol) = number_and_protocol(declared);
         ports.any(|port| {
-            i32::from(port.container_port) == declared.container_port
+            i32::from(port.container_port) == number
                 && Carried::from(port.protocol).as_str() == protocol
         })
     })

@@ -200,11 +200,10 @@ fn resolve(
             "choose a port of TCP or UDP",
         ));
     };
-    // Of several names of the port, the one that was used comes first.
     let others = by_service.iter().chain(&by_container);
     let others = others.filter(|other| other.is_same_port(&chosen));
     let spoken = match protocol {
-        Protocol::Tcp => Spoken::of(std::iter::once(&chosen).chain(others)),
+        Protocol::Tcp => Spoken::of(&chosen, others),
         Protocol::Udp => None,
     };
     Ok(ResolvedPort {

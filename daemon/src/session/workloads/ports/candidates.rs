@@ -116,14 +116,15 @@ fn service_ports(service: &Service, workload: &Workload) -> impl Iterator<Item =
     ports.filter_map(move |port| {
         let number = u16::try_from(port.port).ok()?;
         let container_port = target(port, workload)?;
-        if workload.hidden_ports.contains(&container_port.into()) {
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+        if workload.hides(container_port, &protocol) {
             return None;
         }
         Some(Candidate {
             number,
             name: port.name.clone(),
             container_port,
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            protocol,
             app_protocol: port.app_protocol.clone(),
             service: Some(ServicePortRef {
                 name: name.to_owned(),

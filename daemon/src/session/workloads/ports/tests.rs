@@ -289,3 +289,81 @@ fn what_is_spoken_is_told_by_the_service_before_the_names_of_ports() {
     assert_eq!(spoken(&inventory, "web", "80"), opaque);
     assert_eq!(spoken(&inventory, "web", "8080"), opaque);
 }
+
+/// Namespace `shop`, where two Services lead to web's port 8080: storefront by 80 and other
+/// by 81. Each has an `appProtocol`, and a name for its port.
+fn with_two_services(storefront: [Option<&str>; 2], other: [Option<&str>; 2]) -> Inventory {
+    let mut inventory = shop();
+    let mut second = inventory.services[0].clone();
+    second.metadata.name = Some("other".into());
+    inventory.services.push(second);
+    let last = inventory.services.len() - 1;
+    for (i, number, [app_protocol, name]) in [(0, 80, storefront), (last, 81, other)] {
+        let spec = inventory.services[i].spec.as_mut().unwrap();
+        let port = &mut spec.ports.as_mut().unwrap()[0];
+        port.port = number;
+        port.app_protocol = app_protocol.map(str::to_owned);
+        port.name = name.map(str::to_owned);
+    }
+    inventory
+}
+
+#[test]
+fn of_services_that_contradict_each_other_the_one_that_was_named_is_believed() {
+    let spoken = |inventory: &Inventory, remote: &str| {
+        let ports = resolved(inventory, "web", &[remote]).unwrap().ports;
+        ports[0].spoken.as_ref().map(|spoken| spoken.protocol)
+    };
+    let (http, opaque) = (Some(AppProtocol::Http), Some(AppProtocol::Opaque));
+    let declared = with_two_services([Some("http"), None], [Some("amqp"), None]);
+    assert_eq!(spoken(&declared, "80"), http);
+    assert_eq!(spoken(&declared, "81"), opaque);
+    // By the container's number both are others.
+    assert_eq!(spoken(&declared, "8080"), None);
+    let named = with_two_services([None, Some("http")], [Some("amqp"), None]);
+    assert_eq!(spoken(&named, "80"), http);
+    assert_eq!(spoken(&named, "8080"), opaque, "a declaration counts more");
+    let names = with_two_services([None, Some("http")], [None, Some("redis")]);
+    assert_eq!(spoken(&names, "8080"), None);
+    let agreed = with_two_services([Some("http"), None], [Some("grpc"), None]);
+    assert_eq!(spoken(&agreed, "8080"), http);
+    // A name that speaks of no HTTP gives way to who knows better.
+    let vague = with_two_services([None, Some("tcp-web")], [Some("http"), None]);
+    assert_eq!(spoken(&vague, "80"), http);
+    let vague = with_two_services([None, Some("tcp-web")], [None, None]);
+    let port = &resolved(&vague, "web", &["80"]).unwrap().ports[0];
+    assert!(!port.spoken.as_ref().unwrap().is_declared);
+}
+
+#[test]
+fn ports_of_other_containers_are_hidden_by_number_and_protocol() {
+    let mut inventory = with_sidecar();
+    let web = inventory.workloads.iter_mut();
+    for workload in web.filter(|it| it.reference.to_string() == "Deployment/web") {
+        // The app has the sidecar's number, for datagrams.
+        let mut datagrams = workload.containers[1].ports[0].clone();
+        datagrams.protocol = Some("UDP".into());
+        datagrams.name = None;
+        workload.containers[0].ports.push(datagrams);
+        let mut agent = workload.containers[1].clone();
+        agent.name = format!("{}x", kvpn_proto::names::AGENT_CONTAINER_PREFIX);
+        workload.containers.push(agent);
+    }
+    let found = find(&inventory, "web").unwrap();
+    let ask = |container: &str, remote: &str| {
+        let workload = &found.workload.in_container(container)?;
+        let found = Found { workload, ..found };
+        let ports = resolve_ports(&inventory, &found, &[port(remote)?])?.ports;
+        Ok::<_, Failure>((ports[0].container_port, ports[0].protocol))
+    };
+    // The Service's port 9000 leads to the sidecar's.
+    assert_eq!(ask("envoy", "9000"), Ok((9901, Protocol::Tcp)));
+    assert_eq!(ask("app", "9000").unwrap_err().reason, Reason::NoSuchPort);
+    assert_eq!(ask("app", "9901/udp"), Ok((9901, Protocol::Udp)));
+    let agent = ask(
+        &format!("{}x", kvpn_proto::names::AGENT_CONTAINER_PREFIX),
+        "",
+    );
+    let next_step = "name one with --container: app, envoy";
+    assert_eq!(agent.unwrap_err().next_step, next_step);
+}
