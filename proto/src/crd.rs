@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::HttpFilter;
-use crate::flow::Protocol;
+use crate::flow::{Malformed, Protocol};
 use crate::v1;
 
 /// One laptop's connection to the cluster. Lives in the traffic manager's
@@ -245,8 +245,8 @@ pub struct EngagedPort {
     /// The Service port that leads here, when the user named one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServicePortRef>,
-    /// What is spoken there, as the Service's `appProtocol` or the port's name says; absent:
-    /// the first bytes of a connection decide.
+    /// What is spoken there, as the Service's `appProtocol` or the port's name said when the
+    /// engagement was made; absent: the first bytes of a connection decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_protocol: Option<AppProtocol>,
 }
@@ -260,7 +260,7 @@ pub enum AppProtocol {
     Http,
     /// TLS, whatever is inside; the client speaks first.
     Tls,
-    /// Something else, of which nothing is looked at.
+    /// Something else, of which nothing is looked at unless somebody filters.
     Opaque,
 }
 
@@ -270,6 +270,20 @@ impl From<AppProtocol> for v1::AppProtocol {
             AppProtocol::Http => Self::Http,
             AppProtocol::Tls => Self::Tls,
             AppProtocol::Opaque => Self::Opaque,
+        }
+    }
+}
+
+impl TryFrom<v1::AppProtocol> for AppProtocol {
+    type Error = Malformed;
+
+    /// Fails where nothing is known of it.
+    fn try_from(protocol: v1::AppProtocol) -> Result<Self, Malformed> {
+        match protocol {
+            v1::AppProtocol::Http => Ok(Self::Http),
+            v1::AppProtocol::Tls => Ok(Self::Tls),
+            v1::AppProtocol::Opaque => Ok(Self::Opaque),
+            v1::AppProtocol::Unspecified => Err(Malformed::Unknown("app protocol")),
         }
     }
 }
