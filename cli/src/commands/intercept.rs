@@ -137,11 +137,11 @@ pub(crate) struct EngageArgs {
     /// more than once
     #[arg(short, long = "port", required = true, value_name = "LOCAL[:REMOTE]")]
     pub(crate) ports: Vec<PortSpec>,
-    /// Address on which the local ports listen
+    /// Address on which the local ports listen; those of --to-pod are always 127.0.0.1's
     #[arg(long, default_value = "127.0.0.1", value_parser = address)]
     pub(crate) address: IpAddr,
-    /// Local port that meanwhile leads to a port of the localhost of one of the pods, such
-    /// as a sidecar's, by TCP; may be given more than once
+    /// Port of 127.0.0.1 that meanwhile leads to a port of the localhost of one of the pods,
+    /// such as a sidecar's, by TCP; may be given more than once
     #[arg(long, value_name = "LOCAL[:POD-PORT]")]
     pub(crate) to_pod: Vec<ToPodSpec>,
     /// How long to wait until it is active, such as 90s or 2m
