@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kvpn_proto::Reason;
-use kvpn_tests::{Lab, wait_for};
+use kvpn_tests::{Background, Lab, wait_for};
 use serde_json::{Value, json};
 
 use crate::errors::assert_fails;
@@ -18,7 +18,7 @@ const APP: u16 = 8080;
 const ADMIN: u16 = 9901;
 const LOCAL: &str = "15000";
 
-/// Until a permission that was granted is known to the API server.
+/// Until a permission that was granted is known to the API server, or a connection is cut off.
 const SOON: Duration = Duration::from_secs(10);
 
 /// The namespace with a Deployment, whose pod has a sidecar; deleted when dropped.
@@ -120,6 +120,30 @@ fn ask(developer: &Developer, port: &str) -> Result<Answer> {
     developer.get([url.as_str()])
 }
 
+/// A connection to the sidecar that has been answered on once, and is kept.
+fn hold(developer: &Developer) -> Result<Background> {
+    let script = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/{LOCAL} && \
+         printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' >&3 && \
+         read -r answer <&3 && echo \"$answer\" && exec cat <&3"
+    );
+    let mut held = developer.laptop.user().spawn(["bash", "-c", &script])?;
+    held.wait_for_line("200", SOON)?;
+    Ok(held)
+}
+
+/// It is reset, and nobody listens there any more.
+fn is_shut(developer: &Developer, mut held: Background) -> Result<()> {
+    // cat ends well when a connection ends in order.
+    let code = held.wait(SOON)?.code();
+    ensure!(code == Some(1), "{code:?}: {}", held.printed());
+    wait_for("nobody listens", SOON, || {
+        let output = developer.curl([&format!("http://127.0.0.1:{LOCAL}/") as &str])?;
+        // curl's 7 is a refusal.
+        Ok((output.code() == 7).then_some(()))
+    })
+}
+
 #[test]
 fn port_of_a_sidecar_at_localhost_is_reached_while_the_pod_is_engaged() -> Result<()> {
     let developer = Developer::at(1)?;
@@ -182,11 +206,18 @@ fn port_of_a_sidecar_at_localhost_is_reached_while_the_pod_is_engaged() -> Resul
     let taken = developer.kvpn(again)?;
     assert_fails(&taken, Reason::Usage, &["127.0.0.1:15000", "in use"])?;
 
+    let mut held = hold(&developer)?;
+    ensure!(!held.has_ended()?, "{}", held.printed());
     developer.kvpn(["leave", "web"])?.success()?;
-    let left = developer.curl(["http://127.0.0.1:15000/"])?;
-    // curl's 7 is a refusal.
-    assert_eq!(left.code(), 7, "{}", left.stderr);
-    Ok(())
+    is_shut(&developer, held)?;
+
+    // The same when somebody else ends it.
+    let engaged = developer.kvpn_json(args)?;
+    let name = engaged["name"].as_str().context("a name")?;
+    let held = hold(&developer)?;
+    let delete = ["-n", NAMESPACE, "delete", "engagement", name];
+    developer.lab.kubectl(delete).ok()?;
+    is_shut(&developer, held)
 }
 
 #[test]
