@@ -46,8 +46,10 @@ fn app() {
     if kind == HANGS {
         thread::spawn(hang);
     }
-    while rests {
-        thread::park();
+    if rests {
+        loop {
+            thread::park();
+        }
     }
     loop {
         let passing = thread::spawn(|| thread::spawn(thread::yield_now));
