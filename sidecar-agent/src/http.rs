@@ -3,6 +3,7 @@
 pub(crate) mod end;
 mod http1;
 mod http2;
+pub(crate) mod joined;
 pub(crate) mod tap;
 
 use std::io;
@@ -12,7 +13,7 @@ use kvpn_proto::filter::Head;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 
 use http1::NotHttp;
-pub(crate) use http1::serve;
+pub(crate) use http1::{Served, serve};
 use tap::{Tap, Tee};
 
 use crate::reports::Entry;
@@ -42,6 +43,8 @@ pub(crate) enum Server {
 pub(crate) trait Servers {
     /// Whether it is known that the client is the first to speak.
     fn is_clients_word(&self) -> bool;
+    /// Whether the TLS of a client that begins with it is to be ended.
+    fn ends_tls(&self) -> bool;
     /// Who gets a request.
     fn choose(&self, head: &impl Head) -> Server;
     /// Who gets what is no HTTP.

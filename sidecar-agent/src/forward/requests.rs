@@ -19,7 +19,7 @@ use super::{APP_DEADLINE, Route, Shared, hand_over};
 use crate::claims::PortClaims;
 use crate::http::end::{Pipe, Tcp};
 use crate::http::tap::{Connected, Tap};
-use crate::http::{self, End, Server, Servers};
+use crate::http::{self, End, Served, Server, Servers};
 use crate::probes::KUBELET;
 use crate::reports::Entry;
 use crate::tls::Termination;
@@ -53,14 +53,20 @@ pub(super) async fn serve(
         destination,
         app: None,
     };
-    if let Some(termination) = servers.termination()
-        && tls::begins(&socket).await
-    {
-        return tls::serve(socket, &termination, servers).await;
-    }
-    if let Err(error) = http::serve(End::new(Tcp::new(socket)), &servers).await {
+    if let Err(error) = serve_client(End::new(Tcp::new(socket)), servers).await {
         debug!(%destination, %error, "Cut off");
     }
+}
+
+async fn serve_client(mut client: End, servers: PodServers) -> Result<(), http::Broken> {
+    while let Served::Tls(begun) = http::serve(client, &servers).await? {
+        if let Some(termination) = servers.termination() {
+            return tls::serve(begun, &termination, servers).await;
+        }
+        // It was just now that it passed.
+        client = begun;
+    }
+    Ok(())
 }
 
 /// Serves a connection whose requests are not looked at, be it that somebody gets a copy or
@@ -163,7 +169,12 @@ fn is_probe(claims: &PortClaims, head: &impl Head) -> bool {
 
 impl Servers for PodServers {
     fn is_clients_word(&self) -> bool {
-        self.claims(|claims| claims.is_clients_word)
+        self.claims(|claims| claims.is_clients_word) || self.ends_tls()
+    }
+
+    fn ends_tls(&self) -> bool {
+        // There is none within TLS.
+        self.app.is_none() && self.termination().is_some()
     }
 
     fn choose(&self, head: &impl Head) -> Server {

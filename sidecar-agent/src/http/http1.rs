@@ -55,11 +55,18 @@ const LINGER: Duration = Duration::from_secs(5);
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
     content-length: 0\r\n\r\n";
 
-/// Serves a client until its connection ends.
+/// What has come of a client's connection.
+pub(crate) enum Served {
+    Ended,
+    /// It begins with TLS that is to be ended, and nothing of it has been passed on.
+    Tls(End),
+}
+
+/// Serves a client until its connection ends, or begins with TLS.
 ///
 /// # Errors
 /// What did not end in order; the client's connection should be aborted.
-pub(crate) async fn serve(client: End, servers: &impl Servers) -> Result<(), Broken> {
+pub(crate) async fn serve(client: End, servers: &impl Servers) -> Result<Served, Broken> {
     let mut kept = Kept::default();
     let served = serve_requests(client, servers, &mut kept).await;
     kept.close().await;
@@ -70,16 +77,18 @@ async fn serve_requests(
     mut client: End,
     servers: &impl Servers,
     kept: &mut Kept,
-) -> Result<(), Broken> {
+) -> Result<Served, Broken> {
     let (patience, left) = match servers.is_clients_word() {
         true => (WORD_DEADLINE, Duration::ZERO),
         false => (SILENCE, WORD_DEADLINE),
     };
-    match timeout(patience, client.fill()).await {
-        Ok(read) => drop(read?),
-        // A server may be the first to speak. If it cannot be had, a request may still
-        // be for somebody who can.
-        Err(_) => greet(&mut client, servers, kept, left).await?,
+    if client.buffer.is_empty() {
+        match timeout(patience, client.fill()).await {
+            Ok(read) => drop(read?),
+            // A server may be the first to speak. If it cannot be had, a request may still
+            // be for somebody who can.
+            Err(_) => greet(&mut client, servers, kept, left).await?,
+        }
     }
     let mut is_first = true;
     loop {
@@ -109,7 +118,8 @@ async fn serve_requests(
             Came::Http2 if is_first => {
                 let app = kept.of(&Server::App);
                 std::mem::take(kept).close().await;
-                return http2::serve(client, app, servers).await;
+                http2::serve(client, app, servers).await?;
+                return Ok(Served::Ended);
             }
             Came::Unasked(server, mut end) if is_first => {
                 let mut entry = servers.note_other(&servers.other());
@@ -132,9 +142,13 @@ async fn serve_requests(
                 return finish(client, kept).await;
             }
             Came::NotHttp | Came::Http2 => {
+                let is_tls = is_first && tls::is_hello(&client.buffer);
+                if is_tls && servers.ends_tls() && !kept.has_spoken() {
+                    return Ok(Served::Tls(client));
+                }
                 let server = servers.other();
                 let mut entry = servers.note_other(&server);
-                if is_first && tls::is_hello(&client.buffer) {
+                if is_tls {
                     entry.is_tls();
                 }
                 let (_, mut end) = kept.take(servers, server, &mut entry).await?;
@@ -290,22 +304,23 @@ fn answered(next: Result<Next, Broken>, entry: &mut Entry) -> Result<Next, Broke
 }
 
 /// Ends a client's connection, after everything was said.
-async fn finish(mut client: End, kept: &mut Kept) -> Result<(), Broken> {
+async fn finish(mut client: End, kept: &mut Kept) -> Result<Served, Broken> {
     kept.finish_taps();
     std::mem::take(kept).close().await;
     client.writer.shutdown().await?;
     let mut nowhere = sink();
     let rest = copy(&mut client.reader, &mut nowhere);
     let _ = timeout(LINGER, rest).await;
-    Ok(())
+    Ok(Served::Ended)
 }
 
 /// Passes everything in both directions, with one server from now on.
-async fn splice(client: End, server: End, kept: &mut Kept) -> Result<(), Broken> {
+async fn splice(client: End, server: End, kept: &mut Kept) -> Result<Served, Broken> {
     kept.keep_taps(&server.writer.taps);
     kept.finish_taps();
     std::mem::take(kept).close().await;
-    Ok(super::splice(client, server).await?)
+    super::splice(client, server).await?;
+    Ok(Served::Ended)
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! HTTP/2 without TLS, begun with prior knowledge (RFC 9113 section 3.3), as gRPC does.
 //! Each stream goes to whom it is for, in a connection of HTTP/2 to each server.
 
-mod joined;
 mod stream;
 mod ways;
 
@@ -12,8 +11,8 @@ use futures::stream::FuturesUnordered;
 use h2::server;
 use tokio::time::timeout;
 
+use super::joined::Joined;
 use super::{Broken, End, Servers};
-use joined::Joined;
 use ways::Ways;
 
 /// What a client begins with (RFC 9113 section 3.4).

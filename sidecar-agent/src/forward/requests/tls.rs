@@ -10,7 +10,6 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::server::{StartHandshake, TlsStream};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client};
@@ -18,12 +17,9 @@ use tracing::debug;
 
 use super::{APP_DEADLINE, PodServers, dial_app};
 use crate::http::end::Tcp;
+use crate::http::joined::Joined;
 use crate::http::{self, End};
-use crate::tls::{Termination, is_hello};
-
-/// How long a client of TLS may take to begin. It speaks first, and where a port's TLS is
-/// ended nobody is kept waiting whom a server greets.
-const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+use crate::tls::Termination;
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -42,28 +38,18 @@ const MEET_DEADLINE: Duration = Duration::from_secs(3);
 /// Protocols by which requests come (RFC 7301), where the app cannot be asked.
 const KNOWN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Whether the client begins with TLS. Nothing is read.
-pub(super) async fn begins(socket: &TcpStream) -> bool {
-    let mut first = [0; 2];
-    let peeked = timeout(HELLO_DEADLINE, socket.peek(&mut first)).await;
-    matches!(peeked, Ok(Ok(length)) if is_hello(&first[..length]))
-}
-
-/// Serves the requests within a client's TLS. What does not end in order ends with RST.
-pub(super) async fn serve(socket: TcpStream, termination: &Termination, servers: PodServers) {
-    let destination = servers.destination;
-    if let Err(error) = try_serve(socket, termination, servers).await {
-        debug!(%destination, %error, "Cut off");
-    }
-}
-
-async fn try_serve(
-    socket: TcpStream,
+/// Serves the requests within a client's TLS.
+///
+/// # Errors
+/// What did not end in order; the client's connection should be aborted.
+pub(super) async fn serve(
+    client: End,
     termination: &Termination,
     mut servers: PodServers,
 ) -> Result<(), http::Broken> {
-    let mut start = hello(socket).await?;
-    let (app, protocol) = match App::meet(termination, &start, servers.destination).await {
+    let mut start = hello(client).await?;
+    let offer = Offer::of(&start, servers.destination);
+    let (app, protocol) = match App::meet(termination, offer, servers.destination).await {
         Ok(met) => met,
         // So the app would have ended it.
         Err(error) => {
@@ -74,7 +60,8 @@ async fn try_serve(
     let app = Arc::new(app);
     servers.app = Some(Arc::clone(&app));
     let served = match accept(start, termination, protocol).await {
-        Ok(client) => http::serve(End::new(client), &servers).await,
+        // There is no other TLS within.
+        Ok(client) => http::serve(End::new(client), &servers).await.map(drop),
         Err(error) => Err(error.into()),
     };
     app.finish().await;
@@ -82,8 +69,8 @@ async fn try_serve(
 }
 
 /// Reads what the client says first.
-async fn hello(socket: TcpStream) -> io::Result<StartHandshake<Tcp>> {
-    let mut accepting = LazyConfigAcceptor::new(Acceptor::default(), Tcp::new(socket));
+async fn hello(client: End) -> io::Result<StartHandshake<Joined>> {
+    let mut accepting = LazyConfigAcceptor::new(Acceptor::default(), Joined::new(client));
     let start = timeout(HANDSHAKE_DEADLINE, &mut accepting).await;
     let start = start.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     if start.is_err()
@@ -97,10 +84,10 @@ async fn hello(socket: TcpStream) -> io::Result<StartHandshake<Tcp>> {
 
 /// Ends the handshake with the client, by what was agreed on with the app.
 async fn accept(
-    start: StartHandshake<Tcp>,
+    start: StartHandshake<Joined>,
     termination: &Termination,
     protocol: Option<Vec<u8>>,
-) -> io::Result<TlsStream<Tcp>> {
+) -> io::Result<TlsStream<Joined>> {
     let accepting = start.into_stream(termination.clients(protocol));
     let accepting = timeout(HANDSHAKE_DEADLINE, accepting.into_fallible());
     match accepting.await.map_err(|_| io::ErrorKind::TimedOut)? {
@@ -110,6 +97,30 @@ async fn accept(
             let _ = client.shutdown().await;
             Err(error)
         }
+    }
+}
+
+/// What a client wants of the app.
+struct Offer {
+    name: ServerName<'static>,
+    /// The protocols that it speaks.
+    protocols: Vec<Vec<u8>>,
+}
+
+impl Offer {
+    fn of(start: &StartHandshake<Joined>, destination: SocketAddr) -> Self {
+        let hello = start.client_hello();
+        let name = hello
+            .server_name()
+            .map(|it| ServerName::try_from(it.to_owned()));
+        let name = match name {
+            Some(Ok(name)) => name,
+            // Of an address the app is not told.
+            Some(Err(_)) | None => ServerName::IpAddress(destination.ip().into()),
+        };
+        let protocols = hello.alpn().into_iter().flatten();
+        let protocols = protocols.map(<[u8]>::to_vec).collect();
+        Self { name, protocols }
     }
 }
 
@@ -131,23 +142,13 @@ impl App {
     /// When the app is there and does not speak TLS with it.
     async fn meet(
         termination: &Termination,
-        start: &StartHandshake<Tcp>,
+        offer: Offer,
         destination: SocketAddr,
     ) -> io::Result<(Self, Option<Vec<u8>>)> {
-        let hello = start.client_hello();
-        let name = hello
-            .server_name()
-            .map(|it| ServerName::try_from(it.to_owned()));
-        let name = match name {
-            Some(Ok(name)) => name,
-            // Of an address the app is not told.
-            Some(Err(_)) | None => ServerName::IpAddress(destination.ip().into()),
-        };
-        let offered = hello.alpn().into_iter().flatten();
-        let offered: Vec<Vec<u8>> = offered.map(<[u8]>::to_vec).collect();
+        let Offer { name, protocols } = offer;
         let met = timeout(MEET_DEADLINE, async {
             let app = dial_app(destination).await?;
-            connect(termination.app(offered.clone()), &name, app).await
+            connect(termination.app(protocols.clone()), &name, app).await
         });
         let met = met.await;
         let (protocol, unused) = match met.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -160,8 +161,8 @@ impl App {
             // It may be stopped, and a request be for somebody else.
             Err(error) => {
                 debug!(%destination, %error, "The app does not answer");
-                let known = |offered: &Vec<u8>| KNOWN.contains(&offered.as_slice());
-                (offered.into_iter().find(known), None)
+                let known = |protocol: &Vec<u8>| KNOWN.contains(&protocol.as_slice());
+                (protocols.into_iter().find(known), None)
             }
         };
         let app = Self {

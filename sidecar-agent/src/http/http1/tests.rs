@@ -193,7 +193,7 @@ async fn answer_that_is_cut_short_is_an_error() {
     let mut app = case.server(Server::App).await;
     reply(&mut app, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc").await;
     close(app).await;
-    let broken = case.serving.await.unwrap().unwrap_err();
+    let broken = case.serving.await.unwrap().err().unwrap();
     assert!(matches!(broken, Broken::Cut), "{broken}");
 }
 
@@ -313,7 +313,7 @@ async fn request_that_changes_something_is_asked_only_once() {
     case.send(post).await;
     expect(&mut a, post).await;
     drop(a);
-    let broken = case.serving.await.unwrap().unwrap_err();
+    let broken = case.serving.await.unwrap().err().unwrap();
     assert!(matches!(broken, Broken::NoAnswer), "{broken}");
     case.client.read_to_end(&mut Vec::new()).await.unwrap_err();
 }
@@ -395,4 +395,41 @@ async fn whole_connection_whose_holder_fails_closed_is_answered_by_nobody() {
     assert!(served.is_err());
     assert!(fake.connection_of(&Server::App).is_none());
     drop(client);
+}
+
+#[tokio::test]
+async fn client_that_begins_with_tls_is_given_back_whole_however_late() {
+    for is_late in [false, true] {
+        let fake = Fake {
+            ends_tls: true,
+            ..Fake::default()
+        };
+        let mut case = Case::with(fake);
+        let app = match is_late {
+            true => Some(case.server(Server::App).await),
+            false => None,
+        };
+        case.send("\u{16}\u{3}\u{1}").await;
+        let Served::Tls(client) = case.serving.await.unwrap().unwrap() else {
+            panic!("it is not given back");
+        };
+        assert_eq!(client.buffer[..], [22, 3, 1]);
+        if let Some(mut app) = app {
+            expect_end(&mut app, "").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn tls_that_the_app_has_greeted_is_its_own() {
+    let fake = Fake {
+        ends_tls: true,
+        ..Fake::default()
+    };
+    let mut case = Case::with(fake);
+    let mut app = case.server(Server::App).await;
+    reply(&mut app, "220 ready\r\n").await;
+    case.expect("220 ready\r\n").await;
+    case.send("\u{16}\u{3}\u{1}").await;
+    expect(&mut app, "\u{16}\u{3}\u{1}").await;
 }

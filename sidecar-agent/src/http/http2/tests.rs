@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::*;
 use crate::http::end::Pipe;
 use crate::http::tap::Tap;
-use crate::http::{READ, Server};
+use crate::http::{READ, Served, Server};
 use crate::reports::Entry;
 
 const ROOM: usize = 64 << 10;
@@ -43,6 +43,10 @@ struct Fake {
 
 impl Servers for Arc<Fake> {
     fn is_clients_word(&self) -> bool {
+        false
+    }
+
+    fn ends_tls(&self) -> bool {
         false
     }
 
@@ -187,7 +191,7 @@ struct Case {
     /// The client's connection.
     connection: JoinHandle<Result<(), h2::Error>>,
     fake: Arc<Fake>,
-    serving: JoinHandle<Result<(), Broken>>,
+    serving: JoinHandle<Result<Served, Broken>>,
     seen: mpsc::UnboundedReceiver<String>,
 }
 

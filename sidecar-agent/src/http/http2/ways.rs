@@ -15,11 +15,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::joined::Joined;
 use super::{
     CONNECTION_WINDOW, FIRST_STREAMS, FRAME_BUDGET, LONGEST_HEAD, MAX_RESETS, SEND_BUFFER,
     STREAM_WINDOW,
 };
+use crate::http::joined::Joined;
 use crate::http::{End, READ, Server, Servers};
 use crate::reports::Entry;
 

@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
@@ -221,6 +221,16 @@ impl Case {
     }
 
     async fn connect(&self, protocols: &[&str]) -> io::Result<client::TlsStream<TcpStream>> {
+        let socket = TcpStream::connect(self.agent).await?;
+        self.begin(socket, protocols).await
+    }
+
+    /// Begins TLS on a connection.
+    async fn begin(
+        &self,
+        socket: TcpStream,
+        protocols: &[&str],
+    ) -> io::Result<client::TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         let trusted = CertificateDer::from_pem_slice(&self.trusted.certificates).unwrap();
         roots.add(trusted).unwrap();
@@ -230,7 +240,6 @@ impl Case {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
-        let socket = TcpStream::connect(self.agent).await?;
         let name = ServerName::try_from(NAME).unwrap();
         TlsConnector::from(Arc::new(config))
             .connect(name, socket)
@@ -239,38 +248,45 @@ impl Case {
 
     /// Who answers requests of these users on one connection, and by which protocol.
     async fn ask(&self, protocols: &[&str], users: &[&str]) -> (Vec<String>, Option<String>) {
-        let stream = self.connect(protocols).await.unwrap();
-        let agreed = stream.get_ref().1.alpn_protocol();
-        let agreed = agreed.map(|it| String::from_utf8(it.to_vec()).unwrap());
-        let io = TokioIo::new(stream);
-        let mut answers = Vec::new();
-        let mut note = |response: Response<Incoming>| {
-            answers.push(response.headers()["x-who"].to_str().unwrap().to_owned());
-        };
-        if agreed.as_deref() == Some(H2) {
-            let executor = TokioExecutor::new();
-            let shaken = hyper::client::conn::http2::handshake(executor, io).await;
-            let (mut sender, connection) = shaken.unwrap();
-            tokio::spawn(connection);
-            for user in users {
-                let url = format!("https://{NAME}/");
-                note(sender.send_request(request(&url, user)).await.unwrap());
-            }
-        } else {
-            let shaken = hyper::client::conn::http1::handshake(io).await;
-            let (mut sender, connection) = shaken.unwrap();
-            tokio::spawn(connection);
-            for user in users {
-                sender.ready().await.unwrap();
-                note(sender.send_request(request("/", user)).await.unwrap());
-            }
-        }
-        (answers, agreed)
+        ask(self.connect(protocols).await.unwrap(), users).await
     }
 
     fn has_passed_tls(&self) -> u64 {
         self.shared.reports.tls_passed(CLAIM)
     }
+}
+
+/// Who answers requests of these users on one connection, and by which protocol.
+async fn ask(
+    stream: client::TlsStream<TcpStream>,
+    users: &[&str],
+) -> (Vec<String>, Option<String>) {
+    let agreed = stream.get_ref().1.alpn_protocol();
+    let agreed = agreed.map(|it| String::from_utf8(it.to_vec()).unwrap());
+    let io = TokioIo::new(stream);
+    let mut answers = Vec::new();
+    let mut note = |response: Response<Incoming>| {
+        answers.push(response.headers()["x-who"].to_str().unwrap().to_owned());
+    };
+    if agreed.as_deref() == Some(H2) {
+        let executor = TokioExecutor::new();
+        let shaken = hyper::client::conn::http2::handshake(executor, io).await;
+        let (mut sender, connection) = shaken.unwrap();
+        tokio::spawn(connection);
+        for user in users {
+            let url = format!("https://{NAME}/");
+            note(sender.send_request(request(&url, user)).await.unwrap());
+        }
+    } else {
+        let shaken = hyper::client::conn::http1::handshake(io).await;
+        let (mut sender, connection) = shaken.unwrap();
+        tokio::spawn(connection);
+        for user in users {
+            sender.ready().await.unwrap();
+            note(sender.send_request(request("/", user)).await.unwrap());
+        }
+    }
+    (answers, agreed)
 }
 
 fn request(url: &str, user: &str) -> Request<String> {
@@ -326,6 +342,21 @@ async fn port_with_a_certificate_takes_requests_without_tls_as_well() {
     let length = socket.read(&mut answer).await.unwrap();
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
     assert!(answer.contains("x-who: laptop"), "{answer}");
+}
+
+#[tokio::test]
+async fn client_that_begins_late_is_looked_into_as_well() {
+    for protocol in [HTTP1, H2] {
+        let case = Case::new(AppIs::Tls(&[H2, HTTP1]), protocol, true).await;
+        let socket = TcpStream::connect(case.agent).await.unwrap();
+        // The app has been asked meanwhile whether it begins.
+        while case.app_connections.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let stream = case.begin(socket, &[protocol]).await.unwrap();
+        assert_eq!(ask(stream, &USERS).await.0, ANSWERS, "{protocol}");
+        assert_eq!(case.has_passed_tls(), 0);
+    }
 }
 
 #[tokio::test]

@@ -97,7 +97,7 @@ async fn copies_of_everything_are_of_what_is_no_http_too() {
         let case = Case {
             client,
             fake,
-            serving: tokio::spawn(async { Ok(()) }),
+            serving: tokio::spawn(async { Ok(Served::Ended) }),
         };
         let mut app = case.server(Server::App).await;
         let mut all = case.server(holder("all")).await;

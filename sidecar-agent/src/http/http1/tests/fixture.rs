@@ -26,6 +26,8 @@ pub(super) struct Fake {
     pub(super) other: Option<Server>,
     /// The client is known to be the first to speak.
     pub(super) is_clients_word: AtomicBool,
+    /// The TLS of clients is ended.
+    pub(super) ends_tls: bool,
     /// The holder `late` was asked.
     pub(super) asked: Notify,
     /// It refuses now.
@@ -35,6 +37,10 @@ pub(super) struct Fake {
 impl Servers for std::sync::Arc<Fake> {
     fn is_clients_word(&self) -> bool {
         self.is_clients_word.load(Ordering::Relaxed)
+    }
+
+    fn ends_tls(&self) -> bool {
+        self.ends_tls
     }
 
     fn choose(&self, head: &impl Head) -> Server {
@@ -106,7 +112,7 @@ impl Fake {
 pub(super) struct Case {
     pub(super) client: Pipe,
     pub(super) fake: std::sync::Arc<Fake>,
-    pub(super) serving: JoinHandle<Result<(), Broken>>,
+    pub(super) serving: JoinHandle<Result<Served, Broken>>,
 }
 
 impl Case {

@@ -7,13 +7,13 @@ use std::task::{Context, Poll};
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::End;
+use super::End;
 
 /// An end whose buffer is read first.
-pub(super) struct Joined(End);
+pub(crate) struct Joined(End);
 
 impl Joined {
-    pub(super) fn new(end: End) -> Self {
+    pub(crate) fn new(end: End) -> Self {
         Self(end)
     }
 }
