@@ -259,6 +259,8 @@ struct Requests {
     failed: u64,
     /// Connections of TLS that no filter could look into.
     tls_passed: u64,
+    /// Connections of TLS that could not be ended.
+    tls_failed: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -424,6 +426,7 @@ impl From<EngagementStatus> for Engagement {
                 passed: counts.passed,
                 failed: counts.failed,
                 tls_passed: counts.tls_passed,
+                tls_failed: counts.tls_failed,
             }),
         }
     }

@@ -63,6 +63,7 @@ struct Counted {
     matched: u64,
     failed: u64,
     tls_passed: u64,
+    tls_failed: u64,
     /// Until it was in force the last time but this one.
     passed: u64,
     /// While it is in force: the requests of the port until then, and those of it that
@@ -88,6 +89,7 @@ impl Counted {
             passed: self.passed(total),
             failed: self.failed,
             tls_passed: self.tls_passed,
+            tls_failed: self.tls_failed,
         }
     }
 
@@ -217,6 +219,7 @@ impl Reports {
                 matched: 0,
                 failed: 0,
                 tls_passed: 0,
+                tls_failed: 0,
                 passed: 0,
                 since: Some((total, 0)),
                 after,
@@ -271,9 +274,22 @@ impl Reports {
         })
     }
 
+    /// Counts and tells a connection whose TLS could not be ended.
+    pub(crate) fn note_failed_tls(self: &Arc<Self>, source: SocketAddr, port: u16, began: Instant) {
+        self.count_tls(port, |claim| claim.tls_failed += 1);
+        let mut entry = Entry::uncounted(self, source, port, None);
+        entry.decision.tls_failed = true;
+        entry.began = began;
+    }
+
     #[cfg(test)]
     pub(crate) fn tls_passed(&self, claim_id: &str) -> u64 {
         self.lock().claims[claim_id].tls_passed
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tls_failed(&self, claim_id: &str) -> u64 {
+        self.lock().claims[claim_id].tls_failed
     }
 
     fn count(&self, port: u16, claim_id: Option<&str>) {
@@ -286,12 +302,12 @@ impl Reports {
         self.changed.notify_one();
     }
 
-    /// Counts a connection of TLS that nobody could look into, for all claims on the port.
-    fn count_tls(&self, port: u16) {
+    /// Counts a connection of TLS for all claims on the port.
+    fn count_tls(&self, port: u16, count: impl Fn(&mut Counted)) {
         let mut state = self.lock();
         let claims = state.claims.values_mut();
         for claim in claims.filter(|claim| claim.port == Some(port) && claim.since.is_some()) {
-            claim.tls_passed += 1;
+            count(claim);
         }
         drop(state);
         self.changed.notify_one();
@@ -343,6 +359,15 @@ impl Entry {
         claim_id: Option<&str>,
     ) -> Self {
         reports.count(container_port, claim_id);
+        Self::uncounted(reports, source, container_port, claim_id)
+    }
+
+    fn uncounted(
+        reports: &Arc<Reports>,
+        source: SocketAddr,
+        container_port: u16,
+        claim_id: Option<&str>,
+    ) -> Self {
         Self {
             reports: Some(Arc::clone(reports)),
             decision: Decision {
@@ -376,7 +401,7 @@ impl Entry {
     pub(crate) fn is_tls(&self) {
         let port = u16::try_from(self.decision.container_port);
         if let (Some(reports), Ok(port)) = (&self.reports, port) {
-            reports.count_tls(port);
+            reports.count_tls(port, |claim| claim.tls_passed += 1);
         }
     }
 

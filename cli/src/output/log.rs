@@ -23,6 +23,9 @@ pub(crate) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u32>,
     microseconds: u64,
+    /// It is a connection whose TLS could not be ended.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_failed: bool,
     to: To,
     /// How many others are left out before this one.
     #[serde(skip_serializing_if = "is_zero")]
@@ -67,6 +70,7 @@ impl From<LogResponse> for Line {
             path: some(decision.path),
             status: Some(decision.status).filter(|status| *status != 0),
             microseconds: decision.microseconds,
+            tls_failed: decision.tls_failed,
             to: To {
                 kind,
                 user: response.user,
@@ -84,6 +88,7 @@ impl Output for Line {
         let at = at.map_or_else(String::new, |at| at.strftime("%H:%M:%S%.3f").to_string());
         let what = match (&self.method, &self.path) {
             (Some(method), Some(path)) => format!("{} {}", printable(method), printable(path)),
+            _ if self.tls_failed => format!("failed TLS handshake at port {}", self.container_port),
             _ => format!("connection to port {}", self.container_port),
         };
         let status = match (self.status, &self.method) {

@@ -36,6 +36,7 @@ fn engagement() -> EngagementStatus {
             passed: 40,
             failed: 2,
             tls_passed: 0,
+            tls_failed: 0,
         }),
         fails_closed: true,
         container: String::new(),
@@ -135,6 +136,8 @@ fn tls_that_no_filter_could_look_into_is_told() {
     assert!(!within.contains("--tls-cert"), "{within}");
     assert!(!told(|it| it.filter.clear()).contains("TLS"));
     assert!(!told(|it| it.counts.as_mut().unwrap().tls_passed = 0).contains("TLS"));
+    let failed = told(|it| it.counts.as_mut().unwrap().tls_failed = 1);
+    assert!(failed.contains("  1 TLS handshake failed\n"), "{failed}");
 }
 
 #[test]

@@ -132,8 +132,16 @@ impl Requests {
             passed,
             failed,
             tls_passed,
+            tls_failed,
         } = self;
         let mut text = format!("  Requests: {matched} matched, {passed} passed, {failed} failed\n");
+        if *tls_failed > 0 {
+            let handshakes = match tls_failed {
+                1 => "handshake",
+                _ => "handshakes",
+            };
+            let _ = writeln!(text, "  {tls_failed} TLS {handshakes} failed");
+        }
         if *tls_passed == 0 || engagement.filter.is_empty() {
             return text;
         }

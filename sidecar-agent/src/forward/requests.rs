@@ -12,7 +12,7 @@ use futures::FutureExt;
 use kvpn_proto::filter::Head;
 use kvpn_tunnel::relay;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::{APP_DEADLINE, Route, Shared, hand_over};
@@ -104,6 +104,13 @@ impl PodServers {
     fn termination(&self) -> Option<Termination> {
         let route = self.shared.route()?;
         route.terminations.get(&self.destination.port()).cloned()
+    }
+
+    /// The client's TLS could not be ended.
+    fn note_failed_tls(&self, began: Instant) {
+        let port = self.destination.port();
+        let reports = &self.shared.reports;
+        reports.note_failed_tls(self.source, port, began.into_std());
     }
 
     /// What the claims on the port say, or the app.

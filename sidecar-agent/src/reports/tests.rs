@@ -36,6 +36,7 @@ fn counts(report: &ReportRequestsRequest, id: &str) -> Option<[u64; 3]> {
         passed,
         failed,
         tls_passed: 0,
+        tls_failed: 0,
     } = counted.counts?
     else {
         return None;
@@ -85,6 +86,25 @@ fn tls_that_nobody_could_look_into_is_counted_for_all_claims_in_force() {
     let report = reports.report().unwrap();
     let told = report.counts.iter().map(|it| it.counts.unwrap().tls_passed);
     assert_eq!(told.sum::<u64>(), 3);
+}
+
+#[test]
+fn tls_that_could_not_be_ended_is_counted_alone_and_told() {
+    let reports = reports(&["a/1", "b/1"]);
+    read(&reports, &[(1, "a")]);
+    reports.note_failed_tls(([10, 0, 0, 1], 1).into(), PORT, Instant::now());
+    assert_eq!(reports.tls_failed("a/1"), 1);
+    let report = reports.report().unwrap();
+    for counted in &report.counts {
+        let wanted = RequestCounts {
+            tls_failed: 1,
+            ..RequestCounts::default()
+        };
+        assert_eq!(counted.counts, Some(wanted));
+    }
+    let told = &report.decisions[0];
+    assert!(told.tls_failed && told.claim_id.is_empty());
+    assert_eq!(told.taken_by(), Taker::Nobody);
 }
 
 #[test]

@@ -232,6 +232,7 @@ fn nobody_gets_what_a_claim_that_fails_closed_does_not_take() {
         passed: 0,
         failed: 2,
         tls_passed: 0,
+        tls_failed: 0,
     };
     pod.manager.report_with(|report| {
         let mut counted = report.counts.iter();

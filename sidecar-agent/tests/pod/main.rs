@@ -148,6 +148,7 @@ fn connections_are_counted_and_told_to_who_reads_the_log() {
         passed: 0,
         failed: 1,
         tls_passed: 0,
+        tls_failed: 0,
     };
     let is_counted = |report: &v1::ReportRequestsRequest| {
         let mut counted = report.counts.iter();
@@ -197,6 +198,7 @@ fn claim_that_fails_closed_leaves_nothing_to_the_app() {
         passed: 0,
         failed: 1,
         tls_passed: 0,
+        tls_failed: 0,
     };
     pod.manager.report_with(|report| {
         let mut counted = report.counts.iter();

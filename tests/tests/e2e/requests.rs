@@ -15,7 +15,13 @@ const HEADER: [&str; 2] = ["--http-header", "x-user=alice"];
 
 /// Waits until the status says so of the only engagement's requests.
 fn wait_for_counts(developer: &Developer, matched: u64, passed: u64, failed: u64) -> Result<()> {
-    let wanted = json!({"matched": matched, "passed": passed, "failed": failed, "tlsPassed": 0});
+    let wanted = json!({
+        "matched": matched,
+        "passed": passed,
+        "failed": failed,
+        "tlsPassed": 0,
+        "tlsFailed": 0,
+    });
     let mut last = Value::Null;
     let counted = wait_for(&format!("{wanted}"), SOON, || {
         last = developer.kvpn_json(["status"])?["engagements"][0]["requests"].clone();

@@ -23,6 +23,7 @@ const KEY: &str = "/tmp/nginx-tls.key";
 
 const ALICE: Request = &["--cacert", CERT, "-H", "x-user: alice", "/who/a"];
 const NOBODY: Request = &["--cacert", CERT, "/who/a"];
+const DISTRUSTING: Request = &["/who/a"];
 /// Whoever the server says it is.
 const ANY_SERVER: Request = &["-k", "-H", "x-user: alice", "/who/a"];
 
@@ -180,6 +181,15 @@ fn requests_within_tls_are_chosen_with_a_certificate_that_nobody_else_sees() -> 
         let requests = [ALICE, NOBODY, ALICE, NOBODY];
         let answers = shop.answers("--http1.1", BASE, &requests)?;
         ensure!(answers == [true, false, true, false], "{answers:?}");
+        // Who trusts others hangs up, and that is told.
+        ensure!(shop.answers("--http1.1", BASE, &[DISTRUSTING]).is_err());
+        wait_for("status tells of the handshake", SOON, || {
+            let status = shop.kvpn(&["status"])?.stdout;
+            let told = status.lines().any(|it| it == "  1 TLS handshake failed");
+            Ok(told.then_some(()))
+        })?;
+        let log = shop.kvpn(&["log", "nginx", "-n", NAMESPACE])?.stdout;
+        ensure!(log.contains("failed TLS handshake at port "), "{log}");
         Ok(())
     })
 }

@@ -270,6 +270,7 @@ impl Requests {
             passed: sum.passed.saturating_add(one.passed),
             failed: sum.failed.saturating_add(one.failed),
             tls_passed: sum.tls_passed.saturating_add(one.tls_passed),
+            tls_failed: sum.tls_failed.saturating_add(one.tls_failed),
         })
     }
 

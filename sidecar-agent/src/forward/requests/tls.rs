@@ -47,25 +47,40 @@ pub(super) async fn serve(
     termination: &Termination,
     mut servers: PodServers,
 ) -> Result<(), http::Broken> {
+    let began = Instant::now();
+    let shaken = shake_hands(client, termination, servers.destination).await;
+    let (client, app) = shaken.inspect_err(|_| servers.note_failed_tls(began))?;
+    let app = Arc::new(app);
+    servers.app = Some(Arc::clone(&app));
+    // There is no other TLS within.
+    let served = http::serve(End::new(client), &servers).await.map(drop);
+    app.finish().await;
+    served
+}
+
+/// Ends the client's TLS, as the app agrees to it.
+async fn shake_hands(
+    client: End,
+    termination: &Termination,
+    destination: SocketAddr,
+) -> io::Result<(TlsStream<Joined>, App)> {
     let mut start = hello(client).await?;
-    let offer = Offer::of(&start, servers.destination);
-    let (app, protocol) = match App::meet(termination, offer, servers.destination).await {
+    let offer = Offer::of(&start, destination);
+    let (app, protocol) = match App::meet(termination, offer, destination).await {
         Ok(met) => met,
         // So the app would have ended it.
         Err(error) => {
             let _ = start.io.shutdown().await;
-            return Err(error.into());
+            return Err(error);
         }
     };
-    let app = Arc::new(app);
-    servers.app = Some(Arc::clone(&app));
-    let served = match accept(start, termination, protocol).await {
-        // There is no other TLS within.
-        Ok(client) => http::serve(End::new(client), &servers).await.map(drop),
-        Err(error) => Err(error.into()),
-    };
-    app.finish().await;
-    served
+    match accept(start, termination, protocol).await {
+        Ok(client) => Ok((client, app)),
+        Err(error) => {
+            app.finish().await;
+            Err(error)
+        }
+    }
 }
 
 /// Reads what the client says first.

@@ -372,6 +372,7 @@ async fn client_of_an_app_without_tls_is_hung_up_on() {
     let case = Case::new(AppIs::Plain, HTTP1, true).await;
     let error = case.connect(&[HTTP1]).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(case.shared.reports.tls_failed(CLAIM), 1);
 }
 
 #[tokio::test]
@@ -381,6 +382,7 @@ async fn client_that_trusts_somebody_else_does_not_disturb_the_next() {
     case.connect(&[HTTP1]).await.unwrap_err();
     case.trusted = trusted;
     assert_eq!(case.ask(&[HTTP1], &USERS).await.0, ANSWERS);
+    assert_eq!(case.shared.reports.tls_failed(CLAIM), 1);
 }
 
 #[tokio::test]
