@@ -100,6 +100,11 @@ impl Claims {
         ports.filter_map(|(port, claims)| Some((*port, claims.tls()?)))
     }
 
+    /// The ids of claims that are to end TLS and have nothing to do it with.
+    pub(crate) fn without_tls(&self) -> impl Iterator<Item = &str> {
+        self.by_port.values().flat_map(PortClaims::without_tls)
+    }
+
     /// The ids of all claims, each with its TCP port; without one on UDP ports.
     pub(crate) fn ids(&self) -> impl Iterator<Item = (&str, Option<u16>)> {
         let ports = self.by_port.iter();

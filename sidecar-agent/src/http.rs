@@ -80,6 +80,9 @@ pub(crate) enum Broken {
     NoAnswer,
     #[error("the server ended the connection before its answer did")]
     Cut,
+    /// So nobody may answer.
+    #[error("nobody can look into the client's TLS")]
+    Blind,
     #[error("HTTP/2: {0}")]
     Http2(#[from] h2::Error),
 }

@@ -8,6 +8,7 @@ mod forward;
 mod holder;
 mod holds;
 mod http;
+mod keys;
 mod listening;
 mod pod_dials;
 mod probes;

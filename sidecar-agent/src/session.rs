@@ -38,6 +38,7 @@ use crate::{
     config::Config,
     forward::{Forwarder, Route},
     holds::Holds,
+    keys::Keys,
     listening, pod_dials,
     redirect::Redirect,
     reports,
@@ -67,6 +68,7 @@ pub(crate) struct Agent {
     redirect: Redirect,
     forwarder: Forwarder,
     holds: Holds,
+    keys: Keys,
     /// When to leave; `None` while there are claims.
     leave_at: Option<Instant>,
     /// Tells that the first claims are in force.
@@ -88,6 +90,7 @@ impl Agent {
             redirect,
             forwarder,
             holds: Holds::default(),
+            keys: Keys::default(),
             leave_at,
             settled,
             refusals: 0,
@@ -173,8 +176,9 @@ impl Agent {
         let _dialling = AbortOnDropHandle::new(dialling);
         // Another agent may have lost the traffic manager for good: this one has it.
         let _listening = self.holds.listen();
-        // The claims in force, and what has been told of them last.
-        let mut generation = None;
+        // The claims in force, with those that have nothing to end TLS with, and what has been
+        // told of what is stopped last.
+        let mut in_force = None;
         let mut told = None;
         let mut holds = self.holds.changes();
         loop {
@@ -195,8 +199,8 @@ impl Agent {
                 *pause = FIRST_PAUSE;
                 told = None;
                 let of = response.generation;
-                generation = match self.put_in_force(response, &tunnel) {
-                    Ok(()) => Some(of),
+                in_force = match self.put_in_force(response, &tunnel) {
+                    Ok(without_tls) => Some((of, without_tls)),
                     Err(detail) => {
                         let generation = of;
                         let failed = ApplyFailed { generation, detail };
@@ -205,14 +209,14 @@ impl Agent {
                     }
                 };
             }
-            let Some(generation) = generation else {
+            let Some((generation, without_tls)) = &in_force else {
                 continue;
             };
             let not_stopped = self.holds.not_stopped();
             if told.as_ref() == Some(&not_stopped) {
                 continue;
             }
-            let applied = applied(generation, &not_stopped);
+            let applied = applied(*generation, &not_stopped, without_tls);
             told = Some(not_stopped);
             report(&events, Event::Applied(applied)).await?;
         }
@@ -237,6 +241,7 @@ impl Agent {
                 biased;
                 output = &mut something => return Some(output),
                 () = &mut lingered => return None,
+                () = until(self.keys.deadline()) => self.keys.forget(Instant::now()),
                 () = self.table_unused() => {
                     if let Err(error) = self.redirect.remove_table() {
                         warn!("{:#}", anyhow::Error::from(error));
@@ -246,12 +251,13 @@ impl Agent {
         }
     }
 
-    /// Fails with the reason why there are no claims in force.
+    /// Gives the ids of claims that have nothing to end TLS with. Fails with the reason why
+    /// there are no claims in force.
     fn put_in_force(
         &mut self,
         response: WatchClaimsResponse,
         tunnel: &TunnelClient,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<String>, String> {
         let generation = response.generation;
         let applied = self.apply(response, tunnel);
         self.settled.tell();
@@ -264,11 +270,13 @@ impl Agent {
 
     fn apply(
         &mut self,
-        response: WatchClaimsResponse,
+        mut response: WatchClaimsResponse,
         tunnel: &TunnelClient,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<String>> {
         let generation = response.generation;
+        self.keys.complete(&mut response, Instant::now());
         let claims = Claims::try_from(response)?;
+        let without_tls: Vec<_> = claims.without_tls().map(str::to_owned).collect();
         let (ports, stopped, is_idle) = (claims.ports(), claims.stopped(), claims.is_empty());
         let bound = self.forwarder.bind(&claims);
         bound.context("open sockets for datagrams")?;
@@ -279,14 +287,21 @@ impl Agent {
         self.redirect.apply(&redirects)?;
         self.holds.want(stopped);
         let datagrams: Vec<_> = redirects.datagrams.keys().collect();
-        info!(generation, ?ports, ?datagrams, "Claims in force");
+        info!(
+            generation,
+            ?ports,
+            ?datagrams,
+            ?without_tls,
+            "Claims in force"
+        );
         self.note_idle(is_idle);
-        Ok(())
+        Ok(without_tls)
     }
 
     /// Leaves all connections to the app.
     fn withdraw(&mut self) {
         self.holds.want(BTreeSet::new());
+        self.keys.rest(Instant::now());
         self.forwarder.set_route(None);
         if let Err(error) = self.redirect.withdraw(self.forwarder.answers()) {
             // Connections still come, and go on to the app.
@@ -309,10 +324,7 @@ impl Agent {
         let leave_at = self.leave_at;
         let forwarder = self.forwarder.clone();
         async move {
-            match leave_at {
-                Some(leave_at) => sleep_until(leave_at).await,
-                None => pending().await,
-            }
+            until(leave_at).await;
             forwarder.delivered().await;
         }
     }
@@ -327,6 +339,14 @@ impl Agent {
             }
             forwarder.delivered().await;
         }
+    }
+}
+
+/// Waits until then; for ever if that is never.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
     }
 }
 
@@ -369,7 +389,11 @@ fn lost(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("watch claims: {}", status.message())
 }
 
-fn applied(generation: u64, not_stopped: &BTreeMap<String, String>) -> Applied {
+fn applied(
+    generation: u64,
+    not_stopped: &BTreeMap<String, String>,
+    without_tls: &[String],
+) -> Applied {
     let not_stopped = not_stopped.iter().map(|(container, detail)| NotStopped {
         container: container.clone(),
         detail: detail.clone(),
@@ -377,6 +401,7 @@ fn applied(generation: u64, not_stopped: &BTreeMap<String, String>) -> Applied {
     Applied {
         generation,
         not_stopped: not_stopped.collect(),
+        without_tls: without_tls.to_vec(),
     }
 }
 

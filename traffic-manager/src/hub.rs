@@ -6,7 +6,7 @@ mod lines;
 mod pod_dials;
 mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -381,14 +381,21 @@ impl OpenLink {
         &self.pod
     }
 
-    /// The claims are in force; these containers are not stopped, and why.
-    pub(crate) fn applied(&self, generation: u64, not_stopped: BTreeMap<String, String>) {
-        debug!(pod = %self.pod, generation, ?not_stopped, "claims applied");
+    /// The claims are in force; these containers are not stopped, and why, and these claims
+    /// have nothing to end TLS with.
+    pub(crate) fn applied(
+        &self,
+        generation: u64,
+        not_stopped: BTreeMap<String, String>,
+        without_tls: BTreeSet<String>,
+    ) {
+        debug!(pod = %self.pod, generation, ?not_stopped, ?without_tls, "claims applied");
         self.hub.handle(Event::AgentApplied {
             pod_uid: self.pod_uid.clone(),
             link: self.link,
             generation,
             not_stopped,
+            without_tls,
         });
     }
 

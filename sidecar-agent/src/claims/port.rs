@@ -30,6 +30,8 @@ pub(crate) struct PortClaims {
     answered: BTreeSet<String>,
     /// What clients' TLS is ended with.
     tls: Option<TlsIdentity>,
+    /// Those that were to end it with what they had, and have nothing.
+    without_tls: BTreeSet<String>,
     /// It is known that the client is the first to speak.
     pub(crate) is_clients_word: bool,
     /// By somebody's word, something is spoken of which nothing can be read.
@@ -72,6 +74,9 @@ impl PortClaims {
         };
         self.http_probed |= claim.http_probed;
         let tls = claim.tls.take().map(TlsIdentity::from);
+        if claim.keeps_tls && tls.is_none() {
+            self.without_tls.insert(claim.id.clone());
+        }
         self.tls = self.tls.take().or(tls);
         match AppProtocol::try_from(claim.app_protocol()) {
             Ok(AppProtocol::Http | AppProtocol::Tls) => self.is_clients_word = true,
@@ -108,6 +113,21 @@ impl PortClaims {
     /// given a certificate for it.
     pub(super) fn tls(&self) -> Option<&TlsIdentity> {
         self.tls.as_ref().filter(|_| self.has_filter())
+    }
+
+    /// The ids of claims that are to end TLS, where nobody has anything to do it with.
+    pub(super) fn without_tls(&self) -> impl Iterator<Item = &str> {
+        let lacks = self.has_filter() && self.tls.is_none();
+        let ids = self.without_tls.iter().filter(move |_| lacks);
+        ids.map(String::as_str)
+    }
+
+    /// Whether there are requests within TLS that nobody may answer but the holder of a claim,
+    /// and that nobody can see, as what TLS is ended with has yet to come.
+    pub(crate) fn is_blind(&self) -> bool {
+        let mut ids = self.filtered.iter().map(|(_, id)| id);
+        self.tls.is_none()
+            && ids.any(|id| self.without_tls.contains(id) && self.closed.contains(id))
     }
 
     /// Whether nobody answers when the holder of the claim does not.

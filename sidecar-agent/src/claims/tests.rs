@@ -268,6 +268,35 @@ fn tls_is_ended_for_filters_by_the_certificate_of_the_first() {
 }
 
 #[test]
+fn port_is_blind_while_nobody_can_see_what_only_a_holder_may_answer() {
+    let kept = |claim: v1::Claim| v1::Claim {
+        keeps_tls: true,
+        fails_closed: claim.id.starts_with("closed"),
+        ..claim
+    };
+    let with = |claim: v1::Claim| v1::Claim {
+        tls: Some(v1::TlsIdentity::default()),
+        ..claim
+    };
+    let read = |claims: Vec<v1::Claim>| {
+        let claims = read(claims).unwrap();
+        let without: Vec<_> = claims.without_tls().map(str::to_owned).collect();
+        (claims.get(443).unwrap().is_blind(), without.join(" "))
+    };
+    let closed = || kept(filtered("closed", 443, "x-user=a"));
+    let open = || kept(filtered("open", 443, "x-user=b"));
+    let other = || filtered("other", 443, "x-user=c");
+    assert_eq!(read(vec![closed(), other()]), (true, "closed".into()));
+    assert_eq!(read(vec![open()]), (false, "open".into()));
+    // Somebody else's will do, and so will its own.
+    assert_eq!(read(vec![closed(), with(other())]), (false, "".into()));
+    assert_eq!(read(vec![with(closed())]), (false, "".into()));
+    // All of it is the laptop's, whatever is inside.
+    let rest = kept(claim("closed", 443, v1::Protocol::Tcp));
+    assert_eq!(read(vec![rest]), (false, "".into()));
+}
+
+#[test]
 fn copies_take_nothing_away() {
     let told = v1::WatchClaimsResponse {
         generation: 1,

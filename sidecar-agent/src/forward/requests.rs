@@ -12,7 +12,7 @@ use futures::FutureExt;
 use kvpn_proto::filter::Head;
 use kvpn_tunnel::relay;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::{APP_DEADLINE, Route, Shared, hand_over};
@@ -26,6 +26,17 @@ use crate::tls::Termination;
 
 /// How soon copies end whose claim is gone.
 const LEFT: Duration = Duration::from_secs(1);
+
+/// How long a client of TLS may have to wait for what its TLS is ended with. A session gives
+/// it as soon as the traffic manager is back.
+const TLS_DEADLINE: Duration = if cfg!(test) {
+    Duration::from_millis(200)
+} else {
+    Duration::from_secs(5)
+};
+
+/// How often it is looked whether it has come.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How much waits between a connection and the tunnel, in bytes.
 const ROOM: usize = 64 << 10;
@@ -60,11 +71,16 @@ pub(super) async fn serve(
 
 async fn serve_client(mut client: End, servers: PodServers) -> Result<(), http::Broken> {
     while let Served::Tls(begun) = http::serve(client, &servers).await? {
-        if let Some(termination) = servers.termination() {
-            return tls::serve(begun, &termination, servers).await;
+        let began = Instant::now();
+        match timeout(TLS_DEADLINE, servers.awaited_termination()).await {
+            Ok(Some(termination)) => return tls::serve(begun, &termination, servers).await,
+            // It passes since just now.
+            Ok(None) => client = begun,
+            Err(_) => {
+                servers.note_failed_tls(began);
+                return Err(http::Broken::Blind);
+            }
         }
-        // It was just now that it passed.
-        client = begun;
     }
     Ok(())
 }
@@ -104,6 +120,17 @@ impl PodServers {
     fn termination(&self) -> Option<Termination> {
         let route = self.shared.route()?;
         route.terminations.get(&self.destination.port()).cloned()
+    }
+
+    /// The same, but waits while that has yet to come and the app must not answer instead.
+    async fn awaited_termination(&self) -> Option<Termination> {
+        loop {
+            let termination = self.termination();
+            if termination.is_some() || !self.claims(PortClaims::is_blind) {
+                return termination;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The client's TLS could not be ended.
@@ -181,7 +208,7 @@ impl Servers for PodServers {
 
     fn ends_tls(&self) -> bool {
         // There is none within TLS.
-        self.app.is_none() && self.termination().is_some()
+        self.app.is_none() && (self.termination().is_some() || self.claims(PortClaims::is_blind))
     }
 
     fn choose(&self, head: &impl Head) -> Server {

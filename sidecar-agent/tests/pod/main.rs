@@ -101,6 +101,7 @@ fn applied(generation: u64, not_stopped: &[(&str, &str)]) -> Event {
     Event::Applied(Applied {
         generation,
         not_stopped: not_stopped.collect(),
+        without_tls: Vec::new(),
     })
 }
 

@@ -243,7 +243,8 @@ async fn serve_link(
                 Some(Some(Event::Applied(applied))) => {
                     let not_stopped = applied.not_stopped.into_iter();
                     let not_stopped = not_stopped.map(|it| (it.container, it.detail)).collect();
-                    open.applied(applied.generation, not_stopped);
+                    let without_tls = applied.without_tls.into_iter().collect();
+                    open.applied(applied.generation, not_stopped, without_tls);
                 }
                 Some(Some(Event::Failed(failed))) => {
                     warn!(pod = %open.pod(), failed.detail, "agent cannot apply claims");

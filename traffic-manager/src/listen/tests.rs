@@ -438,6 +438,7 @@ async fn an_intercepted_connection_travels_to_the_laptop_and_back() {
     let applied = v1::watch_claims_request::Applied {
         generation,
         not_stopped: Vec::new(),
+        without_tls: Vec::new(),
     };
     let applied = v1::watch_claims_request::Event::Applied(applied);
     events.send(claims_request(applied)).await.unwrap();

@@ -44,6 +44,8 @@ pub(crate) struct AgentSlot {
     in_force: BTreeSet<String>,
     /// The containers that are to be stopped and are not, and why, as far as it is known.
     not_stopped: BTreeMap<String, String>,
+    /// Ids of claims for which the agent has nothing to end TLS with.
+    without_tls: BTreeSet<String>,
     /// Why the agent could not put the present claims in force.
     apply_failure: Option<String>,
     pub(super) holders: Holders,
@@ -108,6 +110,7 @@ impl Default for AgentSlot {
             },
             in_force: BTreeSet::new(),
             not_stopped: BTreeMap::new(),
+            without_tls: BTreeSet::new(),
             apply_failure: None,
             holders: Holders::default(),
         }
@@ -128,6 +131,7 @@ impl AgentSlot {
         };
         let ids: BTreeSet<&str> = self.set.claims.iter().map(|claim| &*claim.id).collect();
         self.in_force.retain(|id| ids.contains(&**id));
+        self.without_tls.retain(|id| ids.contains(&**id));
         self.apply_failure = None;
         true
     }
@@ -137,12 +141,21 @@ impl AgentSlot {
         &self.set
     }
 
-    /// Whether new connections of that claim go to the laptop, and what it stops is stopped.
+    /// Whether new connections of that claim go to the laptop, also those of TLS if it ends
+    /// that, and what it stops is stopped.
     pub(crate) fn is_in_force(&self, claim_id: &str) -> bool {
         let claim = self.set.claims.iter().find(|claim| claim.id == claim_id);
         let stops = claim.and_then(|claim| claim.stops.as_ref());
         let is_stopped = stops.is_none_or(|container| !self.not_stopped.contains_key(container));
-        self.link.is_some() && self.in_force.contains(claim_id) && is_stopped
+        self.link.is_some()
+            && self.in_force.contains(claim_id)
+            && !self.lacks_tls(claim_id)
+            && is_stopped
+    }
+
+    /// Whether the agent has nothing to end TLS with for that claim.
+    pub(crate) fn lacks_tls(&self, claim_id: &str) -> bool {
+        self.without_tls.contains(claim_id)
     }
 
     /// Why a container is not stopped that is to be; empty while it may soon be.
@@ -189,6 +202,7 @@ impl AgentSlot {
         self.launch = Launch::Idle;
         self.in_force.clear();
         self.not_stopped.clear();
+        self.without_tls.clear();
         self.apply_failure = None;
         self.link
             .replace(Link { id, container })
@@ -202,6 +216,7 @@ impl AgentSlot {
         };
         self.in_force.clear();
         self.not_stopped.clear();
+        self.without_tls.clear();
         self.launch = Launch::Starting {
             container: link.container,
             since: now,
@@ -211,12 +226,13 @@ impl AgentSlot {
     }
 
     /// The agent has put the claims of a generation in force, but for what they stop where
-    /// these containers are not stopped.
+    /// these containers are not stopped, and for TLS where it has nothing to end that with.
     pub(crate) fn handle_applied(
         &mut self,
         link: LinkId,
         generation: u64,
         not_stopped: BTreeMap<String, String>,
+        without_tls: BTreeSet<String>,
     ) {
         if self.link() == Some(link) && self.set.generation == generation {
             self.in_force = self
@@ -226,6 +242,7 @@ impl AgentSlot {
                 .map(|claim| claim.id.clone())
                 .collect();
             self.not_stopped = not_stopped;
+            self.without_tls = without_tls;
             self.apply_failure = None;
         }
     }

@@ -27,6 +27,8 @@ pub(crate) struct Claim {
     pub(crate) answers_probes: bool,
     /// What the agent ends clients' TLS with.
     pub(crate) tls: Option<TlsIdentity>,
+    /// It is to do so with what it had before this process was started.
+    pub(crate) keeps_tls: bool,
     /// Ports of the pod's localhost that its holder may have dialled.
     pub(crate) pod_ports: Vec<u16>,
     /// What is spoken on the port, if that is known.
@@ -76,6 +78,7 @@ impl From<Claim> for v1::Claim {
             stopped_container: claim.stops.unwrap_or_default(),
             answers_probes: claim.answers_probes,
             tls: claim.tls.map(Into::into),
+            keeps_tls: claim.keeps_tls,
             pod_ports: claim.pod_ports.into_iter().map(Into::into).collect(),
             app_protocol: claim
                 .app_protocol

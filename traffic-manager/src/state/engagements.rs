@@ -98,6 +98,9 @@ pub(crate) struct EngagementRecord {
     pub(super) held_since: Option<Timestamp>,
     /// What agents end clients' TLS with, once the session has given it.
     tls: Option<TlsIdentity>,
+    /// It had its claims before this process was started, and agents may still have what they
+    /// ended TLS with.
+    has_had_tls: bool,
 }
 
 impl Identified for EngagementRecord {
@@ -115,6 +118,7 @@ impl EngagementRecord {
         let written = view.status.clone().unwrap_or_default();
         Self {
             held_since: written.held_since.as_ref().map(|time| time.0),
+            has_had_tls: was_admitted(&written),
             written,
             filter: compile(&view),
             view,
@@ -149,7 +153,7 @@ impl EngagementRecord {
 
     /// Whether it cannot do anything yet, for lack of that.
     fn lacks_tls(&self) -> bool {
-        self.view.spec.terminates_tls && self.tls.is_none()
+        self.view.spec.terminates_tls && self.tls.is_none() && !self.has_had_tls
     }
 
     /// Whether a request may fit both, or both want all that no filter takes. Copies take
@@ -441,6 +445,14 @@ fn admit(
 /// Why an engagement without any running pod is not active.
 pub(crate) fn no_running_pod(record: &EngagementRecord) -> String {
     format!("{} has no running pod", record.view.spec.workload)
+}
+
+/// Whether an engagement of this status has had its claims.
+fn was_admitted(written: &EngagementStatus) -> bool {
+    let mut conditions = written.conditions.iter();
+    written.held_since.is_some()
+        || conditions
+            .any(|it| it.type_ == condition::ACTIVE && it.reason == condition::SESSION_ABSENT)
 }
 
 fn compile(view: &EngagementView) -> Result<Option<Filter>, FilterError> {

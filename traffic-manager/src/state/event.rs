@@ -1,6 +1,6 @@
 //! What comes into the state, and what comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
@@ -91,6 +91,8 @@ pub(crate) enum Event {
         /// Containers that are to be stopped and are not, and why; empty while they may
         /// soon be.
         not_stopped: BTreeMap<String, String>,
+        /// Ids of claims for which it has nothing to end TLS with.
+        without_tls: BTreeSet<String>,
     },
     AgentApplyFailed {
         pod_uid: String,

@@ -251,6 +251,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             stops: stops.clone(),
             answers_probes: probes.is_some_and(|probes| probes.is_own(port.container_port)),
             tls: record.tls().cloned(),
+            keeps_tls: record.view.spec.terminates_tls && record.tls().is_none(),
             pod_ports: spec.to_pod.clone(),
             app_protocol: port.app_protocol,
         })

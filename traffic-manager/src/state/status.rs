@@ -11,6 +11,9 @@ use super::engagements::{EngagementRecord, Laptop, Standing, count, no_running_p
 use super::pods::Pods;
 use super::{Claim, Key};
 
+/// How many pods are told by their names.
+const MAX_TOLD: usize = 3;
+
 /// What a condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Says {
@@ -65,10 +68,16 @@ pub(crate) fn engagement_status(
             let (agents, covered) = survey(record, keys, pods, slots, has_births);
             let present = laptop.is_present();
             let covered = if present { covered } else { Vec::new() };
+            let waiting = waiting_for_tls(record, keys, pods, slots);
             let active = if let Laptop::Away(since) | Laptop::Idle(since) = laptop {
                 let user = &record.view.spec.user;
-                let message = format!("{user}'s laptop has not been connected since {since}");
+                let mut message = format!("{user}'s laptop has not been connected since {since}");
+                if let Some(waiting) = waiting {
+                    message = format!("{message}, and {waiting}");
+                }
                 Says::no(condition::SESSION_ABSENT, message)
+            } else if let Some(waiting) = waiting.filter(|_| agents.holds) {
+                Says::no(condition::NO_TLS_IDENTITY, waiting)
             } else if !agents.holds || covered.len() == keys.len() {
                 agents.clone()
             } else {
@@ -198,6 +207,46 @@ fn is_covered(record: &EngagementRecord, slot: &AgentSlot) -> bool {
         .ports
         .iter()
         .all(|port| slot.is_in_force(&Claim::id_of(&view.uid, port.container_port, port.protocol)))
+}
+
+/// The pods whose agents have nothing to end TLS with, as the session has not given it since
+/// this process was started.
+fn waiting_for_tls(
+    record: &EngagementRecord,
+    keys: &[Key],
+    pods: &Pods,
+    slots: &BTreeMap<String, AgentSlot>,
+) -> Option<String> {
+    let view = &record.view;
+    let lacks = |slot: &AgentSlot| {
+        let mut ports = view.spec.ports.iter();
+        ports.any(|port| {
+            let id = Claim::id_of(&view.uid, port.container_port, port.protocol);
+            slot.lacks_tls(&id)
+        })
+    };
+    let waiting = keys.iter().filter(|key| {
+        let slot = pods.get(key).and_then(|pod| slots.get(&pod.uid));
+        slot.is_some_and(lacks)
+    });
+    let names: Vec<&str> = waiting.map(|key| key.name.as_str()).collect();
+    let (told, others) = names.split_at(names.len().min(MAX_TOLD));
+    let told = told.join(", ");
+    let more = match others.len() {
+        0 => String::new(),
+        others => format!(" and {others} more"),
+    };
+    let verb = match names.len() {
+        0 => return None,
+        1 => "pod has",
+        _ => "pods have",
+    };
+    Some(format!(
+        "{count} {verb} no certificate and key for TLS until {user}'s session gives them again: \
+         {told}{more}",
+        count = names.len(),
+        user = view.spec.user
+    ))
 }
 
 fn failure_to_apply(

@@ -166,8 +166,9 @@ impl World {
                 link,
                 generation,
                 not_stopped,
+                without_tls,
             } => self.with_slot(&pod_uid, |slot| {
-                slot.handle_applied(link, generation, not_stopped);
+                slot.handle_applied(link, generation, not_stopped, without_tls);
             }),
             Event::AgentApplyFailed {
                 pod_uid,

@@ -52,6 +52,7 @@ async fn connection_to_a_listed_port_is_dialled_by_the_pods_agent() {
     let applied = v1::watch_claims_request::Applied {
         generation,
         not_stopped: Vec::new(),
+        without_tls: Vec::new(),
     };
     let applied = v1::watch_claims_request::Event::Applied(applied);
     events.send(claims_request(applied)).await.unwrap();

@@ -56,6 +56,7 @@ fn claim(id: &str, port: u16) -> Claim {
         stops: None,
         answers_probes: false,
         tls: None,
+        keeps_tls: false,
         pod_ports: Vec::new(),
         app_protocol: None,
         copy: false,
@@ -278,18 +279,18 @@ fn claims_are_in_force_only_once_their_generation_is_applied() {
     assert!(slot.set_claims(vec![claim("x", 80)]));
     let first = slot.claims().generation;
     assert!(!slot.is_in_force("x"));
-    slot.handle_applied(LinkId(1), first - 1, BTreeMap::new());
+    slot.handle_applied(LinkId(1), first - 1, BTreeMap::new(), BTreeSet::new());
     assert!(!slot.is_in_force("x"), "an old answer");
-    slot.handle_applied(LinkId(1), first, BTreeMap::new());
+    slot.handle_applied(LinkId(1), first, BTreeMap::new(), BTreeSet::new());
     assert!(slot.is_in_force("x"));
 
     assert!(slot.set_claims(vec![claim("y", 81), claim("x", 80)]));
     assert_eq!(slot.claims().generation, first + 1);
     assert!(slot.is_in_force("x"), "it was not touched");
     assert!(!slot.is_in_force("y"));
-    slot.handle_applied(LinkId(1), first, BTreeMap::new());
+    slot.handle_applied(LinkId(1), first, BTreeMap::new(), BTreeSet::new());
     assert!(!slot.is_in_force("y"), "a late answer");
-    slot.handle_applied(LinkId(1), first + 1, BTreeMap::new());
+    slot.handle_applied(LinkId(1), first + 1, BTreeMap::new(), BTreeSet::new());
     assert!(slot.is_in_force("y"));
 }
 
@@ -304,12 +305,12 @@ fn claim_is_in_force_once_what_it_stops_is_stopped_and_others_before() {
     slot.set_claims(vec![replace.clone(), claim("intercept", 81)]);
     let generation = slot.claims().generation;
     let not_stopped = BTreeMap::from([("app".to_owned(), "it may not".to_owned())]);
-    slot.handle_applied(LinkId(1), generation, not_stopped);
+    slot.handle_applied(LinkId(1), generation, not_stopped, BTreeSet::new());
     assert!(slot.is_in_force("intercept") && !slot.is_in_force("replace"));
     assert_eq!(slot.not_stopped("app"), Some("it may not"));
     slot.set_claims(vec![replace]);
     assert!(!slot.is_in_force("replace"), "nothing new is known of it");
-    slot.handle_applied(LinkId(1), generation + 1, BTreeMap::new());
+    slot.handle_applied(LinkId(1), generation + 1, BTreeMap::new(), BTreeSet::new());
     assert!(slot.is_in_force("replace"));
     assert_eq!(slot.not_stopped("app"), None);
 }
@@ -326,7 +327,12 @@ fn a_withdrawn_claim_that_returns_must_be_applied_anew() {
     let mut slot = AgentSlot::default();
     slot.handle_linked(LinkId(1), "a".into());
     slot.set_claims(vec![claim("x", 80)]);
-    slot.handle_applied(LinkId(1), slot.claims().generation, BTreeMap::new());
+    slot.handle_applied(
+        LinkId(1),
+        slot.claims().generation,
+        BTreeMap::new(),
+        BTreeSet::new(),
+    );
     slot.set_claims(vec![]);
     slot.set_claims(vec![claim("x", 80)]);
     assert!(!slot.is_in_force("x"));
@@ -337,7 +343,12 @@ fn nothing_is_in_force_without_the_agents_call() {
     let mut slot = AgentSlot::default();
     slot.handle_linked(LinkId(1), "a".into());
     slot.set_claims(vec![claim("x", 80)]);
-    slot.handle_applied(LinkId(1), slot.claims().generation, BTreeMap::new());
+    slot.handle_applied(
+        LinkId(1),
+        slot.claims().generation,
+        BTreeMap::new(),
+        BTreeSet::new(),
+    );
     slot.handle_unlinked(LinkId(1), Clock::start().at(0).instant);
     slot.handle_linked(LinkId(2), "a".into());
     assert!(

@@ -101,6 +101,7 @@ impl EngagementRecord {
                 ];
                 if !passing.contains(reason) {
                     self.held_since = None;
+                    self.has_had_tls = false;
                 }
             }
         }

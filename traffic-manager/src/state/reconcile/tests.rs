@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kvpn_proto::crd::{EngagementStatus, Verb, WorkloadKind, condition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kvpn_proto::crd::{EngagementStatus, OnFailure, Verb, WorkloadKind, condition};
 use kvpn_proto::tls::TlsIdentity;
 
 use super::*;
 use crate::state::pods::Phase;
-use crate::state::testing::{Clock, agent_container, engagement, pod, selector, session};
+use crate::state::testing::{Clock, agent_container, engagement, epoch, pod, selector, session};
 use crate::state::{
     AgentRejected, Caller, Change, Deletion, EngagementView, Event, LinkId, Settings, StreamId,
 };
@@ -97,6 +98,16 @@ impl Case {
 
     /// It does, but these containers are not stopped, for that reason.
     fn apply_but(&mut self, pod: &str, not_stopped: &[(&str, &str)]) -> Vec<Effect> {
+        self.apply_without(pod, not_stopped, &[])
+    }
+
+    /// It does, and has nothing to end TLS with for these claims either.
+    fn apply_without(
+        &mut self,
+        pod: &str,
+        not_stopped: &[(&str, &str)],
+        without_tls: &[&str],
+    ) -> Vec<Effect> {
         let slot = &self.world.slots[&format!("uid-{pod}")];
         let (link, generation) = (slot.link().unwrap(), slot.claims().generation);
         self.send(Event::AgentApplied {
@@ -107,6 +118,7 @@ impl Case {
                 .iter()
                 .map(|(container, why)| ((*container).into(), (*why).into()))
                 .collect(),
+            without_tls: without_tls.iter().map(|id| (*id).into()).collect(),
         })
     }
 
@@ -241,6 +253,98 @@ fn engagement_that_ends_tls_is_active_only_with_a_certificate_until_it_is_anothe
     other.uid = "uid-of-another".into();
     case.send(Event::Engagements(Change::Applied(other)));
     assert!(case.world.slots["uid-web-1"].claims().claims.is_empty());
+}
+
+/// An engagement of alice that ends TLS and fails closed, as a traffic manager finds it that
+/// was started anew, after the one before wrote this status.
+fn restarted(status: EngagementStatus) -> Case {
+    let mut case = Case::new(&["web-1", "web-2"]);
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.spec.terminates_tls = true;
+    view.spec.on_failure = Some(OnFailure::Unavailable);
+    view.status = Some(status);
+    case.close("alice", 0);
+    case.send(Event::Engagements(Change::Applied(view.clone())));
+    case.send(Event::WorkloadResolved {
+        engagement: view.key,
+        uid: view.uid,
+        resolution: selector("app", "web"),
+    });
+    case.link("web-1", 1);
+    case.link("web-2", 2);
+    case
+}
+
+#[test]
+fn engagement_that_ends_tls_keeps_its_claims_over_a_restart_of_the_traffic_manager() {
+    let held = EngagementStatus {
+        held_since: Some(Time(epoch())),
+        ..EngagementStatus::default()
+    };
+    let mut case = restarted(held);
+    let claim = case.world.slots["uid-web-2"].claims().claims[0].clone();
+    assert!(claim.keeps_tls && claim.fails_closed && claim.tls.is_none());
+    // One agent has it from before, and another one was started meanwhile.
+    case.apply("web-1");
+    case.apply_without("web-2", &[], &[&claim.id]);
+    case.assert_active("web-a", "False", condition::SESSION_ABSENT);
+    let message = |case: &Case| case.status("web-a").conditions[1].message.clone();
+    let waits = "1 pod has no certificate and key for TLS until alice's session gives them \
+                 again: web-2";
+    assert!(
+        message(&case).ends_with(&format!(", and {waits}")),
+        "{}",
+        message(&case)
+    );
+    // Nobody takes the port meanwhile.
+    case.engage("web-b", "bob", 8080);
+    case.assert_active("web-b", "False", condition::CONFLICT);
+
+    case.open("alice", 3);
+    case.assert_active("web-a", "False", condition::NO_TLS_IDENTITY);
+    assert_eq!(message(&case), waits);
+    assert_eq!(case.status("web-a").pods_covered, 1);
+    let given = case.send(Event::TlsGiven {
+        engagement: Key::new("shop", "web-a"),
+        uid: "uid-web-a".into(),
+        identity: TlsIdentity {
+            certificates: "certificates".into(),
+            key: "key".into(),
+        },
+    });
+    assert_eq!(sent_ports(&given).len(), 2);
+    assert!(!case.world.slots["uid-web-2"].claims().claims[0].keeps_tls);
+    case.apply("web-1");
+    case.apply("web-2");
+    case.assert_active("web-a", "True", condition::READY);
+}
+
+#[test]
+fn engagement_that_has_never_had_a_key_has_no_claims_after_a_restart() {
+    let case = restarted(EngagementStatus::default());
+    assert!(case.world.slots["uid-web-1"].claims().claims.is_empty());
+    case.assert_active("web-a", "False", condition::NO_TLS_IDENTITY);
+}
+
+#[test]
+fn engagement_whose_laptop_was_gone_for_long_keeps_its_claims_over_a_restart_as_well() {
+    let absent = Condition {
+        type_: condition::ACTIVE.into(),
+        status: "False".into(),
+        reason: condition::SESSION_ABSENT.into(),
+        message: String::new(),
+        observed_generation: None,
+        last_transition_time: Time(epoch()),
+    };
+    let mut case = restarted(EngagementStatus {
+        conditions: vec![absent],
+        ..EngagementStatus::default()
+    });
+    assert!(case.world.slots["uid-web-1"].claims().claims[0].keeps_tls);
+    // Until somebody else has the port.
+    case.engage("web-b", "bob", 8080);
+    let claims = &case.world.slots["uid-web-1"].claims().claims;
+    assert!(claims.iter().all(|claim| claim.is_of("uid-web-b")));
 }
 
 #[test]

@@ -162,14 +162,16 @@ struct Case {
     shared: Arc<Shared>,
     /// How many connections the app has taken.
     app_connections: Arc<AtomicUsize>,
+    claim: v1::Claim,
+    tunnel: TunnelClient,
 }
 
 impl Case {
     /// Clients trust the claim's certificate, or where it has none the app's.
     async fn new(is: AppIs, speaks: &str, has_identity: bool) -> Self {
+        let own = has_identity.then(identity);
         let app_connections = Arc::<AtomicUsize>::default();
         let (destination, apps) = app(is, Arc::clone(&app_connections)).await;
-        let own = has_identity.then(identity);
         let filter = HttpFilter {
             any: false,
             conditions: vec![Condition::header("x-user=alice")],
@@ -182,23 +184,15 @@ impl Case {
             tls: own.clone().map(Into::into),
             ..v1::Claim::default()
         };
-        let claims = Claims::try_from(v1::WatchClaimsResponse {
-            claims: vec![claim],
-            ..v1::WatchClaimsResponse::default()
-        });
-        let claims = claims.unwrap();
-        let reports = Arc::new(Reports::new());
-        reports.keep(&claims);
         let laptop = Laptop {
             is_http2: speaks == H2,
         };
-        let route = Route::new(claims, tunnel(laptop).await, Holds::default());
         let shared = Arc::new(Shared {
             port: 0,
-            route: Mutex::new(Some(Arc::new(route))),
+            route: Mutex::new(None),
             ports: Mutex::default(),
             flows: TaskTracker::new(),
-            reports,
+            reports: Arc::new(Reports::new()),
             missed_copies: Mutex::default(),
             copies: Arc::new(Semaphore::new(1)),
             pod_dials: Arc::new(Semaphore::new(1)),
@@ -212,12 +206,39 @@ impl Case {
                 tokio::spawn(serve(socket, source, destination, Arc::clone(&its)));
             }
         });
-        Self {
+        let case = Self {
             agent,
             trusted: own.unwrap_or(apps),
             shared,
             app_connections,
-        }
+            claim,
+            tunnel: tunnel(laptop).await,
+        };
+        case.put_in_force(|_| {});
+        case
+    }
+
+    /// Puts another claim in force.
+    fn put_in_force(&self, change: impl Fn(&mut v1::Claim)) {
+        let mut claim = self.claim.clone();
+        change(&mut claim);
+        let claims = Claims::try_from(v1::WatchClaimsResponse {
+            claims: vec![claim],
+            ..v1::WatchClaimsResponse::default()
+        });
+        let claims = claims.unwrap();
+        self.shared.reports.keep(&claims);
+        let route = Route::new(claims, self.tunnel.clone(), Holds::default());
+        *self.shared.lock() = Some(Arc::new(route));
+    }
+
+    /// Puts the claim in force as a traffic manager tells it that was started anew.
+    fn lose_identity(&self, fails_closed: bool) {
+        self.put_in_force(|claim| {
+            claim.tls = None;
+            claim.keeps_tls = true;
+            claim.fails_closed = fails_closed;
+        });
     }
 
     async fn connect(&self, protocols: &[&str]) -> io::Result<client::TlsStream<TcpStream>> {
@@ -330,6 +351,34 @@ async fn without_a_certificate_tls_passes_whole_and_is_counted() {
     let (answers, _) = case.ask(&[H2], &["alice"]).await;
     assert_eq!(answers, ["app"]);
     assert_eq!(case.has_passed_tls(), 1);
+}
+
+#[tokio::test]
+async fn nobody_answers_what_nobody_can_see_where_only_the_laptop_may() {
+    let case = Case::new(AppIs::Tls(&[HTTP1]), HTTP1, true).await;
+    case.lose_identity(true);
+    case.connect(&[HTTP1]).await.unwrap_err();
+    assert_eq!(case.app_connections.load(Ordering::Relaxed), 0);
+    assert_eq!(case.shared.reports.tls_failed(CLAIM), 1);
+
+    case.lose_identity(false);
+    case.connect(&[HTTP1]).await.unwrap_err();
+    assert_eq!(case.app_connections.load(Ordering::Relaxed), 1);
+    assert_eq!(case.has_passed_tls(), 1);
+}
+
+#[tokio::test]
+async fn client_waits_for_what_its_tls_is_ended_with() {
+    let case = Case::new(AppIs::Tls(&[HTTP1]), HTTP1, true).await;
+    case.lose_identity(true);
+    let asking = case.ask(&[HTTP1], &USERS);
+    let giving = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        case.put_in_force(|claim| claim.fails_closed = true);
+    };
+    let ((answers, _), ()) = tokio::join!(asking, giving);
+    assert_eq!(answers, ANSWERS);
+    assert_eq!(case.shared.reports.tls_failed(CLAIM), 0);
 }
 
 #[tokio::test]
