@@ -6,11 +6,13 @@
 mod copies;
 mod course;
 mod flow;
+mod room;
 mod sockets;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,12 +21,13 @@ use kvpn_tunnel::grpc::TunnelClient;
 use kvpn_tunnel::turns;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use self::course::Size;
 use self::flow::Flow;
+use self::room::{OVERHEAD, Place, Room};
 use self::sockets::{Ends, Sockets};
 use super::{Route, Shared};
 use crate::claims::{Claims, DatagramClaims};
@@ -41,9 +44,11 @@ const MAX_TASKS: usize = 2 * MAX_FLOWS;
 /// How many datagrams wait for their flow.
 const MAX_WAITING: usize = 64;
 
-/// How many bytes of datagrams wait in all flows, and what is added for each.
+/// How many bytes of datagrams wait in all flows, how many for the tunnel to holders, and how
+/// many copies do.
 const ROOM: usize = 8 << 20;
-const OVERHEAD: usize = 256;
+const SENT: usize = 48 << 20;
+const COPIED: usize = 16 << 20;
 
 /// How many datagrams are taken before somebody else gets a turn.
 const BATCH: usize = 32;
@@ -60,7 +65,7 @@ thread_local! {
 #[derive(Debug)]
 struct Datagram {
     payload: Bytes,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Size for Datagram {
@@ -93,7 +98,9 @@ struct Known {
 
 /// The sockets and flows of all claimed ports.
 pub(super) struct Datagrams {
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
+    sent: Arc<Room>,
+    copied: Arc<Room>,
     /// Who serves flows has one, and who carries copies one of the others: these are not to
     /// keep clients from being served.
     serving: Arc<Semaphore>,
@@ -115,7 +122,9 @@ struct Table {
 impl Datagrams {
     pub(super) fn new() -> Self {
         Self {
-            room: Arc::new(Semaphore::new(ROOM)),
+            room: Room::new(ROOM),
+            sent: Room::new(SENT),
+            copied: Room::new(COPIED),
             serving: Arc::new(Semaphore::new(MAX_TASKS)),
             copying: Arc::new(Semaphore::new(MAX_TASKS)),
             table: Mutex::default(),
@@ -173,10 +182,9 @@ impl Datagrams {
         });
     }
 
-    /// Gives a datagram a place to wait, if there is one.
-    fn hold(&self, payload: Bytes) -> Option<Datagram> {
-        let size = u32::try_from(payload.len() + OVERHEAD).ok()?;
-        let place = Arc::clone(&self.room).try_acquire_many_owned(size).ok()?;
+    /// Gives a client's datagram a place to wait, if there is one.
+    fn hold(&self, client: SocketAddr, payload: Bytes) -> Option<Datagram> {
+        let place = self.room.take(client.ip(), payload.len())?;
         Some(Datagram {
             payload,
             _place: place,
@@ -252,7 +260,7 @@ async fn receive(socket: Arc<UdpSocket>, port: u16, shared: Arc<Shared>) {
 
 /// Gives a datagram to its flow, or begins one.
 fn give(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, key: Key, payload: Bytes) {
-    let Some(mut datagram) = shared.datagrams.hold(payload) else {
+    let Some(mut datagram) = shared.datagrams.hold(key.ends.client, payload) else {
         debug!(port = key.port, "A datagram is lost: too many wait");
         return;
     };
@@ -337,18 +345,5 @@ mod tests {
         let mut left: Vec<u16> = flows.keys().map(|key| key.ends.client.port()).collect();
         left.sort_unstable();
         assert_eq!(left, (count - 10..count).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn datagrams_wait_only_while_there_is_room() {
-        let datagrams = Datagrams::new();
-        let payload = Bytes::from(vec![0; MAX_DATAGRAM]);
-        let mut held = Vec::new();
-        while let Some(datagram) = datagrams.hold(payload.clone()) {
-            held.push(datagram);
-        }
-        assert_eq!(held.len(), ROOM / (MAX_DATAGRAM + OVERHEAD));
-        held.pop();
-        assert!(datagrams.hold(payload).is_some());
     }
 }

@@ -11,7 +11,7 @@ use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::{Datagram, Ends};
+use super::Ends;
 use crate::forward::{Shared, hand_over};
 
 /// How many copies wait for one holder.
@@ -21,7 +21,7 @@ const MAX_WAITING: usize = 16;
 pub(super) struct Copies {
     claim_id: String,
     /// `None` until the first, and once the holder is gone.
-    copies: Option<mpsc::Sender<Datagram>>,
+    copies: Option<mpsc::Sender<Bytes>>,
     /// One was not taken, which is counted once.
     has_failed: bool,
 }
@@ -57,7 +57,8 @@ impl Copies {
                 drop(permit);
             });
         }
-        let copy = shared.datagrams.hold(payload.clone());
+        let room = &shared.datagrams.copied;
+        let copy = room.keep(ends.client.ip(), payload.clone());
         let is_sent = match (&self.copies, copy) {
             (Some(copies), Some(copy)) => copies.try_send(copy).is_ok(),
             (Some(_) | None, _) => false,
@@ -71,7 +72,7 @@ impl Copies {
 /// Opens a stream to the holder of the claim, and sends what comes until nothing does or
 /// the stream ends.
 async fn carry(
-    mut copies: mpsc::Receiver<Datagram>,
+    mut copies: mpsc::Receiver<Bytes>,
     tunnel: TunnelClient,
     claim_id: String,
     source: SocketAddr,
@@ -93,7 +94,7 @@ async fn carry(
         tokio::select! {
             copy = copies.recv() => match copy {
                 // What there is no room for is lost.
-                Some(copy) => drop(sender.send(Frame::Data(copy.payload)).now_or_never()),
+                Some(copy) => drop(sender.send(Frame::Data(copy)).now_or_never()),
                 None => {
                     drop(sender.send(Frame::Fin).now_or_never());
                     break;

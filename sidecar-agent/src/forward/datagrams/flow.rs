@@ -59,6 +59,9 @@ enum Told {
     Lost(NotServed),
 }
 
+/// There was no room for a datagram.
+struct Lost;
+
 impl Way {
     /// Waits for ever while there is none.
     async fn next(&mut self) -> Told {
@@ -83,9 +86,13 @@ impl Way {
     }
 
     /// Sends a datagram. What there is no room for is lost.
-    fn send(&self, payload: Bytes) {
-        if let Self::Open(frames) = self {
-            drop(frames.sender.send(Frame::Data(payload)).now_or_never());
+    fn send(&self, payload: Bytes) -> Result<(), Lost> {
+        match self {
+            Self::Open(frames) => {
+                let sent = frames.sender.send(Frame::Data(payload)).now_or_never();
+                sent.and_then(Result::ok).ok_or(Lost)
+            }
+            Self::None | Self::Opening(_) => Ok(()),
         }
     }
 }
@@ -182,8 +189,29 @@ impl Flow {
         match self.course.handle_datagram(datagram, Instant::now()) {
             Step::Ask => self.ask(),
             Step::Wait | Step::Lost => {}
-            Step::ToHolder => self.way.send(payload),
+            Step::ToHolder => self.send(payload),
             Step::ToApp(datagram) => self.give_app(&datagram).await,
+        }
+    }
+
+    /// Sends the holder a datagram, which has a place until the tunnel has taken it.
+    fn send(&mut self, payload: Bytes) {
+        let client = self.key.ends.client.ip();
+        let kept = self.shared.datagrams.sent.keep(client, payload);
+        let sent = kept.ok_or(Lost).and_then(|payload| self.way.send(payload));
+        if sent.is_err() {
+            debug!(%client, port = self.key.port, "A datagram is lost: the tunnel is slow");
+            self.count_failure();
+        }
+    }
+
+    /// Counts that the holder did not take something, once.
+    fn count_failure(&mut self) {
+        if !std::mem::replace(&mut self.has_failed, true)
+            && let Some(claimed) = &self.claimed
+            && let Some(claim_id) = &claimed.claims.holder
+        {
+            self.shared.reports.count_failure(claim_id);
         }
     }
 
@@ -206,8 +234,10 @@ impl Flow {
         match told {
             Told::Opened(frames) => {
                 self.way = Way::Open(frames);
-                for datagram in self.course.handle_opened() {
-                    self.way.send(datagram.payload.clone());
+                let waited = self.course.handle_opened();
+                let waited: Vec<_> = waited.map(|it| it.payload.clone()).collect();
+                for payload in waited {
+                    self.send(payload);
                 }
             }
             Told::Answer(payload) => {
@@ -238,12 +268,7 @@ impl Flow {
     /// Gives the app what the holder did not take.
     async fn fall_back(&mut self, why: &NotServed, held: impl IntoIterator<Item = Datagram>) {
         debug!(client = %self.key.ends.client, port = self.key.port, %why, "Not taken");
-        if !std::mem::replace(&mut self.has_failed, true)
-            && let Some(claimed) = &self.claimed
-            && let Some(claim_id) = &claimed.claims.holder
-        {
-            self.shared.reports.count_failure(claim_id);
-        }
+        self.count_failure();
         for datagram in held {
             self.give_app(&datagram).await;
         }
