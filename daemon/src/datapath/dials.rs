@@ -52,12 +52,14 @@ pub(crate) async fn answer(
         pod = dial.pod
     );
     let target = target(&dial, &handlers);
+    let over = handlers.over(&dial.engagement_namespace, &dial.engagement_name);
     let about = target
         .as_ref()
         .ok()
         .and_then(|target| about(&dial, *target));
     let record = about.map(|about| registry.begin(about));
-    handle(client, dial, target, record).instrument(span).await;
+    let handle = handle(client, dial, target, record, over);
+    handle.instrument(span).await;
 }
 
 async fn handle(
@@ -65,6 +67,7 @@ async fn handle(
     dial: v1::WatchDialsResponse,
     target: Result<Target, DialFailure>,
     record: Option<FlowRecord>,
+    over: impl Future<Output = ()>,
 ) {
     let FrameStream { sender, receiver } =
         place.carry(Frame::Open(OpenTarget::Dial(dial.dial_id.clone())));
@@ -76,7 +79,7 @@ async fn handle(
                 Some(record) => record.opened(frames),
                 None => frames,
             };
-            carry(socket, frames).await;
+            carry(socket, frames, over).await;
         }
         Err(failure) => {
             if let Some(record) = record {
@@ -145,10 +148,15 @@ fn about(dial: &v1::WatchDialsResponse, target: Target) -> Option<FlowAbout> {
     })
 }
 
-async fn carry(socket: Dialled, frames: FrameStream) {
+/// Carries what is under way to its end; datagrams, which know no connections, until the
+/// engagement is over: the agent, which may hear of that later, gives the next to the app.
+async fn carry(socket: Dialled, frames: FrameStream, over: impl Future<Output = ()>) {
     let ended = match socket {
         Dialled::Tcp(socket) => relay::splice_tcp(socket, frames).await,
-        Dialled::Udp(socket) => relay::splice_datagrams(socket, frames, UDP_IDLE).await,
+        Dialled::Udp(socket) => tokio::select! {
+            ended = relay::splice_datagrams(socket, frames, UDP_IDLE) => ended,
+            () = over => return debug!("Datagrams are the app's again"),
+        },
     };
     match ended {
         Ok(moved) => debug!(moved.sent, moved.received, "Intercepted connection ended"),

@@ -67,6 +67,17 @@ impl Handlers {
         let key = Key::new(namespace, name);
         self.0.local(&key, container_port, protocol)
     }
+
+    /// Resolves once an engagement is over.
+    pub(crate) fn over(&self, namespace: &str, name: &str) -> impl Future<Output = ()> + use<> {
+        let observed = self.0.observed(&Key::new(namespace, name));
+        async move {
+            // The sender goes with the engagement.
+            if let Some(mut observed) = observed {
+                while observed.changed().await.is_ok() {}
+            }
+        }
+    }
 }
 
 /// The engagements of this session; clones share them.

@@ -230,6 +230,12 @@ impl Table {
         }
     }
 
+    /// Tells what is observed of an engagement for as long as that is there.
+    pub(super) fn observed(&self, key: &Key) -> Option<watch::Receiver<Observed>> {
+        let entries = self.lock();
+        entries.get(key).map(|entry| entry.observed.subscribe())
+    }
+
     pub(super) fn local(
         &self,
         key: &Key,
@@ -329,8 +335,13 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
+    use futures::FutureExt;
     use kvpn_proto::crd::ServicePortRef;
+
+    use super::*;
+    use crate::session::engagements::Handlers;
 
     fn table() -> Table {
         let table = Table::default();
@@ -416,6 +427,26 @@ mod tests {
         assert_eq!(names, ["b", "d", "web-alice-1"]);
         table.remove(&Key::new("shop", "b"));
         assert_eq!(admit("e", "127.0.0.1:15000", &[]), Ok(()));
+    }
+
+    #[test]
+    fn engagement_is_over_once_its_resource_is_gone() {
+        let table = Arc::new(table());
+        let handlers = Handlers(Arc::clone(&table));
+        let mut over = Box::pin(handlers.over("shop", "web-alice-1"));
+        assert!((&mut over).now_or_never().is_none());
+        // While that is deleted, the entry may come back.
+        let key = Key::new("shop", "web-alice-1");
+        let entry = table.remove(&key).unwrap();
+        assert!((&mut over).now_or_never().is_none());
+        drop(entry);
+        assert!(over.now_or_never().is_some());
+        assert!(
+            handlers
+                .over("shop", "web-alice-1")
+                .now_or_never()
+                .is_some()
+        );
     }
 
     #[test]
