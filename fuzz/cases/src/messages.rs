@@ -101,6 +101,8 @@ fn watch_claims(bytes: &[u8]) {
     let closed = message.claims.iter().filter(|claim| claim.fails_closed);
     let closed: BTreeSet<_> = closed.map(|claim| claim.id.clone()).collect();
     let all = message.claims.iter().chain(&message.copies);
+    let kept = all.clone().filter(|it| it.keeps_tls);
+    let kept: BTreeSet<_> = kept.map(|claim| claim.id.clone()).collect();
     let listed = all.flat_map(|it| it.pod_ports.iter().map(|port| (it.id.clone(), *port)));
     let pod_ports: BTreeSet<(String, u32)> = listed.collect();
     if let Ok(claims) = Claims::try_from(message) {
@@ -128,6 +130,8 @@ fn watch_claims(bytes: &[u8]) {
             // It may be no certificate, and hold anything.
             drop(identity.certified_key());
         }
+        assert!(claims.without_tls().all(|id| kept.contains(id)));
+        let waits = claims.without_tls().next().is_some();
         for (port, claims) in claims.datagrams() {
             assert!(*port != 0 && (claims.holder.is_some() || !claims.copies.is_empty()));
             assert!(!claims.fails_closed || !closed.is_empty());
@@ -141,6 +145,7 @@ fn watch_claims(bytes: &[u8]) {
             assert!(claims.of(&Bare).is_some() || claims.rest().is_none());
             assert!(!claims.answers_probes(|_| true) || !stopped.is_empty());
             assert!(!claims.is_clients_word || !claims.is_opaque());
+            assert!(!claims.is_blind() || waits && claims.is_filtered());
             // Else a filter would be passed by.
             assert!(!claims.is_opaque() || claims.copied(&Bare) == claims.every_copy());
         }
