@@ -3,6 +3,7 @@
 
 mod args;
 mod check_process;
+mod child;
 mod commands;
 mod ended;
 mod interrupts;

@@ -1,19 +1,16 @@
 //! `kvpn connect`: brings the laptop into the cluster.
 
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use kvpn_proto::names::check_connection;
 use kvpn_proto::v1::{StatusResponse, Transport};
 use kvpn_proto::{Failure, Reason};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio::process::{Child, Command};
 
 use crate::args::Flags;
-use crate::ended::{Ended, exit_code_of_signal};
+use crate::child;
+use crate::ended::Ended;
 use crate::interrupts::Interrupts;
 use crate::output::{self, Connection, Format, Output};
 use crate::progress::Progress;
@@ -81,7 +78,7 @@ pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, E
     if flags.output == Format::Text {
         report::note(connection.text().trim_end());
     }
-    let outcome = run_command(program, arguments, &mut interrupts).await;
+    let outcome = child::run(program, arguments, std::iter::empty(), &mut interrupts).await;
     if !connection.already_connected
         && let Err(failure) = disconnect(flags).await
     {
@@ -183,46 +180,6 @@ fn check_transport(tunnel: &TunnelFlags, status: &StatusResponse) -> Result<(), 
     ))
 }
 
-/// Runs a command to its end; gives the exit code that a shell would give.
-async fn run_command(
-    program: &OsString,
-    arguments: &[OsString],
-    interrupts: &mut Interrupts,
-) -> Result<u8, Failure> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .spawn()
-        .map_err(|error| {
-            Failure::new(
-                Reason::Usage,
-                format!("cannot run {}: {error}", program.display()),
-                "give a program that is on the PATH after `--`",
-            )
-        })?;
-    loop {
-        tokio::select! {
-            status = child.wait() => return Ok(exit_code(status.map_err(Failure::internal)?)),
-            // The terminal sends its signals to the command too.
-            signal = interrupts.next() => if signal == Signal::SIGTERM {
-                terminate(&child);
-            },
-        }
-    }
-}
-
-fn terminate(child: &Child) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        // Not reaped yet, so the number is still its own.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-    }
-}
-
-fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    let signal = status.signal().map(exit_code_of_signal);
-    code.or(signal).unwrap_or(u8::MAX)
-}
-
 async fn disconnect(flags: &Flags) -> Result<(), Failure> {
     let _progress = Progress::start("disconnecting");
     // The command may have run `kvpn quit` itself.
@@ -285,11 +242,5 @@ mod tests {
         }
         let failure = check(Some(TransportChoice::Proxy)).unwrap_err();
         assert_eq!(failure.reason, Reason::AlreadyConnected);
-    }
-
-    #[test]
-    fn exit_code_is_the_commands_or_tells_its_signal() {
-        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
-        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
     }
 }

@@ -1,0 +1,91 @@
+//! A command that kvpn runs for the user.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use kvpn_proto::{Failure, Reason};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use crate::ended::exit_code_of_signal;
+use crate::interrupts::Interrupts;
+
+/// Runs a command to its end, with these variables besides those of this process; gives the
+/// exit code that a shell would give. Signals that come meanwhile are passed on.
+pub(crate) async fn run(
+    program: &OsString,
+    arguments: &[OsString],
+    variables: impl Iterator<Item = (OsString, OsString)>,
+    interrupts: &mut Interrupts,
+) -> Result<u8, Failure> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .envs(variables)
+        .spawn()
+        .map_err(|error| {
+            Failure::new(
+                Reason::Usage,
+                format!("cannot run {}: {error}", program.display()),
+                "give a program that is on the PATH after `--`",
+            )
+        })?;
+    loop {
+        tokio::select! {
+            status = child.wait() => return Ok(exit_code(status.map_err(Failure::internal)?)),
+            signal = interrupts.next() => if !has_come_from_terminal(signal) {
+                pass_on(&child, signal);
+            },
+        }
+    }
+}
+
+/// Whether the command has got a signal too: those that are typed, the terminal sends to
+/// all that is in its foreground.
+fn has_come_from_terminal(signal: Signal) -> bool {
+    let is_typed = [Signal::SIGINT, Signal::SIGQUIT].contains(&signal);
+    is_typed && fs::read_to_string("/proc/self/stat").is_ok_and(|stat| is_in_foreground(&stat))
+}
+
+/// By its `pgrp` and `tpgid` (proc_pid_stat(5)).
+fn is_in_foreground(stat: &str) -> bool {
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+    let mut fields = fields.into_iter().flat_map(|fields| fields.split(' '));
+    let (group, foreground) = (fields.nth(2), fields.nth(2));
+    group.is_some() && group == foreground
+}
+
+fn pass_on(child: &Child, signal: Signal) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // Not reaped yet, so the number is still its own.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    let signal = status.signal().map(exit_code_of_signal);
+    code.or(signal).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_code_is_the_commands_or_tells_its_signal() {
+        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+    }
+
+    #[test]
+    fn foreground_of_a_terminal_is_told() {
+        assert!(is_in_foreground("12 (kv) pn) S 1 12 7 34816 12 4194304 1"));
+        assert!(!is_in_foreground("12 (kvpn) S 1 12 7 34816 9 4194304 1"));
+        // Without a terminal.
+        assert!(!is_in_foreground("12 (kvpn) S 1 12 7 0 -1 4194304 1"));
+        assert!(!is_in_foreground(""));
+    }
+}
