@@ -1,7 +1,8 @@
 //! Compiles the .proto files in Rust, so that no `protoc` need be installed.
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "kvpn/v1/agent.proto",
+    "kvpn/v1/environment.proto",
     "kvpn/v1/filter.proto",
     "kvpn/v1/lease.proto",
     "kvpn/v1/manager.proto",
@@ -23,8 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     tonic_prost_build::configure()
         .bytes(".")
-        // It holds a key, which no log may show.
-        .skip_debug([".kvpn.v1.TlsIdentity"])
+        // They hold a key and secrets, which no log may show.
+        .skip_debug([".kvpn.v1.TlsIdentity", ".kvpn.v1.Environment"])
         .compile_fds(descriptors)?;
     Ok(())
 }

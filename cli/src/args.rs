@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
-use crate::commands::{connect, flows, intercept, leave, log, quit, replace, why};
+use crate::commands::{connect, env, flows, ingest, intercept, leave, log, quit, replace, why};
 use crate::output::Format;
 
 /// Puts this laptop into a Kubernetes cluster
@@ -101,6 +101,8 @@ pub(crate) enum Command {
     /// what this laptop answers is thrown away.
     Wiretap(intercept::InterceptArgs),
     Replace(replace::ReplaceArgs),
+    Ingest(ingest::IngestArgs),
+    Env(env::EnvArgs),
     Leave(leave::LeaveArgs),
     Log(log::LogArgs),
     Flows(flows::FlowsArgs),

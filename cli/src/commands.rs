@@ -2,7 +2,10 @@
 
 pub(crate) mod connect;
 mod doctor;
+mod engage;
+pub(crate) mod env;
 pub(crate) mod flows;
+pub(crate) mod ingest;
 pub(crate) mod intercept;
 pub(crate) mod leave;
 mod list;
@@ -40,6 +43,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Intercept(args) => intercept::run(flags, &args, Verb::Intercept).await,
         Command::Wiretap(args) => intercept::run(flags, &args, Verb::Wiretap).await,
         Command::Replace(args) => replace::run(flags, &args).await,
+        Command::Ingest(args) => ingest::run(flags, &args).await,
+        Command::Env(args) => env::run(flags, &args).await,
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Log(args) => log::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,

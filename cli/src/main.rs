@@ -6,6 +6,7 @@ mod check_process;
 mod child;
 mod commands;
 mod ended;
+mod environment;
 mod interrupts;
 mod kubeconfig;
 mod output;

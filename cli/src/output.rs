@@ -62,6 +62,11 @@ pub(crate) fn print_next(output: &impl Output, format: Format) -> Result<bool, F
     write(&rendered)
 }
 
+/// Prints a result that is text already, for other programs.
+pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
+    write(text).map(drop)
+}
+
 /// What others have written, without what would move a terminal's cursor.
 fn printable(text: &str) -> String {
     let shown = text.chars().map(|c| match c.is_control() {
@@ -222,9 +227,12 @@ pub(crate) struct Engagement {
     terminates_tls: bool,
     /// Who answers when the laptop does not: `app`, or nobody by `503`.
     on_failure: &'static str,
-    /// The container that is replaced, or whose ports are meant.
+    /// The container that is replaced or read, or whose ports are meant.
     #[serde(skip_serializing_if = "String::is_empty")]
     container: String,
+    /// Its environment may be read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    environment: bool,
     /// What leads to one of the pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     to_pod: Vec<ToPod>,
@@ -419,6 +427,7 @@ impl From<EngagementStatus> for Engagement {
             filter: status.filter,
             terminates_tls: status.terminates_tls,
             container: status.container,
+            environment: status.environment,
             to_pod: status.to_pod.into_iter().map(ToPod::from).collect(),
             on_failure: if status.fails_closed { "503" } else { "app" },
             requests: status.counts.map(|counts| Requests {

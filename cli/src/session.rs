@@ -8,10 +8,10 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use kvpn_proto::v1::session_client::SessionClient;
 use kvpn_proto::v1::{
-    DiagnoseRequest, DiagnoseResponse, FlowsRequest, FlowsResponse, InterceptRequest,
-    InterceptResponse, JudgeRequest, JudgeResponse, LeaveRequest, LeaveResponse, ListRequest,
-    ListResponse, LogRequest, LogResponse, QuitRequest, QuitResponse, StatusRequest,
-    StatusResponse,
+    DiagnoseRequest, DiagnoseResponse, FlowsRequest, FlowsResponse, GetEnvironmentRequest,
+    GetEnvironmentResponse, InterceptRequest, InterceptResponse, JudgeRequest, JudgeResponse,
+    LeaveRequest, LeaveResponse, ListRequest, ListResponse, LogRequest, LogResponse, QuitRequest,
+    QuitResponse, StatusRequest, StatusResponse,
 };
 use kvpn_proto::{Failure, Reason, names};
 use tokio::net::UnixStream;
@@ -206,6 +206,16 @@ impl Session {
     pub(crate) async fn leave(&self, request: LeaveRequest) -> Result<LeaveResponse, Failure> {
         let mut client = self.client.clone();
         self.call(CLUSTER_DEADLINE, client.leave(request)).await
+    }
+
+    /// Reads the environment that an engagement may read.
+    pub(crate) async fn environment(
+        &self,
+        request: GetEnvironmentRequest,
+    ) -> Result<GetEnvironmentResponse, Failure> {
+        let mut client = self.client.clone();
+        self.call(CLUSTER_DEADLINE, client.get_environment(request))
+            .await
     }
 
     pub(crate) async fn flows(&self, request: FlowsRequest) -> Result<FlowsResponse, Failure> {

@@ -83,7 +83,9 @@ pub struct EngagementSpec {
     pub session: String,
     pub verb: Verb,
     pub workload: WorkloadRef,
-    #[schemars(length(min = 1, max = 64))]
+    /// None for an ingest, which takes no traffic.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub ports: Vec<EngagedPort>,
     /// Only requests that fit go to the laptop; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,7 +94,7 @@ pub struct EngagementSpec {
     /// answers them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
-    /// The container that is replaced; absent for other verbs.
+    /// The container that is replaced, or whose environment may be read; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     /// Its user rolls the workload out where running pods are refused an agent, so that
@@ -107,6 +109,10 @@ pub struct EngagementSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
     pub to_pod: Vec<u16>,
+    /// The laptop may read the environment of the container, in one of the pods. The API
+    /// server admits it only from who may execute commands in them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub environment: bool,
 }
 
 /// Who answers instead of a laptop that does not.
@@ -126,6 +132,8 @@ pub enum Verb {
     Wiretap,
     /// Connections go to the laptop, and the app's container is stopped meanwhile.
     Replace,
+    /// No traffic goes anywhere: what a container has is read.
+    Ingest,
 }
 
 impl Verb {
@@ -135,12 +143,13 @@ impl Verb {
             Self::Intercept => "intercept",
             Self::Wiretap => "wiretap",
             Self::Replace => "replace",
+            Self::Ingest => "ingest",
         }
     }
 
     /// The verb of that word.
     pub fn of(word: &str) -> Option<Self> {
-        [Self::Intercept, Self::Wiretap, Self::Replace]
+        [Self::Intercept, Self::Wiretap, Self::Replace, Self::Ingest]
             .into_iter()
             .find(|verb| verb.as_str() == word)
     }
@@ -301,7 +310,8 @@ pub struct ServicePortRef {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngagementStatus {
-    /// `AgentsReady` and `Active`; see the constants of [`condition`].
+    /// `AgentsReady` and `Active`, and `EnvironmentReady` where that is asked for; see the
+    /// constants of [`condition`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Running pods of the workload.
@@ -322,6 +332,8 @@ pub mod condition {
     pub const AGENTS_READY: &str = "AgentsReady";
     /// The next new connection to any selected pod goes to the laptop.
     pub const ACTIVE: &str = "Active";
+    /// The environment of the container can be read.
+    pub const ENVIRONMENT_READY: &str = "EnvironmentReady";
 
     /// All is well.
     pub const READY: &str = "Ready";
@@ -400,5 +412,16 @@ mod tests {
         let spoken = engagement.spec.ports[0].app_protocol;
         assert_eq!(spoken, Some(AppProtocol::Http));
         assert_eq!(engagement.spec.to_pod, [9901]);
+    }
+
+    #[test]
+    fn ingest_needs_no_ports() {
+        let spec: EngagementSpec = serde_yaml::from_str(
+            "{user: alice, session: alice-1, verb: Ingest, container: web, environment: true,
+              workload: {kind: Deployment, name: web}}",
+        )
+        .unwrap();
+        assert!(spec.ports.is_empty() && spec.environment);
+        assert_eq!(Verb::of("ingest"), Some(spec.verb));
     }
 }

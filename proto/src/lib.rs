@@ -5,6 +5,7 @@ pub mod check;
 pub mod connect;
 pub mod crd;
 pub mod duration;
+pub mod environment;
 mod failure;
 pub mod filter;
 pub mod flow;

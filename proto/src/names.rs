@@ -59,6 +59,9 @@ pub const AGENT_CONTAINER_PREFIX: &str = "kvpn-agent-";
 /// Start of the name of a container that stops the processes of another one.
 pub const HOLDER_CONTAINER_PREFIX: &str = "kvpn-holder-";
 
+/// Start of the name of a container that reads what another one has.
+pub const READER_CONTAINER_PREFIX: &str = "kvpn-reader-";
+
 /// Name of the agent's nftables table in the pod's network namespace.
 pub const AGENT_NFT_TABLE: &str = "kvpn";
 

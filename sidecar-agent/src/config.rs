@@ -42,6 +42,8 @@ pub(crate) enum Command {
         #[arg(long, default_value = "10m", value_parser = parse_duration)]
         linger: Duration,
     },
+    /// Read what a container of this pod has, as the traffic manager asks for it.
+    Read(Args),
 }
 
 /// What the agent is told.
@@ -60,7 +62,8 @@ pub(crate) struct Args {
     #[arg(long)]
     container: String,
 
-    /// How long to stay without any claim, such as 30s, 10m or 2h.
+    /// How long to stay without any claim, or a reader without the traffic manager, such as
+    /// 30s, 10m or 2h.
     #[arg(long, default_value = "10m", value_parser = parse_duration)]
     linger: Duration,
 

@@ -5,7 +5,7 @@
 //! The processes are traced (ptrace(2)). However this one ends, the kernel lets them go on.
 
 mod hold;
-mod processes;
+pub(crate) mod processes;
 mod ptrace;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

@@ -12,6 +12,7 @@ mod keys;
 mod listening;
 mod pod_dials;
 mod probes;
+mod reader;
 mod redirect;
 mod reports;
 mod session;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let done = match (cli.command, cli.args) {
         (Some(Command::AwaitSettled), _) => settled::wait(),
         (Some(Command::Hold { container, linger }), _) => holder::run(&container, linger),
+        (Some(Command::Read(args)), _) => reader::run(args),
         (None, Some(args)) => run(args),
         (None, None) => Err(anyhow::anyhow!("see --help")),
     };

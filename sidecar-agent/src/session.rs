@@ -1,7 +1,7 @@
 //! The agent's dealings with the traffic manager: puts the claims in force that
 //! it is told, and none while it is told nothing.
 
-mod connect;
+pub(crate) mod connect;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

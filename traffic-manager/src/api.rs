@@ -1,6 +1,7 @@
 //! The gRPC services.
 
 mod agents;
+mod readers;
 mod sessions;
 mod tokens;
 
@@ -17,7 +18,7 @@ pub(crate) use tokens::Tokens;
 /// How long the first message of a stream may take.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
-/// How long a session or an agent may take to answer a dial.
+/// How long a session, an agent or a reader may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The `Open` that a caller's frames begin with.

@@ -4,6 +4,7 @@
 mod connection;
 mod lines;
 mod pod_dials;
+mod reads;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use tracing::{debug, info};
 
 pub(crate) use connection::{Connection, Identity, unauthenticated};
 use lines::{Answerer, Lines};
+pub(crate) use reads::OpenReader;
 pub(crate) use requests::Reporting;
 use requests::Requests;
 
@@ -90,6 +92,7 @@ impl Hub {
             match effect {
                 Effect::SendClaims { link, claims } => inner.lines.send_claims(link, claims),
                 Effect::EndLink { link } => inner.lines.end_link(link),
+                Effect::DismissReader { link } => inner.lines.dismiss_reader(link),
                 Effect::RevokeSession { uid, deletion } => {
                     let by = deletion.as_ref().map(|it| it.by.as_str());
                     info!(%uid, by, "the session was deleted");
@@ -97,6 +100,7 @@ impl Hub {
                 }
                 Effect::AddAgent { .. }
                 | Effect::AddHolder { .. }
+                | Effect::AddReader { .. }
                 | Effect::ResolveWorkload { .. }
                 | Effect::WriteEngagement { .. }
                 | Effect::WriteSession { .. }

@@ -13,26 +13,18 @@ use kvpn_proto::crd::Verb;
 use kvpn_proto::duration::parse_duration;
 use kvpn_proto::filter::{Condition, HttpFilter};
 use kvpn_proto::tls::TlsIdentity;
-use kvpn_proto::v1::intercept_response::Event;
-use kvpn_proto::v1::{EngagementStatus, InterceptRequest, LeaveRequest, RequestedPort};
+use kvpn_proto::v1::{InterceptRequest, RequestedPort};
 use kvpn_proto::{Failure, Reason};
-use tokio::time::{Instant, timeout_at};
 
 use port::PortSpec;
+use to_pod::ToPodSpec;
 
+use super::engage::{EnvironmentArgs, engage};
 use crate::args::Flags;
 use crate::ended::Ended;
-use crate::interrupts::Interrupts;
-use crate::output::{self, Engagement, Format, Intercepted};
-use crate::progress::Progress;
-use crate::session::Session;
-use to_pod::ToPodSpec;
 
 /// Heading of the flags that choose requests.
 const FILTER: &str = "Options for HTTP requests";
-
-/// How much longer than the session to wait; its own failure says more.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Hand a workload's connections to a local port
 ///
@@ -147,6 +139,8 @@ pub(crate) struct EngageArgs {
     /// How long to wait until it is active, such as 90s or 2m
     #[arg(long, default_value = "60s", value_parser = timeout, value_name = "DURATION")]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) environment: EnvironmentArgs,
 }
 
 impl InterceptArgs {
@@ -195,6 +189,7 @@ impl EngageArgs {
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
             verb: verb.as_str().to_owned(),
             to_pod: self.to_pod.iter().map(|it| (*it).into()).collect(),
+            environment: self.environment.is_wanted(),
             ..InterceptRequest::default()
         }
     }
@@ -216,7 +211,7 @@ fn address(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = parse_duration(text)?;
     if timeout.is_zero() || u32::try_from(timeout.as_secs()).is_err() {
         return Err("give seconds or minutes, such as 90s or 2m".into());
@@ -232,23 +227,7 @@ pub(crate) async fn run(
     check(args, verb)?;
     let mut request = args.request(flags, verb);
     args.tls.add_to(&mut request)?;
-    engage(flags, &args.engage, request).await
-}
-
-/// Engages a workload, unless the user interrupts it.
-pub(super) async fn engage(
-    flags: &Flags,
-    args: &EngageArgs,
-    request: InterceptRequest,
-) -> Result<ExitCode, Ended> {
-    let mut interrupts = Interrupts::listen()?;
-    let intercepted = tokio::select! {
-        outcome = intercept(flags, args, request) => outcome?,
-        // Dropping the call cancels the intercept.
-        signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
-    };
-    output::print(&intercepted, flags.output)?;
-    Ok(ExitCode::SUCCESS)
+    engage(flags, &args.engage.environment, request).await
 }
 
 /// Refuses flags that make no sense together.
@@ -268,100 +247,6 @@ fn check(args: &InterceptArgs, verb: Verb) -> Result<(), Failure> {
         ));
     }
     Ok(())
-}
-
-async fn intercept(
-    flags: &Flags,
-    args: &EngageArgs,
-    request: InterceptRequest,
-) -> Result<Intercepted, Failure> {
-    let progress = Progress::start(format!("{} {}", output::doing(&request.verb), args.target));
-    let session = Session::require(flags).await?;
-    let patience = args.timeout + GRACE;
-    let deadline = Instant::now() + patience;
-    let wanted = request.clone();
-    let mut events = session.intercept(request, patience).await?;
-    let mut warnings = Vec::new();
-    loop {
-        let response = timeout_at(deadline, events.message())
-            .await
-            .map_err(|_| late(args))?
-            .map_err(|status| session.failure(status))?;
-        match response.map(|response| response.event) {
-            Some(Some(Event::Progress(message))) => progress.step(message),
-            Some(Some(Event::Warning(message))) => {
-                // A document has them in it.
-                if flags.output == Format::Text {
-                    progress.warning(&message);
-                }
-                warnings.push(message);
-            }
-            Some(Some(Event::Active(status))) => {
-                if let Some(flag) = not_understood(&wanted, &status) {
-                    return Err(unknown(&session, status, flag).await);
-                }
-                return Ok(intercepted(status, warnings));
-            }
-            // An event of a later version.
-            Some(None) => {}
-            None => {
-                return Err(Failure::internal(
-                    "the session did not say how the intercept ended",
-                ));
-            }
-        }
-    }
-}
-
-/// The flag that a session of an older version has passed over.
-fn not_understood(wanted: &InterceptRequest, got: &EngagementStatus) -> Option<&'static str> {
-    let terminates_tls = wanted.tls.is_some() || !wanted.tls_secret.is_empty();
-    if wanted.fails_closed && !got.fails_closed {
-        Some("--on-failure")
-    } else if terminates_tls && !got.terminates_tls {
-        Some("--tls-cert and --tls-secret")
-    } else if wanted.to_pod != got.to_pod {
-        Some("--to-pod")
-    } else if !wanted.container.is_empty() && wanted.container != got.container {
-        Some("--container")
-    } else {
-        None
-    }
-}
-
-/// Leaves what a session of an older version has engaged, without what a flag is for.
-async fn unknown(session: &Session, status: EngagementStatus, flag: &str) -> Failure {
-    let left = session.leave(LeaveRequest {
-        namespace: status.namespace,
-        target: status.name,
-        all: false,
-    });
-    left.await.err().unwrap_or_else(|| {
-        Failure::new(
-            Reason::VersionMismatch,
-            format!("the running session does not know {flag}"),
-            "run `kvpn quit`, then `kvpn connect`",
-        )
-    })
-}
-
-fn intercepted(status: EngagementStatus, warnings: Vec<String>) -> Intercepted {
-    Intercepted {
-        engagement: Engagement::from(status),
-        warnings,
-    }
-}
-
-fn late(args: &EngageArgs) -> Failure {
-    Failure::new(
-        Reason::TimedOut,
-        format!(
-            "{} is not engaged after {} s",
-            args.target,
-            args.timeout.as_secs()
-        ),
-        "run `kvpn status` to see why, or give it longer with --timeout",
-    )
 }
 
 #[cfg(test)]
@@ -415,8 +300,33 @@ mod tests {
                 }],
                 tls: None,
                 tls_secret: String::new(),
+                environment: false,
             }
         );
+    }
+
+    #[test]
+    fn environment_is_asked_for_only_where_it_is_used() {
+        let line = |flags: &str| parse(&format!("kvpn intercept web -p 8080 {flags}"));
+        for (flags, is_wanted) in [
+            ("--env-file web.env", true),
+            ("--env-json web.json", true),
+            ("-- ./server --port 8080", true),
+            ("--env-exclude A_*", false),
+        ] {
+            let (global, args) = line(flags).unwrap();
+            let request = args.request(&global, Verb::Intercept);
+            assert_eq!(request.environment, is_wanted, "{flags}");
+            assert_eq!(
+                args.engage.environment.check().is_ok(),
+                is_wanted,
+                "{flags}"
+            );
+        }
+        let (_, args) = line("-- ./server -o json").unwrap();
+        assert_eq!(args.engage.environment.command, ["./server", "-o", "json"]);
+        assert!(line("--env-syntax sh").is_err(), "of no file");
+        assert!(line("--env-file web.env --env-syntax bash").is_err());
     }
 
     #[test]
@@ -454,22 +364,6 @@ mod tests {
         );
         let nothing = failure("/dev/null", "/dev/null");
         assert!(nothing.message.contains("no certificate"), "{nothing}");
-    }
-
-    #[test]
-    fn what_a_session_has_passed_over_is_noticed() {
-        let (flags, args) =
-            parse("kvpn intercept web -p 80 --to-pod 9901 --container app").unwrap();
-        let wanted = args.request(&flags, Verb::Intercept);
-        let older = EngagementStatus::default();
-        assert_eq!(not_understood(&wanted, &older), Some("--to-pod"));
-        let mut got = EngagementStatus {
-            to_pod: wanted.to_pod.clone(),
-            ..older
-        };
-        assert_eq!(not_understood(&wanted, &got), Some("--container"));
-        got.container = "app".into();
-        assert_eq!(not_understood(&wanted, &got), None);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use clap::Args;
 use kvpn_proto::crd::Verb;
 use kvpn_proto::v1::InterceptRequest;
 
-use super::intercept::{self, EngageArgs};
+use super::engage::engage;
+use super::intercept::EngageArgs;
 use crate::args::Flags;
 use crate::ended::Ended;
 
@@ -30,5 +31,5 @@ pub(crate) async fn run(flags: &Flags, args: &ReplaceArgs) -> Result<ExitCode, E
         container: args.container.clone().unwrap_or_default(),
         ..args.engage.request(flags, Verb::Replace)
     };
-    intercept::engage(flags, &args.engage, request).await
+    engage(flags, &args.engage.environment, request).await
 }

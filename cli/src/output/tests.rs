@@ -45,7 +45,25 @@ fn engagement() -> EngagementStatus {
             local: 15000,
             port: 9901,
         }],
+        environment: false,
     }
+}
+
+#[test]
+fn ingest_has_a_line_without_ports() {
+    let ingest = EngagementStatus {
+        verb: "ingest".into(),
+        ports: Vec::new(),
+        to_pod: Vec::new(),
+        container: "app".into(),
+        environment: true,
+        ..engagement()
+    };
+    let ingested = Intercepted {
+        engagement: ingest.into(),
+        warnings: Vec::new(),
+    };
+    assert_eq!(ingested.text(), "Ingesting Deployment/web container app\n");
 }
 
 fn status() -> StatusResponse {

@@ -113,7 +113,9 @@ impl ConnectionDetails {
             for line in lines(engagement) {
                 let _ = writeln!(text, "{line}");
             }
-            if let Some(requests) = &engagement.requests {
+            // Without ports there are none.
+            let requests = engagement.requests.as_ref();
+            if let Some(requests) = requests.filter(|_| !engagement.ports.is_empty()) {
                 text += &requests.text(engagement);
             }
         }
@@ -234,12 +236,14 @@ pub(crate) fn doing(verb: &str) -> &'static str {
     match verb {
         "wiretap" => "wiretapping",
         "replace" => "replacing",
+        "ingest" => "ingesting",
         _ => "intercepting",
     }
 }
 
 /// One line for each port, such as `Intercepting Deployment/web port 80 (container 8080)
-/// -> 127.0.0.1:8080, 3/3 pods`, and one for each that leads into a pod.
+/// -> 127.0.0.1:8080, 3/3 pods`, and one for each that leads into a pod; one of an
+/// engagement that takes no traffic.
 fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
     let state = if engagement.active {
         String::new()
@@ -257,9 +261,13 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
         let ToPod { local, port } = it;
         format!("  {local} -> port {port} at localhost in one of the pods")
     });
+    let mut doing = doing(&engagement.verb).to_owned();
+    doing[..1].make_ascii_uppercase();
+    let without_ports = engagement.ports.is_empty().then(|| {
+        let (workload, container) = (&engagement.workload, &engagement.container);
+        format!("{doing} {workload} container {container}{state}")
+    });
     let ports = engagement.ports.iter().map(move |port| {
-        let mut doing = doing(&engagement.verb).to_owned();
-        doing[..1].make_ascii_uppercase();
         format!(
             "{doing} {} {}{filter} -> {}, {}/{} pods{state}",
             engagement.workload,
@@ -269,7 +277,7 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
             engagement.pods_selected
         )
     });
-    ports.chain(to_pod)
+    without_ports.into_iter().chain(ports).chain(to_pod)
 }
 
 fn port_name(port: &Port) -> String {

@@ -9,11 +9,12 @@ use kvpn_proto::check::Check;
 use kvpn_proto::v1::intercept_response::Event;
 use kvpn_proto::v1::session_server::{self, SessionServer};
 use kvpn_proto::v1::{
-    Decision, DiagnoseRequest, DiagnoseResponse, EngagementStatus, ExplainRequest, ExplainResponse,
-    Flow, FlowDirection, FlowState, FlowsRequest, FlowsResponse, InterceptRequest,
-    InterceptResponse, JudgeRequest, JudgeResponse, JudgedCondition, LeaveRequest, LeaveResponse,
-    Link, ListRequest, ListResponse, LogRequest, LogResponse, PortMapping, QuitRequest,
-    QuitResponse, Rule, StatusRequest, StatusResponse, Taker, WorkloadStatus,
+    Decision, DiagnoseRequest, DiagnoseResponse, EngagementStatus, Environment, ExplainRequest,
+    ExplainResponse, Flow, FlowDirection, FlowState, FlowsRequest, FlowsResponse,
+    GetEnvironmentRequest, GetEnvironmentResponse, InterceptRequest, InterceptResponse,
+    JudgeRequest, JudgeResponse, JudgedCondition, LeaveRequest, LeaveResponse, Link, ListRequest,
+    ListResponse, LogRequest, LogResponse, PortMapping, QuitRequest, QuitResponse, Rule,
+    StatusRequest, StatusResponse, Taker, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixListener;
@@ -152,16 +153,19 @@ impl session_server::Session for Service {
         request: Request<InterceptRequest>,
     ) -> Result<Response<Self::InterceptStream>, Status> {
         let request = request.into_inner();
-        let port = &request.ports[0];
-        self.called(format!(
-            "intercept {} {} {}",
-            request.target, port.local, port.remote
-        ));
+        let (verb, target) = (&request.verb, &request.target);
+        self.called(match request.ports.first() {
+            Some(port) => format!("{verb} {target} {} {}", port.local, port.remote),
+            None => format!("{verb} {target}"),
+        });
         let events = match request.target.as_str() {
             "web" => vec![
                 Event::Progress("waiting for 3 agents".into()),
                 Event::Warning("nothing listens on 127.0.0.1:8080".into()),
-                Event::Active(engagement()),
+                Event::Active(EngagementStatus {
+                    environment: request.environment,
+                    ..engagement()
+                }),
             ],
             "taken" => {
                 let failure = Failure::new(
@@ -187,6 +191,22 @@ impl session_server::Session for Service {
             });
         }
         Ok(Response::new(Box::pin(ReceiverStream::new(event_rx))))
+    }
+
+    async fn get_environment(
+        &self,
+        request: Request<GetEnvironmentRequest>,
+    ) -> Result<Response<GetEnvironmentResponse>, Status> {
+        let GetEnvironmentRequest { namespace, name } = request.into_inner();
+        self.called(format!("environment {namespace} {name}"));
+        let block = b"GREETING=it's\0HOME=/root\0LINES=a\nb\0RAW=\xff\0";
+        Ok(Response::new(GetEnvironmentResponse {
+            environment: Some(Environment {
+                block: block.as_slice().into(),
+            }),
+            pod: "web-1".into(),
+            container: "app".into(),
+        }))
     }
 
     async fn leave(

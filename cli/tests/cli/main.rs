@@ -7,6 +7,7 @@
 )]
 
 mod connected;
+mod environment;
 mod fake_session;
 mod kvpn;
 mod readme;

@@ -184,13 +184,15 @@ impl SessionService for Api {
         }
         let ports = request.ports.iter().map(RequestedPort::try_from);
         let http = request.http.map(http_filter).transpose()?;
+        let verb = verb(&request.verb)?;
         let intercept = Intercept {
-            verb: verb(&request.verb)?,
+            verb,
             http,
             fails_closed: request.fails_closed,
             container: request.container,
             rolls_out: request.roll_out,
             to_pod: ToPod::read_all(&request.to_pod)?,
+            environment: request.environment || verb == Verb::Ingest,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)
@@ -215,6 +217,16 @@ impl SessionService for Api {
             .leave(self.namespace(&request.namespace), target)
             .await?;
         Ok(Response::new(v1::LeaveResponse { ended }))
+    }
+
+    async fn get_environment(
+        &self,
+        request: Request<v1::GetEnvironmentRequest>,
+    ) -> Result<Response<v1::GetEnvironmentResponse>, Status> {
+        let request = request.into_inner();
+        let namespace = self.namespace(&request.namespace);
+        let read = self.engagements.environment(namespace, &request.name);
+        Ok(Response::new(read.await?))
     }
 
     async fn flows(

@@ -2,6 +2,7 @@
 //! here, and the Engagement resources behind it.
 
 mod deleted;
+mod environment;
 mod intercept;
 mod outcome;
 mod roll_out;
@@ -242,8 +243,9 @@ impl Engagements {
                 container: entry
                     .container
                     .clone()
-                    .filter(|_| entry.verb == Verb::Replace),
+                    .filter(|_| entry.verb == Verb::Replace || entry.environment),
                 to_pod,
+                environment: entry.environment,
             },
             status: None,
         };
@@ -277,6 +279,7 @@ impl Engagements {
                 "have an administrator run `helm upgrade` with the chart of this version",
             ));
         }
+        self.table.keep_uid(key, created.metadata.uid.clone());
         let way = Way {
             manager: self.manager.clone(),
             registry: self.registry.clone(),

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 
 /// The first process of a container.
-pub(super) const FIRST: i32 = 1;
+pub(crate) const FIRST: i32 = 1;
 
 /// The link that tells the host's own process namespace (`PROC_PID_INIT_INO` of the kernel).
 const HOSTS_NAMESPACE: &str = "pid:[4026531836]";
@@ -21,7 +21,7 @@ struct Stat {
 }
 
 /// Fails unless this process shares the namespace of one other container.
-pub(super) fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     let namespace = fs::read_link("/proc/self/ns/pid").context("tell the process namespace")?;
     ensure!(
         namespace != Path::new(HOSTS_NAMESPACE),

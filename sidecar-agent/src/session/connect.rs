@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Uri};
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Opens one connection. The channel does not open another when it is lost.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     manager: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> anyhow::Result<Channel> {

@@ -8,6 +8,7 @@ mod datagrams;
 mod manager;
 mod network;
 mod pod;
+mod reader;
 
 use std::{
     io::{ErrorKind, Read, Write},

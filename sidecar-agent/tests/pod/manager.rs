@@ -16,9 +16,11 @@ use kvpn_proto::{
     names::{MANAGER_AGENT_PORT, MANAGER_TLS_NAME},
     v1::{
         self, LogReader, ReportRequestsRequest, ReportRequestsResponse, WatchClaimsRequest,
-        WatchClaimsResponse, WatchPodDialsRequest, WatchPodDialsResponse,
+        WatchClaimsResponse, WatchPodDialsRequest, WatchPodDialsResponse, WatchReadsRequest,
+        WatchReadsResponse,
         agent_hub_server::{AgentHub, AgentHubServer},
         watch_claims_request::Event,
+        watch_reads_request, watch_reads_response,
     },
 };
 use kvpn_tunnel::grpc::{TunnelHandler, TunnelServer};
@@ -94,6 +96,7 @@ pub(crate) struct Manager {
     reports: mpsc::Receiver<ReportRequestsRequest>,
     received: mpsc::Receiver<(String, Bytes)>,
     said_in_pod: mpsc::Receiver<String>,
+    reads: mpsc::Receiver<watch_reads_request::Event>,
     refusals: mpsc::Receiver<()>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -105,6 +108,7 @@ impl Manager {
         let (report_tx, reports) = mpsc::channel();
         let (received_tx, received) = mpsc::channel();
         let (said_tx, said_in_pod) = mpsc::channel();
+        let (read_tx, reads) = mpsc::channel();
         let (refusal_tx, refusals) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready_tx, ready) = mpsc::channel();
@@ -117,6 +121,8 @@ impl Manager {
             received: received_tx,
             pod_dials: broadcast::channel(4).0,
             said_in_pod: said_tx,
+            to_readers: broadcast::channel(4).0,
+            reads: read_tx,
         };
         let tls = TlsAcceptor::from(Arc::clone(&identity.server));
         let serve = serve(hub.clone(), tls, ready_tx, refusal_tx);
@@ -137,6 +143,7 @@ impl Manager {
             reports,
             received,
             said_in_pod,
+            reads,
             refusals,
             stop: Some(stop),
             thread: Some(thread),
@@ -223,6 +230,20 @@ impl Manager {
         self.said_in_pod.recv_timeout(DEADLINE).unwrap()
     }
 
+    /// What a reader says next.
+    pub(crate) fn next_read(&self) -> watch_reads_request::Event {
+        self.reads.recv_timeout(DEADLINE).unwrap()
+    }
+
+    /// Tells the reader that has called.
+    pub(crate) fn tell_reader(&self, what: watch_reads_response::What) {
+        let what = Some(what);
+        self.hub
+            .to_readers
+            .send(WatchReadsResponse { what })
+            .unwrap();
+    }
+
     pub(crate) fn next_event(&self) -> Event {
         self.events.recv_timeout(DEADLINE).unwrap()
     }
@@ -279,7 +300,12 @@ struct Hub {
     received: mpsc::Sender<(String, Bytes)>,
     pod_dials: broadcast::Sender<WatchPodDialsResponse>,
     said_in_pod: mpsc::Sender<String>,
+    to_readers: broadcast::Sender<WatchReadsResponse>,
+    reads: mpsc::Sender<watch_reads_request::Event>,
 }
+
+type Read =
+    fn(Result<WatchReadsResponse, BroadcastStreamRecvError>) -> Result<WatchReadsResponse, Status>;
 
 type Dialled = fn(
     Result<WatchPodDialsResponse, BroadcastStreamRecvError>,
@@ -339,6 +365,26 @@ impl AgentHub for Hub {
         let dials = BroadcastStream::new(self.pod_dials.subscribe());
         let dialled: Dialled = |dial| dial.map_err(|error| Status::internal(error.to_string()));
         Ok(Response::new(dials.map(dialled)))
+    }
+
+    type WatchReadsStream = Map<BroadcastStream<WatchReadsResponse>, Read>;
+
+    async fn watch_reads(
+        &self,
+        request: Request<Streaming<WatchReadsRequest>>,
+    ) -> Result<Response<Self::WatchReadsStream>, Status> {
+        // It is told from now on.
+        let told = BroadcastStream::new(self.to_readers.subscribe());
+        let (reads, mut said) = (self.reads.clone(), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(WatchReadsRequest { event: Some(event) })) = said.message().await {
+                if reads.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        let read: Read = |told| told.map_err(|error| Status::internal(error.to_string()));
+        Ok(Response::new(told.map(read)))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     network::{Network, Side},
 };
 
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The agent's process, killed when dropped.
 pub(crate) struct Agent {

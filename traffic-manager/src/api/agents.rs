@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::tokens::Tokens;
-use super::{ANSWER, FIRST_MESSAGE, join, opening, refuse, refuse_answer};
+use super::{ANSWER, FIRST_MESSAGE, join, opening, readers, refuse, refuse_answer};
 use crate::hub::{Hub, OpenLink, Reporting};
 use crate::metrics::{FlowStats, Origin};
 use crate::state::{AgentRejected, Caller, ClaimRoute, ClaimSet};
@@ -144,6 +144,29 @@ impl AgentHub for AgentApi {
             Status::failed_precondition(why.to_string())
         })?;
         Ok(Response::new(ReceiverStream::new(dials).map(Ok).boxed()))
+    }
+
+    type WatchReadsStream = BoxStream<'static, Result<v1::WatchReadsResponse, Status>>;
+
+    async fn watch_reads(
+        &self,
+        request: Request<Streaming<v1::WatchReadsRequest>>,
+    ) -> Result<Response<Self::WatchReadsStream>, Status> {
+        let caller = peer(request.extensions())?.caller();
+        let mut events = request.into_inner();
+        let hello = readers::hello(&mut events).await?;
+        let (version, container) = (hello.version.clone(), hello.container.clone());
+        let unreadable = hello.unreadable.clone();
+        let (told, open) = self.hub.open_reader(&caller, hello).map_err(|rejected| {
+            warn!(%caller, container, %rejected, "reader rejected");
+            Status::from(rejection(&rejected))
+        })?;
+        info!(pod = %open.pod(), container, version, unreadable, "reader connected");
+        tokio::spawn(async move {
+            let end = readers::take_answers(&mut events, &open).await;
+            info!(pod = %open.pod(), container, ?end, "reader disconnected");
+        });
+        Ok(Response::new(ReceiverStream::new(told).map(Ok).boxed()))
     }
 }
 

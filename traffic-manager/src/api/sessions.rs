@@ -255,6 +255,20 @@ impl TrafficManager for SessionApi {
         let known = self.hub.give_tls(&caller.session, &uid, identity);
         Ok(Response::new(v1::GiveTlsIdentityResponse { known }))
     }
+
+    async fn read_environment(
+        &self,
+        request: Request<v1::ReadEnvironmentRequest>,
+    ) -> Result<Response<v1::ReadEnvironmentResponse>, Status> {
+        let (_, caller) = identified(request.extensions())?;
+        let uid = request.into_inner().uid;
+        let read = self.hub.read_environment(&caller.session, &uid, ANSWER);
+        let (environment, pod) = read.await?;
+        Ok(Response::new(v1::ReadEnvironmentResponse {
+            environment: Some(environment),
+            pod: pod.name,
+        }))
+    }
 }
 
 impl TunnelHandler for SessionApi {

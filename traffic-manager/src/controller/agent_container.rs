@@ -1,14 +1,18 @@
 //! The agent's ephemeral container.
 
+mod reader;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, EphemeralContainer, SeccompProfile, SecurityContext,
+    Capabilities, EphemeralContainer, Pod, SeccompProfile, SecurityContext,
 };
 use kvpn_proto::names::{AGENT_TOKEN_AUDIENCE, MANAGER_AGENT_PORT};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
+
+use crate::state::Owner;
 
 /// Letters and digits that make no words, as Kubernetes uses them in names.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -117,6 +121,29 @@ impl AgentTemplate {
         }
     }
 
+    /// The container that reads what another one of the pod has. It sees the processes of
+    /// that alone, and may do what that may.
+    fn reader(
+        &self,
+        name: &str,
+        target: &str,
+        pod: &Pod,
+        owner: Option<Owner>,
+    ) -> EphemeralContainer {
+        let ip = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.pod_ip.as_ref());
+        let agent = self.container(name, ip.and_then(|ip| ip.parse().ok()));
+        let args = agent.args.into_iter().flatten();
+        EphemeralContainer {
+            args: Some(std::iter::once("read".to_owned()).chain(args).collect()),
+            target_container_name: Some(target.to_owned()),
+            security_context: Some(reader::security(target, pod, owner)),
+            ..agent
+        }
+    }
+
     /// The same as a sidecar of a pod that is not created yet
     /// (<https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/>). The app
     /// starts once the agent has its claims in force, or has tried for long enough.
@@ -172,6 +199,21 @@ impl AgentTemplate {
         json!({
             "metadata": { "uid": pod_uid },
             "spec": { "ephemeralContainers": [self.holder(name, target)] },
+        })
+    }
+
+    /// The same for a container that reads another one, as that user if it is known.
+    pub(crate) fn reader_patch(
+        &self,
+        name: &str,
+        pod_uid: &str,
+        target: &str,
+        pod: &Pod,
+        owner: Option<Owner>,
+    ) -> Value {
+        json!({
+            "metadata": { "uid": pod_uid },
+            "spec": { "ephemeralContainers": [self.reader(name, target, pod, owner)] },
         })
     }
 }
@@ -248,6 +290,19 @@ mod tests {
     fn holder_sees_the_processes_of_one_container_and_may_trace_them() {
         let template = template(&["10.96.0.9"]);
         insta::assert_json_snapshot!(template.holder_patch("kvpn-holder-bcdfg", "u-1", "web"));
+    }
+
+    #[test]
+    fn reader_runs_as_what_it_reads_and_calls_the_manager() {
+        let template = template(&["10.96.0.9"]);
+        let pod = reader::pod(
+            "{securityContext: {runAsUser: 7, fsGroup: 9}, containers: [{name: beside}, {name: web,
+              securityContext: {runAsUser: 1000, runAsGroup: 1001, runAsNonRoot: true,
+                allowPrivilegeEscalation: false, capabilities: {drop: [ALL], add: [CHOWN]},
+                seccompProfile: {type: Localhost, localhostProfile: mine.json}}}]}",
+        );
+        let patch = template.reader_patch("kvpn-reader-bcdfg", "u-1", "web", &pod, None);
+        insta::assert_json_snapshot!(patch);
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client, Resource};
 use kvpn_proto::crd::{Engagement, Session, condition};
-use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX};
+use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX, READER_CONTAINER_PREFIX};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -23,7 +23,7 @@ use super::complaint::complaint;
 use super::selectors::resolve;
 use super::writer::StatusWriter;
 use crate::hub::Hub;
-use crate::state::{Effect, Event, Key, Questions};
+use crate::state::{Effect, Event, Key, Owner, Questions, Role};
 
 /// How long the API server may take for one request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -90,6 +90,14 @@ impl Executor {
             Effect::AddHolder { pod, uid, target } => {
                 tokio::spawn(async move { this.add_holder(pod, uid, target).await });
             }
+            Effect::AddReader {
+                pod,
+                uid,
+                target,
+                owner,
+            } => {
+                tokio::spawn(async move { this.add_reader(pod, uid, target, owner).await });
+            }
             Effect::ResolveWorkload {
                 engagement,
                 uid,
@@ -140,7 +148,10 @@ impl Executor {
                 tokio::spawn(async move { this.delete::<Session>(session, uid).await });
             }
             // The hub sees to these itself.
-            Effect::SendClaims { .. } | Effect::EndLink { .. } | Effect::RevokeSession { .. } => {}
+            Effect::SendClaims { .. }
+            | Effect::EndLink { .. }
+            | Effect::DismissReader { .. }
+            | Effect::RevokeSession { .. } => {}
         }
     }
 
@@ -195,10 +206,46 @@ impl Executor {
         let added = self
             .add_container(&pod, HOLDER_CONTAINER_PREFIX, patch)
             .await;
+        self.tell_added(Role::Holder, &pod, pod_uid, target, added);
+    }
+
+    async fn add_reader(&self, pod: Key, pod_uid: String, target: String, owner: Option<Owner>) {
+        let added = match self.read_pod(&pod).await {
+            Ok(found) => {
+                let patch = |container: &str| {
+                    let template = &self.template;
+                    template.reader_patch(container, &pod_uid, &target, &found, owner)
+                };
+                self.add_container(&pod, READER_CONTAINER_PREFIX, patch)
+                    .await
+            }
+            Err(trouble) => Err(trouble),
+        };
+        self.tell_added(Role::Reader, &pod, pod_uid, target, added);
+    }
+
+    /// The pod with all that the state has no use for, such as who its containers run as.
+    async fn read_pod(&self, pod: &Key) -> Result<Pod, Trouble> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        // It may list pods, and no more.
+        let request = ListParams::default().fields(&format!("metadata.name={}", pod.name));
+        let found = persist(|| pods.list(&request)).await?.items.pop();
+        found.ok_or_else(|| Trouble::Gone(format!("there is no pod {pod}")))
+    }
+
+    fn tell_added(
+        &self,
+        role: Role,
+        pod: &Key,
+        pod_uid: String,
+        target: String,
+        added: Result<String, Trouble>,
+    ) {
         self.hub.handle(match added {
             Ok(container) => {
-                info!(%pod, target, container, "holder added");
-                Event::HolderAdded {
+                info!(%pod, target, container, ?role, "companion added");
+                Event::CompanionAdded {
+                    role,
                     pod_uid,
                     target,
                     container,
@@ -209,8 +256,9 @@ impl Executor {
                 let (Trouble::Refused(message)
                 | Trouble::Gone(message)
                 | Trouble::Passing(message)) = trouble;
-                warn!(%pod, target, message, "holder not added");
-                Event::HolderNotAdded {
+                warn!(%pod, target, message, ?role, "companion not added");
+                Event::CompanionNotAdded {
+                    role,
                     pod_uid,
                     target,
                     message,

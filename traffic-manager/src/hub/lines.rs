@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use kvpn_proto::v1;
+use kvpn_proto::v1::watch_reads_response::What;
 use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -15,6 +16,9 @@ use crate::state::{ClaimRoute, ClaimSet, Deletion, LinkId, PodRoute, StreamId};
 /// the app answers instead of the session; those that are for the agent fail.
 const QUEUED_DIALS: usize = 1_024;
 
+/// Reads that may wait for a reader to take them.
+const QUEUED_READS: usize = 64;
+
 /// Open streams to agents and sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
@@ -24,9 +28,23 @@ pub(crate) struct Lines {
     /// To agents, by their links.
     pod_dials: HashMap<LinkId, mpsc::Sender<v1::WatchPodDialsResponse>>,
     pending: HashMap<String, Pending>,
+    /// To readers.
+    readers: HashMap<LinkId, mpsc::Sender<v1::WatchReadsResponse>>,
+    /// What readers are asked for, by its id.
+    reads: HashMap<String, PendingRead>,
     /// By the UID of the session.
     connections: HashMap<String, Vec<Weak<Connection>>>,
 }
+
+/// A read, and who waits for it.
+#[derive(Debug)]
+struct PendingRead {
+    link: LinkId,
+    answer: oneshot::Sender<ReadOutcome>,
+}
+
+/// What has been read, or why not; for people.
+pub(crate) type ReadOutcome = Result<v1::Environment, String>;
 
 #[derive(Debug)]
 struct Pending {
@@ -55,9 +73,11 @@ impl Lines {
         (id, receiver)
     }
 
-    /// Ends an agent's call, and the dials that wait for it.
+    /// Ends an agent's or a reader's call, and what waits for it.
     pub(crate) fn end_link(&mut self, link: LinkId) {
         self.links.remove(&link);
+        self.readers.remove(&link);
+        self.reads.retain(|_, read| read.link != link);
         self.pod_dials.remove(&link);
         self.forget_dials_of(&Answerer::Agent(link));
     }
@@ -114,6 +134,52 @@ impl Lines {
         self.pod_dials.get(&route.link)?.try_send(message).ok()?;
         let answer = self.expect_answer(&id, Answerer::Agent(route.link));
         Some((id, answer))
+    }
+
+    /// What a reader is told comes out of the receiver.
+    pub(crate) fn open_reader(&mut self) -> (LinkId, mpsc::Receiver<v1::WatchReadsResponse>) {
+        let id = LinkId(self.next());
+        let (sender, receiver) = mpsc::channel(QUEUED_READS);
+        self.readers.insert(id, sender);
+        (id, receiver)
+    }
+
+    /// Asks a reader for the environment. `None` when it does not keep up, or is gone.
+    pub(crate) fn read_environment(
+        &mut self,
+        link: LinkId,
+    ) -> Option<(String, oneshot::Receiver<ReadOutcome>)> {
+        let id = format!("read-{}", self.next());
+        let what = Some(What::Environment(id.clone()));
+        let message = v1::WatchReadsResponse { what };
+        self.readers.get(&link)?.try_send(message).ok()?;
+        let (answer, receiver) = oneshot::channel();
+        self.reads.insert(id.clone(), PendingRead { link, answer });
+        Some((id, receiver))
+    }
+
+    /// Takes the answer of the reader that was asked.
+    pub(crate) fn answer_read(&mut self, link: LinkId, id: &str, outcome: ReadOutcome) {
+        if self.reads.get(id).is_some_and(|read| read.link == link)
+            && let Some(read) = self.reads.remove(id)
+        {
+            // Who has asked may be gone.
+            let _ = read.answer.send(outcome);
+        }
+    }
+
+    pub(crate) fn forget_read(&mut self, id: &str) {
+        self.reads.remove(id);
+    }
+
+    /// Has a reader end.
+    pub(crate) fn dismiss_reader(&mut self, link: LinkId) {
+        if let Some(reader) = self.readers.remove(&link) {
+            let what = Some(What::Leave(v1::watch_reads_response::Leave {}));
+            // It may be gone, or end with its call.
+            let _ = reader.try_send(v1::WatchReadsResponse { what });
+        }
+        self.reads.retain(|_, read| read.link != link);
     }
 
     /// Asks for a dial. `None` when the session does not keep up.
@@ -273,6 +339,29 @@ mod tests {
         drop(dials);
         assert!(!lines.takes_pod_dials(link));
         assert!(lines.open_pod_dials(link).is_some(), "it has called again");
+    }
+
+    #[test]
+    fn a_read_is_answered_by_the_reader_that_was_asked_and_ends_with_its_call() {
+        let mut lines = Lines::default();
+        let (link, mut told) = lines.open_reader();
+        let (other, _told) = lines.open_reader();
+        let (id, mut answer) = lines.read_environment(link).unwrap();
+        let asked = told.try_recv().unwrap().what;
+        assert_eq!(asked, Some(What::Environment(id.clone())));
+        lines.answer_read(other, &id, Err("mine".into()));
+        assert!(answer.try_recv().is_err(), "another one answers");
+        lines.answer_read(link, &id, Ok(v1::Environment::default()));
+        assert_eq!(answer.try_recv().unwrap(), Ok(v1::Environment::default()));
+
+        let (_, mut answer) = lines.read_environment(link).unwrap();
+        lines.dismiss_reader(link);
+        assert!(answer.try_recv().is_err());
+        drop(told.try_recv());
+        let told = told.try_recv().unwrap().what;
+        assert!(matches!(told, Some(What::Leave(_))));
+        assert!(lines.read_environment(link).is_none());
+        assert!(lines.reads.is_empty());
     }
 
     #[test]

@@ -47,6 +47,7 @@ use crate::tls::Authority;
 
 mod in_pod;
 mod metrics;
+mod reads;
 mod requests;
 
 const IMAGE: &str = "agent:1";

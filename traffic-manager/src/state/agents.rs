@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::holders::Holders;
+use super::companions::Companions;
 use super::pods::AgentState;
+use super::readers::Readers;
 use super::{Claim, ClaimSet, LinkId, PodView};
 
 /// How long an agent that was just added may take to come up.
@@ -48,7 +49,9 @@ pub(crate) struct AgentSlot {
     without_tls: BTreeSet<String>,
     /// Why the agent could not put the present claims in force.
     apply_failure: Option<String>,
-    pub(super) holders: Holders,
+    /// Those that stop its containers, and those that read them.
+    pub(super) holders: Companions,
+    pub(super) readers: Readers,
 }
 
 #[derive(Debug)]
@@ -112,7 +115,8 @@ impl Default for AgentSlot {
             not_stopped: BTreeMap::new(),
             without_tls: BTreeSet::new(),
             apply_failure: None,
-            holders: Holders::default(),
+            holders: Companions::default(),
+            readers: Readers::default(),
         }
     }
 }
@@ -432,6 +436,11 @@ impl AgentSlot {
 
     /// When time alone changes something.
     pub(crate) fn deadline(&self) -> Option<Instant> {
+        let agents = self.agents_deadline().into_iter();
+        agents.chain(self.readers.deadline()).min()
+    }
+
+    fn agents_deadline(&self) -> Option<Instant> {
         if self.wanted_by.is_empty() {
             return None;
         }

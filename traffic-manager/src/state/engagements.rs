@@ -18,7 +18,7 @@ pub(crate) use holding::{Laptop, whole_second};
 
 use super::pods::Pods;
 use super::sessions::{DELETE_AGAIN, SessionRecord};
-use super::{Identified, Key, Now, PodView, replace};
+use super::{Identified, Key, Now, PodView, reading, replace};
 
 /// How long a workload that selects no pod is taken for what it was.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
@@ -101,6 +101,8 @@ pub(crate) struct EngagementRecord {
     /// It had its claims before this process was started, and agents may still have what they
     /// ended TLS with.
     has_had_tls: bool,
+    /// The pod that is read.
+    pub(super) reads: Option<Key>,
 }
 
 impl Identified for EngagementRecord {
@@ -128,6 +130,7 @@ impl EngagementRecord {
             orphan_since: None,
             delete_asked: None,
             tls: None,
+            reads: None,
         }
     }
 
@@ -366,6 +369,10 @@ fn admit(
         }
         Some(session) => session,
     };
+    if record.view.is_empty() {
+        let message = format!("the {} asks for nothing", spec.verb.as_str());
+        return Standing::unclaimed(condition::NOT_SUPPORTED, message);
+    }
     if let Err(error) = &record.filter {
         let message = format!("its filter cannot be used: {error}");
         return Standing::unclaimed(condition::NOT_SUPPORTED, message);
@@ -406,7 +413,9 @@ fn admit(
     }
     let keys: Vec<Key> = running.iter().map(|pod| pod.key.clone()).collect();
     let unsupported = running.iter().find_map(|pod| {
-        if pod.host_network {
+        if spec.verb == Verb::Ingest {
+            reading::obstacle(&record.view, pod)
+        } else if pod.host_network {
             Some(format!(
                 "pod {} uses its node's network, where an agent would catch the traffic of others",
                 pod.key.name

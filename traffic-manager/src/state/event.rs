@@ -7,8 +7,8 @@ use kvpn_proto::crd::{EngagementStatus, SessionStatus, WorkloadRef};
 use kvpn_proto::tls::TlsIdentity;
 
 use super::{
-    Change, ClaimSet, Deletion, EngagementView, Key, LinkId, Nursery, PodView, Resolution,
-    SessionView, StreamId,
+    Calling, Change, ClaimSet, Deletion, EngagementView, Key, LinkId, Nursery, Owner, PodView,
+    Resolution, SessionView, StreamId,
 };
 
 /// What happened.
@@ -60,14 +60,16 @@ pub(crate) enum Event {
         container: String,
         message: String,
     },
-    /// The API server has added a container that can stop another one.
-    HolderAdded {
+    /// The API server has added a container that can stop or read another one.
+    CompanionAdded {
+        role: Role,
         pod_uid: String,
         target: String,
         container: String,
     },
     /// It has not.
-    HolderNotAdded {
+    CompanionNotAdded {
+        role: Role,
         pod_uid: String,
         target: String,
         message: String,
@@ -100,8 +102,28 @@ pub(crate) enum Event {
         generation: u64,
         detail: String,
     },
+    /// A reader has opened `WatchReads`.
+    ReaderLinked {
+        pod: Key,
+        pod_uid: String,
+        link: LinkId,
+        calling: Calling,
+    },
+    ReaderUnlinked {
+        pod_uid: String,
+        link: LinkId,
+    },
     /// A deadline has passed.
     Tick,
+}
+
+/// What a container is there for beside another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// To stop its processes.
+    Holder,
+    /// To read what it has.
+    Reader,
 }
 
 /// What is to be done.
@@ -126,6 +148,18 @@ pub(crate) enum Effect {
         pod: Key,
         uid: String,
         target: String,
+    },
+    /// Add a container that can read what another one has.
+    AddReader {
+        pod: Key,
+        uid: String,
+        target: String,
+        /// As whom it must run, if the pod does not tell.
+        owner: Option<Owner>,
+    },
+    /// Have a reader end.
+    DismissReader {
+        link: LinkId,
     },
     ResolveWorkload {
         engagement: Key,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
-use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX};
+use kvpn_proto::names::{AGENT_CONTAINER_PREFIX, HOLDER_CONTAINER_PREFIX, READER_CONTAINER_PREFIX};
 
 use super::{Change, Identified, Key};
 
@@ -30,7 +30,9 @@ pub(crate) struct PodView {
     /// Ephemeral containers and sidecars that are named like agents.
     pub(crate) agents: Vec<AgentContainer>,
     /// Containers that can stop the processes of others.
-    pub(crate) holders: Vec<HolderContainer>,
+    pub(crate) holders: Vec<CompanionContainer>,
+    /// Containers that can read what others have.
+    pub(crate) readers: Vec<CompanionContainer>,
     /// The names of the Secrets that its images are pulled with.
     pub(crate) pull_secrets: BTreeSet<String>,
 }
@@ -53,9 +55,9 @@ impl Probes {
     }
 }
 
-/// A container that can stop the processes of another one.
+/// A container that is there for another one, whose processes it can stop or read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HolderContainer {
+pub(crate) struct CompanionContainer {
     pub(crate) name: String,
     pub(crate) target: String,
     pub(crate) image: String,
@@ -174,7 +176,8 @@ impl From<&Pod> for PodView {
                 [spec.share_process_namespace, spec.host_pid].contains(&Some(true))
             }),
             agents: agents(pod),
-            holders: holders(pod),
+            holders: companions(pod, HOLDER_CONTAINER_PREFIX),
+            readers: companions(pod, READER_CONTAINER_PREFIX),
             pull_secrets: spec.map(pull_secrets).unwrap_or_default(),
         }
     }
@@ -207,17 +210,17 @@ fn probes(spec: &PodSpec) -> BTreeMap<String, Probes> {
     spec.containers.iter().map(probes).collect()
 }
 
-fn holders(pod: &Pod) -> Vec<HolderContainer> {
+fn companions(pod: &Pod, prefix: &str) -> Vec<CompanionContainer> {
     let spec = pod.spec.as_ref();
     let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_deref());
-    let holders = ephemeral
+    let companions = ephemeral
         .unwrap_or_default()
         .iter()
-        .filter(|it| it.name.starts_with(HOLDER_CONTAINER_PREFIX));
+        .filter(|it| it.name.starts_with(prefix));
     let statuses = pod.status.as_ref();
     let statuses = statuses.and_then(|status| status.ephemeral_container_statuses.as_deref());
-    holders
-        .map(|it| HolderContainer {
+    companions
+        .map(|it| CompanionContainer {
             name: it.name.clone(),
             target: it.target_container_name.clone().unwrap_or_default(),
             image: it.image.clone().unwrap_or_default(),

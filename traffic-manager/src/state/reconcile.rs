@@ -6,6 +6,7 @@ use kvpn_proto::crd::Verb;
 use kvpn_proto::flow::Protocol;
 
 use super::engagements::{EngagementRecord, Standing, decide};
+use super::readers::Due;
 use super::status::engagement_status;
 use super::{Claim, Effect, Key, Now, Nursery, PodView, Questions, Resolution, World};
 
@@ -14,6 +15,8 @@ use super::{Claim, Effect, Key, Now, Nursery, PodView, Questions, Resolution, Wo
 struct Demand {
     claims: Vec<Claim>,
     wanted_by: BTreeSet<String>,
+    /// The containers that are to be read: whether somebody waits for it.
+    reads: BTreeMap<String, bool>,
 }
 
 impl World {
@@ -31,6 +34,7 @@ impl World {
         for (key, standing) in &standings {
             if let Some(record) = self.engagements.get_mut(key) {
                 record.settle(standing, now);
+                record.choose_read(standing);
             }
         }
         let demands = self.demands(&standings);
@@ -61,6 +65,7 @@ impl World {
             let session = self.sessions.get(&Key::new(home, &spec.session));
             session.is_some_and(|session| session.view.user == spec.user)
         });
+        let engaged = engaged.filter(|it| !it.view.spec.ports.is_empty());
         let engaged = engaged
             .filter(|it| it.view.spec.roll_out || self.births.is_proven(&it.view.key.namespace));
         let nurseries = engaged.filter_map(|record| match &record.workload {
@@ -132,7 +137,12 @@ impl World {
             else {
                 continue;
             };
-            if !laptop.is_present() && !record.fails_closed() {
+            if let Some((pod, container)) = record.read(&self.pods) {
+                let reads = &mut demands.entry(pod.key.clone()).or_default().reads;
+                *reads.entry(container.to_owned()).or_default() |= laptop.is_present();
+            }
+            let takes_traffic = !record.view.spec.ports.is_empty();
+            if !takes_traffic || !laptop.is_present() && !record.fails_closed() {
                 continue;
             }
             let all = pods.iter().chain(passing);
@@ -157,6 +167,7 @@ impl World {
         now: &Now,
         effects: &mut Vec<Effect>,
     ) {
+        let mut is_read = false;
         for pod in self.pods.in_namespace(namespace) {
             let demand = demands.remove(&pod.key);
             let slot = match demand {
@@ -178,12 +189,17 @@ impl World {
             if slot.link().is_some() {
                 self.births.prove(pod);
             }
+            let image = &self.settings.agent_image;
             let due = match slot.link() {
-                Some(_) => {
+                Some(_) if pod.is_running() => {
                     let stops = slot.claims().claims.iter();
                     let targets = stops.filter_map(|claim| claim.stops.clone()).collect();
-                    let image = &self.settings.agent_image;
-                    slot.holders.advance(&targets, pod, image, now.instant)
+                    slot.holders
+                        .advance(&targets, &pod.holders, image, now.instant)
+                }
+                Some(_) => {
+                    slot.holders.clear();
+                    Vec::new()
                 }
                 None => Vec::new(),
             };
@@ -192,14 +208,32 @@ impl World {
                 uid: pod.uid.clone(),
                 target,
             }));
+            let Due { add, dismiss } =
+                (slot.readers).advance(&demand.reads, pod, image, now.instant);
+            effects.extend(
+                dismiss
+                    .into_iter()
+                    .map(|link| Effect::DismissReader { link }),
+            );
+            effects.extend(add.into_iter().map(|(target, owner)| Effect::AddReader {
+                pod: pod.key.clone(),
+                uid: pod.uid.clone(),
+                target,
+                owner,
+            }));
+            is_read |= !slot.readers.is_empty();
             slot.want(demand.wanted_by);
-            if slot.advance(pod, &self.settings.agent_image, now.instant) {
+            if slot.advance(pod, image, now.instant) {
                 effects.push(Effect::AddAgent {
                     pod: pod.key.clone(),
                     uid: pod.uid.clone(),
                     ip: pod.ips.first().copied(),
                 });
             }
+        }
+        match is_read {
+            true => drop(self.read.insert(namespace.to_owned())),
+            false => drop(self.read.remove(namespace)),
         }
     }
 

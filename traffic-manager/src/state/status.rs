@@ -9,6 +9,7 @@ use kvpn_proto::crd::{EngagementStatus, Verb, condition};
 use super::agents::{AgentSlot, AgentStatus};
 use super::engagements::{EngagementRecord, Laptop, Standing, count, no_running_pod};
 use super::pods::Pods;
+use super::reading::readiness;
 use super::{Claim, Key};
 
 /// How many pods are told by their names.
@@ -16,14 +17,14 @@ const MAX_TOLD: usize = 3;
 
 /// What a condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Says {
+pub(super) struct Says {
     holds: bool,
     reason: &'static str,
     message: String,
 }
 
 impl Says {
-    fn yes(message: impl Into<String>) -> Self {
+    pub(super) fn yes(message: impl Into<String>) -> Self {
         Self {
             holds: true,
             reason: condition::READY,
@@ -31,7 +32,7 @@ impl Says {
         }
     }
 
-    fn no(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn no(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             holds: false,
             reason,
@@ -49,6 +50,7 @@ pub(crate) fn engagement_status(
     has_births: bool,
     now: Timestamp,
 ) -> EngagementStatus {
+    let is_ingest = record.view.spec.verb == Verb::Ingest;
     let (agents_ready, active, selected, covered) = match standing {
         Standing::Unclaimed {
             reason,
@@ -65,7 +67,12 @@ pub(crate) fn engagement_status(
         Standing::Admitted {
             pods: keys, laptop, ..
         } => {
-            let (agents, covered) = survey(record, keys, pods, slots, has_births);
+            let (agents, covered) = match record.view.spec.verb {
+                Verb::Ingest => read_by(record, pods, slots),
+                Verb::Intercept | Verb::Wiretap | Verb::Replace => {
+                    survey(record, keys, pods, slots, has_births)
+                }
+            };
             let present = laptop.is_present();
             let covered = if present { covered } else { Vec::new() };
             let waiting = waiting_for_tls(record, keys, pods, slots);
@@ -78,7 +85,7 @@ pub(crate) fn engagement_status(
                 Says::no(condition::SESSION_ABSENT, message)
             } else if let Some(waiting) = waiting.filter(|_| agents.holds) {
                 Says::no(condition::NO_TLS_IDENTITY, waiting)
-            } else if !agents.holds || covered.len() == keys.len() {
+            } else if !agents.holds || covered.len() == keys.len() || is_ingest {
                 agents.clone()
             } else {
                 failure_to_apply(record, keys, pods, slots).unwrap_or_else(|| {
@@ -86,7 +93,7 @@ pub(crate) fn engagement_status(
                     Says::no(condition::PROGRESSING, message)
                 })
             };
-            let active = if active.holds {
+            let active = if active.holds && !is_ingest {
                 Says::yes(format!(
                     "new connections go to {}'s laptop",
                     record.view.spec.user
@@ -114,15 +121,33 @@ pub(crate) fn engagement_status(
                 .map_or(Time(now), |before| before.last_transition_time.clone()),
         }
     };
+    let environment = record.view.spec.environment;
+    let environment = environment.then(|| match standing {
+        Standing::Unclaimed { .. } => active.clone(),
+        Standing::Admitted { .. } => readiness(record, pods, slots),
+    });
+    let mut conditions = vec![
+        condition(condition::AGENTS_READY, agents_ready),
+        condition(condition::ACTIVE, active),
+    ];
+    conditions.extend(environment.map(|says| condition(condition::ENVIRONMENT_READY, says)));
     EngagementStatus {
-        conditions: vec![
-            condition(condition::AGENTS_READY, agents_ready),
-            condition(condition::ACTIVE, active),
-        ],
+        conditions,
         pods_selected: selected,
         pods_covered: covered,
         held_since: record.held_since.map(Time),
     }
+}
+
+/// Whether what an ingest reads is there, and the pod that it is read of if so.
+fn read_by(
+    record: &EngagementRecord,
+    pods: &Pods,
+    slots: &BTreeMap<String, AgentSlot>,
+) -> (Says, Vec<Key>) {
+    let says = readiness(record, pods, slots);
+    let read = record.reads.iter().filter(|_| says.holds);
+    (says.clone(), read.cloned().collect())
 }
 
 /// Whether all agents are there, and which pods have the claims in force. Of
@@ -188,7 +213,8 @@ fn roll_out_helps(record: &EngagementRecord, words: &str) -> bool {
 /// How far a pod's agent is, and what stops its app where that is to be.
 fn agent_status(record: &EngagementRecord, slot: &AgentSlot, pod: &str) -> AgentStatus {
     let status = slot.status(pod);
-    let trouble = stops(record).and_then(|container| slot.holders.trouble(pod, container));
+    let trouble = |container| slot.holders.trouble(pod, container, "stopped");
+    let trouble = stops(record).and_then(trouble);
     trouble
         .filter(|_| status == AgentStatus::Ready)
         .unwrap_or(status)

@@ -8,7 +8,7 @@ use kvpn_proto::crd::{EngagedPort, EngagementSpec, Verb, WorkloadKind, WorkloadR
 use kvpn_proto::flow::Protocol;
 
 use super::engagements::{EngagementView, Resolution};
-use super::pods::{AgentContainer, AgentState, Phase, PodView};
+use super::pods::{AgentContainer, AgentState, CompanionContainer, Phase, PodView};
 use super::sessions::SessionView;
 use super::{Key, Now};
 
@@ -53,6 +53,7 @@ pub(crate) fn pod(namespace: &str, name: &str, ip: &str) -> PodView {
         probes: BTreeMap::new(),
         shares_processes: false,
         holders: Vec::new(),
+        readers: Vec::new(),
         pull_secrets: BTreeSet::new(),
     }
 }
@@ -63,6 +64,16 @@ pub(crate) fn agent_container(name: &str, image: &str) -> AgentContainer {
         name: name.into(),
         image: image.into(),
         is_sidecar: false,
+        state: AgentState::Running,
+    }
+}
+
+/// A running container that is there for another one.
+pub(crate) fn companion(name: &str, target: &str, image: &str) -> CompanionContainer {
+    CompanionContainer {
+        name: name.into(),
+        target: target.into(),
+        image: image.into(),
         state: AgentState::Running,
     }
 }
@@ -106,6 +117,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
             roll_out: false,
             terminates_tls: false,
             to_pod: Vec::new(),
+            environment: false,
         },
         status: None,
     }

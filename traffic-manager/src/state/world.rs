@@ -12,7 +12,7 @@ use super::pods::Pods;
 use super::sessions::SessionRecord;
 use super::{
     AgentRejected, Caller, Change, ClaimRoute, Effect, EngagementView, Event, Key, Now, PodView,
-    SessionView, StreamId,
+    Role, SessionView, StreamId,
 };
 
 /// What the state depends on besides events.
@@ -43,6 +43,8 @@ pub(crate) struct World {
     arrivals: u64,
     /// Namespaces in which something changed.
     dirty: BTreeSet<String>,
+    /// Namespaces with readers, which may have no engagements any more.
+    pub(super) read: BTreeSet<String>,
     pub(super) births: Births,
     pub(super) deletions: Deletions,
 }
@@ -59,6 +61,7 @@ impl World {
             synced: false,
             arrivals: 0,
             dirty: BTreeSet::new(),
+            read: BTreeSet::new(),
             births: Births::default(),
         }
     }
@@ -73,9 +76,10 @@ impl World {
                 self.births.handle_pods(&change);
                 let (namespaces, gone) = self.pods.apply(change);
                 self.dirty.extend(namespaces);
-                let slots = gone.iter().filter_map(|uid| self.slots.remove(uid));
-                let links = slots.filter_map(|slot| slot.link());
-                effects.extend(links.map(|link| Effect::EndLink { link }));
+                for slot in gone.iter().filter_map(|uid| self.slots.remove(uid)) {
+                    let links = slot.link().into_iter().chain(slot.readers.links());
+                    effects.extend(links.map(|link| Effect::EndLink { link }));
+                }
             }
             Event::Synced => {
                 self.synced = true;
@@ -125,22 +129,33 @@ impl World {
                 container,
                 message,
             } => self.with_slot(&pod_uid, |slot| slot.handle_stuck(container, message)),
-            Event::HolderAdded {
+            Event::CompanionAdded {
+                role,
                 pod_uid,
                 target,
                 container,
             } => self.with_slot(&pod_uid, |slot| {
-                slot.holders.handle_added(&target, container, now.instant);
+                let at = now.instant;
+                match role {
+                    Role::Holder => slot.holders.handle_added(&target, container, at),
+                    Role::Reader => slot.readers.handle_added(&target, container, at),
+                }
             }),
-            Event::HolderNotAdded {
+            Event::CompanionNotAdded {
+                role,
                 pod_uid,
                 target,
                 message,
                 is_refused,
             } => self.with_slot(&pod_uid, |slot| {
                 let at = now.instant;
-                slot.holders
-                    .handle_not_added(&target, message, is_refused, at);
+                let AgentSlot {
+                    holders, readers, ..
+                } = slot;
+                match role {
+                    Role::Holder => holders.handle_not_added(&target, message, is_refused, at),
+                    Role::Reader => readers.handle_not_added(&target, message, is_refused, at),
+                }
             }),
             Event::AgentLinked {
                 pod_uid,
@@ -178,6 +193,25 @@ impl World {
             } => self.with_slot(&pod_uid, |slot| {
                 slot.handle_apply_failed(link, generation, detail);
             }),
+            Event::ReaderLinked {
+                pod,
+                pod_uid,
+                link,
+                calling,
+            } => {
+                self.read.insert(pod.namespace);
+                let slot = self.slots.entry(pod_uid).or_default();
+                let to_end = slot.readers.handle_linked(link, calling);
+                effects.extend(
+                    to_end
+                        .into_iter()
+                        .map(|link| Effect::DismissReader { link }),
+                );
+                self.touch_all();
+            }
+            Event::ReaderUnlinked { pod_uid, link } => {
+                self.with_slot(&pod_uid, |slot| slot.readers.handle_unlinked(link));
+            }
             Event::Tick => self.touch_all(),
         }
         if self.synced {
@@ -255,12 +289,13 @@ impl World {
         Ok((pod.uid.clone(), pod.key.clone()))
     }
 
-    /// Whether an agent may call from an address: one was brought into the pod
-    /// there, or is on its way.
+    /// Whether an agent or a reader may call from an address: one was brought into the
+    /// pod there, or is on its way.
     pub(crate) fn expects_agent(&self, ip: IpAddr) -> bool {
         self.pods.by_ip(ip).is_some_and(|pod| {
             let slot = self.slots.get(&pod.uid);
-            !pod.agents.is_empty() || slot.is_some_and(AgentSlot::expects_agent)
+            let is_there = !pod.agents.is_empty() || !pod.readers.is_empty();
+            is_there || slot.is_some_and(|slot| slot.expects_agent() || slot.readers.expects_any())
         })
     }
 
@@ -449,6 +484,7 @@ impl World {
     fn touch_all(&mut self) {
         let namespaces = self.engagements.keys().map(|key| key.namespace.clone());
         self.dirty.extend(namespaces);
+        self.dirty.extend(self.read.iter().cloned());
     }
 
     /// Writes the status of sessions, has their engagements block nobody after a while of

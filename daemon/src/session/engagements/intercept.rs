@@ -40,13 +40,15 @@ pub(crate) struct Intercept {
     pub(crate) http: Option<HttpFilter>,
     /// Nobody answers when the laptop does not.
     pub(crate) fails_closed: bool,
-    /// The container to replace, empty for the one that has the ports; or whose ports are
-    /// meant, empty for all.
+    /// The container to replace or to read, empty for the one that has the ports; or whose
+    /// ports are meant, empty for all.
     pub(crate) container: String,
     /// The workload is rolled out once where only pods that are born with the agent can
     /// have it.
     pub(crate) rolls_out: bool,
     pub(crate) to_pod: Vec<ToPod>,
+    /// The environment of the container is to be read.
+    pub(crate) environment: bool,
     pub(crate) timeout: Option<Duration>,
     /// What clients' TLS is ended with.
     pub(crate) tls: Option<Source>,
@@ -59,7 +61,7 @@ type Events = mpsc::Sender<Result<v1::InterceptResponse, Status>>;
 struct Plan {
     workload: WorkloadRef,
     ports: Vec<ResolvedPort>,
-    /// The container that is replaced, or whose ports are meant.
+    /// The container that is replaced or read, or whose ports are meant.
     container: Option<String>,
     tls: Option<TlsIdentity>,
 }
@@ -98,6 +100,7 @@ impl Engagements {
         entry.rolls_out = request.rolls_out;
         entry.tls = plan.tls;
         entry.to_pod.clone_from(&request.to_pod);
+        entry.environment = request.environment;
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) = tokio::join!(
             self.create(&key, entry, doors),
@@ -109,7 +112,13 @@ impl Engagements {
         };
         let timeout = request.timeout.unwrap_or(DEFAULT_TIMEOUT);
         let outcome = tokio::select! {
-            outcome = tokio::time::timeout(timeout, self.arrive(&request, &workload, &mut observed, &events)) => {
+            outcome = tokio::time::timeout(timeout, async {
+                self.arrive(&request, &workload, &mut observed, &events).await?;
+                match request.environment {
+                    true => readable(&mut observed, &events).await,
+                    false => Ok(()),
+                }
+            }) => {
                 outcome.unwrap_or_else(|_| Err(late(&workload, timeout, &observed.borrow())))
             }
             () = events.closed() => Err(cancelled()),
@@ -177,14 +186,18 @@ impl Engagements {
             Verb::Intercept | Verb::Wiretap if !wanted.is_empty() => {
                 Some(found.workload.in_container(wanted)?)
             }
-            Verb::Intercept | Verb::Wiretap | Verb::Replace => None,
+            Verb::Intercept | Verb::Wiretap | Verb::Replace | Verb::Ingest => None,
         };
         let found = Found {
             workload: narrowed.as_ref().unwrap_or(found.workload),
             ..found
         };
-        let workloads::Resolved { ports, warnings } =
-            workloads::resolve_ports(&inventory, &found, &request.ports)?;
+        let workloads::Resolved { ports, warnings } = match request.verb {
+            Verb::Intercept | Verb::Wiretap | Verb::Replace => {
+                workloads::resolve_ports(&inventory, &found, &request.ports)?
+            }
+            Verb::Ingest => workloads::Resolved::default(),
+        };
         for warning in warnings {
             // The client being gone shows in `Events::closed`.
             let _ = send(events, Event::Warning(warning)).await;
@@ -199,7 +212,7 @@ impl Engagements {
         }
         let in_the_way = match request.verb {
             Verb::Intercept | Verb::Replace => self.table.of(namespace, &workload, &ports, http),
-            Verb::Wiretap => None,
+            Verb::Wiretap | Verb::Ingest => None,
         };
         if let Some(key) = in_the_way {
             return Err(Failure::new(
@@ -212,7 +225,12 @@ impl Engagements {
             ));
         }
         let container = match request.verb {
-            Verb::Replace => Some(workloads::container(&inventory, &workload, &ports, wanted)?),
+            Verb::Replace | Verb::Ingest => {
+                Some(workloads::container(&inventory, &workload, &ports, wanted)?)
+            }
+            Verb::Intercept | Verb::Wiretap if request.environment => {
+                Some(workloads::container(&inventory, &workload, &ports, wanted)?)
+            }
             Verb::Intercept | Verb::Wiretap => narrowed.map(|_| wanted.to_owned()),
         };
         let tls = match &request.tls {
@@ -337,6 +355,30 @@ async fn activation(
     }
 }
 
+/// Tells the client what is waited for, until the environment can be read.
+async fn readable(
+    observed: &mut watch::Receiver<Observed>,
+    events: &Events,
+) -> Result<(), Failure> {
+    let mut told = String::new();
+    loop {
+        let current = observed.borrow_and_update().environment.clone();
+        let message = match current {
+            Progress::Active => return Ok(()),
+            Progress::Failed(failure) | Progress::RollOutNeeded(failure) => return Err(failure),
+            Progress::Gone { by } => return Err(deleted_meanwhile(by.as_deref())),
+            Progress::Waiting { message, .. } => message,
+        };
+        if message != told {
+            progress(events, message.clone()).await;
+            told = message;
+        }
+        if observed.changed().await.is_err() {
+            return Err(deleted_meanwhile(None));
+        }
+    }
+}
+
 fn deleted_meanwhile(by: Option<&str>) -> Failure {
     let (message, next_step) = match by {
         Some(by) => (
@@ -385,7 +427,14 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
         Progress::RollOutNeeded(failure) => (Reason::AgentNotReady, failure.message.as_str()),
         // As of new pods that do not come up.
         Progress::Failed(failure) => (Reason::AgentNotReady, failure.message.as_str()),
-        Progress::Active | Progress::Gone { .. } => (Reason::TimedOut, ""),
+        Progress::Active => match &observed.environment {
+            Progress::Waiting { message, .. } => (Reason::AgentNotReady, message.as_str()),
+            Progress::Active
+            | Progress::Failed(_)
+            | Progress::RollOutNeeded(_)
+            | Progress::Gone { .. } => (Reason::TimedOut, ""),
+        },
+        Progress::Gone { .. } => (Reason::TimedOut, ""),
     };
     Failure::new(
         reason,
@@ -401,7 +450,7 @@ fn late(workload: &WorkloadRef, timeout: Duration, observed: &Observed) -> Failu
 async fn warn_of_silence(verb: Verb, locals: &[(SocketAddr, Protocol)], events: &Events) {
     let until_then = match verb {
         Verb::Intercept => "the pods answer themselves",
-        Verb::Wiretap => "nothing is copied",
+        Verb::Wiretap | Verb::Ingest => "nothing is copied",
         Verb::Replace => "nobody answers",
     };
     for (local, protocol) in locals {

@@ -1,7 +1,7 @@
 //! What an Engagement's status means: still on its way, in force, or failed
 //! and why.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kvpn_proto::crd::{EngagedPort, Engagement, Verb, condition};
 use kvpn_proto::filter::{self, Filter, HttpFilter};
 use kvpn_proto::flow::Protocol;
@@ -13,6 +13,8 @@ use crate::session::workloads::no_running_pod;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Observed {
     pub(super) progress: Progress,
+    /// Whether the environment can be read that it asks for.
+    pub(super) environment: Progress,
     pub(super) pods_selected: u32,
     pub(super) pods_covered: u32,
 }
@@ -36,11 +38,13 @@ pub(super) enum Progress {
 
 impl Default for Observed {
     fn default() -> Self {
+        let waiting = Progress::Waiting {
+            message: "waiting for the traffic manager".to_owned(),
+            agents_ready: false,
+        };
         Self {
-            progress: Progress::Waiting {
-                message: "waiting for the traffic manager".to_owned(),
-                agents_ready: false,
-            },
+            progress: waiting.clone(),
+            environment: waiting,
             pods_selected: 0,
             pods_covered: 0,
         }
@@ -50,7 +54,8 @@ impl Default for Observed {
 impl Observed {
     pub(super) fn gone(by: Option<String>) -> Self {
         Self {
-            progress: Progress::Gone { by },
+            progress: Progress::Gone { by: by.clone() },
+            environment: Progress::Gone { by },
             pods_selected: 0,
             pods_covered: 0,
         }
@@ -73,7 +78,8 @@ pub(super) fn observe(engagement: &Engagement) -> Observed {
             .flatten()
             .filter(|condition| condition.status != "True")
             .find_map(|condition| {
-                let failure = failure(engagement, &condition.reason, &condition.message)?;
+                let (verb, why) = (engagement.spec.verb, &condition.message);
+                let failure = failure(engagement, verb, &condition.reason, why)?;
                 Some((&*condition.reason, failure))
             });
         match failed {
@@ -90,15 +96,25 @@ pub(super) fn observe(engagement: &Engagement) -> Observed {
     };
     Observed {
         progress,
+        environment: environment(engagement, find(condition::ENVIRONMENT_READY)),
         pods_selected: status.pods_selected,
         pods_covered: status.pods_covered,
     }
 }
 
-fn waiting(
-    pending: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
-    agents_ready: bool,
-) -> Progress {
+fn environment(engagement: &Engagement, ready: Option<&Condition>) -> Progress {
+    match ready {
+        Some(ready) if ready.status == "True" => Progress::Active,
+        Some(ready) => {
+            // As of one that only reads.
+            let failure = failure(engagement, Verb::Ingest, &ready.reason, &ready.message);
+            failure.map_or_else(|| waiting(Some(ready), true), Progress::Failed)
+        }
+        None => Observed::default().environment,
+    }
+}
+
+fn waiting(pending: Option<&Condition>, agents_ready: bool) -> Progress {
     let message = match pending {
         Some(condition) if !condition.message.is_empty() => condition.message.clone(),
         Some(_) | None if agents_ready => "waiting for the agents to take over the port".to_owned(),
@@ -111,7 +127,7 @@ fn waiting(
 }
 
 /// The failure behind a condition's reason; none for one that passes.
-fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failure> {
+fn failure(engagement: &Engagement, verb: Verb, reason: &str, detail: &str) -> Option<Failure> {
     let workload = &engagement.spec.workload;
     let namespace = engagement.metadata.namespace.as_deref().unwrap_or_default();
     let describe = format!(
@@ -131,7 +147,7 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
             format!(
                 "ask an administrator to admit ephemeral containers with {} in namespace {namespace} \
                  (a PodSecurity level of privileged, or an exemption)",
-                capabilities(engagement.spec.verb)
+                capabilities(verb)
             ),
         ),
         condition::ROLL_OUT_NEEDED => Failure::new(
@@ -143,6 +159,11 @@ fn failure(engagement: &Engagement, reason: &str, detail: &str) -> Option<Failur
                 "have them made anew once, with the agent from birth, by --rollout, or ask an \
                  administrator to admit ephemeral containers with NET_ADMIN in namespace {namespace}"
             ),
+        ),
+        condition::AGENT_FAILED if verb == Verb::Ingest => Failure::new(
+            Reason::AgentNotReady,
+            format!("what {workload} has cannot be read: {detail}"),
+            describe,
         ),
         condition::AGENT_FAILED => Failure::new(
             Reason::AgentNotReady,
@@ -174,6 +195,7 @@ fn capabilities(verb: Verb) -> &'static str {
     match verb {
         Verb::Intercept | Verb::Wiretap => "NET_ADMIN",
         Verb::Replace => "NET_ADMIN, and others with SYS_PTRACE,",
+        Verb::Ingest => "what the container itself has",
     }
 }
 
@@ -348,6 +370,29 @@ mod tests {
             panic!("not failed");
         };
         assert!(failure.message.contains("violates PodSecurity"));
+    }
+
+    #[test]
+    fn environment_has_a_condition_of_its_own() {
+        let environment = |conditions: &[String]| {
+            let conditions = format!("[{}]", conditions.join(", "));
+            observe(&engagement(&conditions)).environment
+        };
+        let active = condition("Active", "True", "Ready", "");
+        let of = |status, reason| condition("EnvironmentReady", status, reason, "why");
+        assert_eq!(
+            environment(&[active.clone(), of("True", "Ready")]),
+            Progress::Active
+        );
+        let waits = environment(&[active.clone(), of("False", "Progressing")]);
+        assert!(matches!(waits, Progress::Waiting { message, .. } if message == "why"));
+        let refused = [active.clone(), of("False", "AgentRefused")];
+        let Progress::Failed(failure) = environment(&refused) else {
+            panic!("not failed");
+        };
+        assert!(failure.next_step.contains("what the container itself has"));
+        assert_eq!(progress(&refused), Progress::Active);
+        assert!(matches!(environment(&[active]), Progress::Waiting { .. }));
     }
 
     #[test]

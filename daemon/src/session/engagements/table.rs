@@ -54,6 +54,10 @@ pub(super) struct Entry {
     /// What clients' TLS is ended with.
     pub(super) tls: Option<TlsIdentity>,
     pub(super) to_pod: Vec<ToPod>,
+    /// The container's environment may be read.
+    pub(super) environment: bool,
+    /// The resource's, once it is made.
+    uid: Option<String>,
     /// Who lets connections to these in.
     doors: JoinSet<()>,
     pub(super) observed: watch::Sender<Observed>,
@@ -80,6 +84,8 @@ impl Entry {
             rolls_out: false,
             tls: None,
             to_pod: Vec::new(),
+            environment: false,
+            uid: None,
             doors: JoinSet::new(),
             observed: watch::channel(Observed::default()).0,
             watcher: None,
@@ -117,6 +123,7 @@ impl Entry {
             container: self.container.clone().unwrap_or_default(),
             terminates_tls: self.tls.is_some(),
             to_pod: self.to_pod.iter().map(|it| (*it).into()).collect(),
+            environment: self.environment,
         }
     }
 
@@ -208,6 +215,19 @@ impl Table {
             }
             None => false,
         }
+    }
+
+    pub(super) fn keep_uid(&self, key: &Key, uid: Option<String>) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.uid = uid;
+        }
+    }
+
+    /// UID of an engagement that may read an environment, and the container that has it.
+    pub(super) fn read_by(&self, key: &Key) -> Option<(String, String)> {
+        let entries = self.lock();
+        let entry = entries.get(key).filter(|entry| entry.environment)?;
+        Some((entry.uid.clone()?, entry.container.clone()?))
     }
 
     pub(super) fn keep_giver(&self, key: &Key, giver: AbortOnDropHandle<()>) {
@@ -472,6 +492,19 @@ mod tests {
                 "choose one of: Deployment/web in namespace shop"
             );
         }
+    }
+
+    #[test]
+    fn environment_is_read_for_those_engagements_that_asked_for_it() {
+        let table = table();
+        let key = Key::new("shop", "web-alice-1");
+        table.keep_uid(&key, Some("u-1".into()));
+        assert_eq!(table.read_by(&key), None);
+        let mut entry = table.remove(&key).unwrap();
+        entry.environment = true;
+        entry.container = Some("app".into());
+        table.insert(key.clone(), entry);
+        assert_eq!(table.read_by(&key), Some(("u-1".into(), "app".into())));
     }
 
     #[test]

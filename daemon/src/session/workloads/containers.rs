@@ -1,4 +1,4 @@
-//! The container of a workload's pods that is replaced, or whose ports are meant.
+//! The container of a workload's pods that is replaced or read, or whose ports are meant.
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort};
 use kvpn_proto::crd::WorkloadRef;
@@ -8,7 +8,12 @@ use kvpn_proto::{Failure, Reason};
 
 use super::{Inventory, ResolvedPort, Workload, is_running, no_running_pod};
 
-/// The container of that name, or without a name the one that has the ports.
+/// Annotation of a pod with the container that is meant where none is named, as for kubectl
+/// (<https://kubernetes.io/docs/reference/labels-annotations-taints/#kubectl-kubernetes-io-default-container>).
+const DEFAULT: &str = "kubectl.kubernetes.io/default-container";
+
+/// The container of that name, or without a name the one that has the ports; without ports
+/// the one that the pod says.
 pub(crate) fn container(
     inventory: &Inventory,
     workload: &WorkloadRef,
@@ -16,8 +21,8 @@ pub(crate) fn container(
     wanted: &str,
 ) -> Result<String, Failure> {
     let mut pods = inventory.pods_of(workload);
-    let spec = pods
-        .find(|pod| is_running(pod))
+    let pod = pods.find(|pod| is_running(pod));
+    let spec = pod
         .and_then(|pod| pod.spec.as_ref())
         .ok_or_else(|| no_running_pod(&inventory.namespace, workload))?;
     let all = spec.containers.as_slice();
@@ -29,11 +34,17 @@ pub(crate) fn container(
             .ok_or_else(|| usage(format!("{workload} has no container {wanted}")));
     }
     let with_ports: Vec<&Container> = all.iter().filter(|it| declares(it, ports)).collect();
+    let annotations = pod.and_then(|pod| pod.metadata.annotations.as_ref());
+    let default = annotations.and_then(|annotations| annotations.get(DEFAULT));
+    let default = default.filter(|name| ports.is_empty() && all.iter().any(|it| it.name == **name));
+    if let Some(default) = default {
+        return Ok(default.clone());
+    }
     match (with_ports.as_slice(), all) {
         ([only], _) => Ok(only.name.clone()),
         ([], [only]) => Ok(only.name.clone()),
         _ => Err(usage(format!(
-            "which container of {workload} is to be replaced is not clear"
+            "which container of {workload} is meant is not clear"
         ))),
     }
 }
@@ -101,9 +112,21 @@ mod tests {
     use super::*;
 
     fn replaced(containers: &str, wanted: &str) -> Result<String, String> {
+        let port = ResolvedPort {
+            local: "127.0.0.1:8080".parse().unwrap(),
+            container_port: 8080,
+            protocol: Protocol::Tcp,
+            service: None,
+            spoken: None,
+        };
+        meant(containers, &[port], wanted)
+    }
+
+    /// Of a pod whose default container is `web`.
+    fn meant(containers: &str, ports: &[ResolvedPort], wanted: &str) -> Result<String, String> {
         let pod: Pod = serde_yaml::from_str(&format!(
-            "{{metadata: {{name: web}}, spec: {{containers: {containers}}},
-               status: {{phase: Running}}}}"
+            "{{metadata: {{name: web, annotations: {{{DEFAULT}: web}}}},
+               spec: {{containers: {containers}}}, status: {{phase: Running}}}}"
         ))
         .unwrap();
         let inventory = Inventory {
@@ -115,14 +138,7 @@ mod tests {
             kind: WorkloadKind::Pod,
             name: "web".into(),
         };
-        let port = ResolvedPort {
-            local: "127.0.0.1:8080".parse().unwrap(),
-            container_port: 8080,
-            protocol: Protocol::Tcp,
-            service: None,
-            spoken: None,
-        };
-        container(&inventory, &workload, &[port], wanted).map_err(|failure| failure.next_step)
+        container(&inventory, &workload, ports, wanted).map_err(|failure| failure.next_step)
     }
 
     #[test]
@@ -134,6 +150,15 @@ mod tests {
         assert_eq!(replaced(by_protocol, ""), Ok("web".into()));
         assert_eq!(replaced(two, "proxy"), Ok("proxy".into()));
         assert_eq!(replaced("[{name: web}]", ""), Ok("web".into()));
+    }
+
+    #[test]
+    fn pod_says_which_container_is_meant_where_no_port_does() {
+        let several = "[{name: proxy}, {name: web}]";
+        assert_eq!(meant(several, &[], ""), Ok("web".into()));
+        assert_eq!(meant(several, &[], "proxy"), Ok("proxy".into()));
+        assert_eq!(meant("[{name: proxy}]", &[], ""), Ok("proxy".into()));
+        assert!(meant("[{name: a}, {name: b}]", &[], "").is_err());
     }
 
     #[test]

@@ -44,21 +44,24 @@ fn engagers(engagements: &[Engagement], workload: &WorkloadRef) -> Vec<String> {
             let spec = &engagement.spec;
             let only = spec.http.as_ref();
             let only = only.map_or(String::new(), |filter| format!(", requests with {filter}"));
-            spec.ports.iter().map(move |port| {
-                let (user, verb) = (&spec.user, spec.verb.as_str());
+            let (user, verb) = (&spec.user, spec.verb.as_str());
+            let without_ports = spec.ports.is_empty().then(|| format!("{user} ({verb})"));
+            let by_port = spec.ports.iter().map(move |port| {
                 let number = port.container_port;
                 let protocol = match port.protocol {
                     Protocol::Tcp => "",
                     Protocol::Udp => "/udp",
                 };
                 format!("{user} ({verb}, port {number}{protocol}{only})")
-            })
+            });
+            without_ports.into_iter().chain(by_port)
         })
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use kvpn_proto::crd::Verb;
     use kvpn_proto::filter::{Condition, HttpFilter};
 
     use super::super::fixture::{engagement, shop};
@@ -117,5 +120,10 @@ mod tests {
                 "alice (intercept, port 8080, requests with header x-user=alice)"
             ]
         );
+        let mut ingest = engagement("web-carol-1", "carol", "web", 8080);
+        (ingest.spec.verb, ingest.spec.ports) = (Verb::Ingest, Vec::new());
+        let listed = list(&shop(), &[ingest]);
+        let mut engaged = listed.iter().flat_map(|workload| &workload.engaged_by);
+        assert_eq!(engaged.next().map(String::as_str), Some("carol (ingest)"));
     }
 }

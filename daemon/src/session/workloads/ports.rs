@@ -97,7 +97,7 @@ impl ResolvedPort {
 }
 
 /// Ports of the pods, and what the user should know of how they were chosen.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolved {
     pub(crate) ports: Vec<ResolvedPort>,
     pub(crate) warnings: Vec<String>,

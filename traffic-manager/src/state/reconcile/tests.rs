@@ -15,6 +15,7 @@ use crate::state::{
 };
 
 mod in_pod;
+mod reads;
 mod replaces;
 
 const IMAGE: &str = "agent:1";
@@ -155,6 +156,8 @@ fn sent_ports(effects: &[Effect]) -> Vec<(LinkId, Vec<u16>)> {
             Effect::EndLink { .. }
             | Effect::AddAgent { .. }
             | Effect::AddHolder { .. }
+            | Effect::AddReader { .. }
+            | Effect::DismissReader { .. }
             | Effect::ResolveWorkload { .. }
             | Effect::WriteEngagement { .. }
             | Effect::WriteSession { .. }
@@ -173,6 +176,8 @@ fn added(effects: &[Effect]) -> Vec<&str> {
             Effect::AddAgent { pod, .. } => Some(&*pod.name),
             Effect::SendClaims { .. }
             | Effect::AddHolder { .. }
+            | Effect::AddReader { .. }
+            | Effect::DismissReader { .. }
             | Effect::EndLink { .. }
             | Effect::ResolveWorkload { .. }
             | Effect::WriteEngagement { .. }

@@ -16,6 +16,7 @@ fn waiting(agents_ready: bool, pods_selected: u32) -> Observed {
             message: "2 of 3 agents are up".into(),
             agents_ready,
         },
+        environment: Observed::default().environment,
         pods_selected,
         pods_covered: 0,
     }

@@ -1,6 +1,7 @@
 //! Replaces, and pods that end.
 
 use super::*;
+use crate::state::Role;
 use crate::state::pods::Probes;
 
 /// Alice replaces `web`, whose one pod has an agent.
@@ -41,7 +42,8 @@ fn replaced_container_gets_a_holder_once_its_pod_has_an_agent() {
     assert_eq!(claims[0].stops.as_deref(), Some("web"));
     assert!(claims[0].fails_closed);
     case.assert_active("web-a", "False", condition::PROGRESSING);
-    case.send(Event::HolderAdded {
+    case.send(Event::CompanionAdded {
+        role: Role::Holder,
         pod_uid: "uid-web-1".into(),
         target: "web".into(),
         container: "kvpn-holder-abcde".into(),
@@ -54,7 +56,8 @@ fn replaced_container_gets_a_holder_once_its_pod_has_an_agent() {
 #[test]
 fn replace_whose_holder_is_refused_says_so() {
     let (mut case, _) = replaced(|_| {});
-    case.send(Event::HolderNotAdded {
+    case.send(Event::CompanionNotAdded {
+        role: Role::Holder,
         pod_uid: "uid-web-1".into(),
         target: "web".into(),
         message: "forbidden".into(),
@@ -83,7 +86,8 @@ fn replace_whose_container_is_not_stopped_leaves_others_active() {
     let told = &case.status("web-a").conditions[1].message;
     let why = "pod web-1: container web is not stopped: it does not answer";
     assert_eq!(told, why);
-    case.send(Event::HolderNotAdded {
+    case.send(Event::CompanionNotAdded {
+        role: Role::Holder,
         pod_uid: "uid-web-1".into(),
         target: "web".into(),
         message: "forbidden".into(),

@@ -1,30 +1,28 @@
 //! A holder comes, fails and is followed by others.
 
 use super::*;
-use crate::state::testing::pod;
 
 const IMAGE: &str = "agent:1";
 
-fn with_holder(state: Option<AgentState>) -> PodView {
-    let mut pod = pod("shop", "web-1", "10.1.0.7");
-    pod.holders.extend(state.map(|state| HolderContainer {
+fn there(state: Option<AgentState>) -> Vec<CompanionContainer> {
+    let companion = state.map(|state| CompanionContainer {
         name: "kvpn-holder-a".into(),
         target: "web".into(),
         image: IMAGE.into(),
         state,
-    }));
-    pod
+    });
+    companion.into_iter().collect()
 }
 
 struct Case {
-    holders: Holders,
+    companions: Companions,
     start: Instant,
 }
 
 impl Case {
     fn new() -> Self {
         Self {
-            holders: Holders::default(),
+            companions: Companions::default(),
             start: Instant::now(),
         }
     }
@@ -33,29 +31,29 @@ impl Case {
     fn adds(&mut self, state: Option<AgentState>, second: u64) -> bool {
         let targets = BTreeSet::from(["web".to_owned()]);
         let now = self.start + Duration::from_secs(second);
-        let pod = with_holder(state);
-        !self.holders.advance(&targets, &pod, IMAGE, now).is_empty()
+        let due = (self.companions).advance(&targets, &there(state), IMAGE, now);
+        !due.is_empty()
     }
 
     /// Nobody wants the container stopped at that second.
     fn is_unwanted(&mut self, state: Option<AgentState>, second: u64) {
         let now = self.start + Duration::from_secs(second);
-        let pod = with_holder(state);
-        let due = self.holders.advance(&BTreeSet::new(), &pod, IMAGE, now);
+        let due = (self.companions).advance(&BTreeSet::new(), &there(state), IMAGE, now);
         assert!(due.is_empty());
     }
 
     fn added(&mut self, container: &str, second: u64) {
         let now = self.start + Duration::from_secs(second);
-        self.holders.handle_added("web", container.to_owned(), now);
+        self.companions
+            .handle_added("web", container.to_owned(), now);
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.holders.deadline()
+        self.companions.deadline()
     }
 
     fn trouble(&self) -> Option<AgentStatus> {
-        self.holders.trouble("web-1", "web")
+        self.companions.trouble("web-1", "web", "stopped")
     }
 }
 
@@ -99,15 +97,12 @@ fn one_that_ends_soon_is_tried_again_after_longer_and_longer_pauses_and_not_for_
 fn one_that_comes_is_not_added_twice_though_nobody_wanted_it_meanwhile() {
     let mut case = Case::new();
     assert!(case.adds(None, 0));
-    let pod = with_holder(None);
-    case.holders
-        .advance(&BTreeSet::new(), &pod, IMAGE, case.start);
+    case.companions
+        .advance(&BTreeSet::new(), &[], IMAGE, case.start);
     assert!(!case.adds(None, 0));
     case.added("kvpn-holder-a", 1);
-    let mut ends = with_holder(None);
-    ends.terminating = true;
-    case.holders
-        .advance(&BTreeSet::new(), &ends, IMAGE, case.start);
+    // The pod ends.
+    case.companions.clear();
     assert_eq!(case.deadline(), None, "it would tick until the pod is gone");
 }
 
@@ -177,7 +172,7 @@ fn refusal_is_told_and_tried_again_later() {
     let mut case = Case::new();
     assert!(case.adds(None, 0));
     let words = "forbidden".to_owned();
-    case.holders
+    case.companions
         .handle_not_added("web", words, true, case.start);
     assert!(!case.adds(None, 3));
     let why = "pod web-1: container web cannot be stopped: forbidden".to_owned();

@@ -1,11 +1,10 @@
-//! The containers that stop the processes of others, for replaces: how they come.
+//! The containers that are put beside others, to stop or to read these: how they come.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::PodView;
 use super::agents::AgentStatus;
-use super::pods::{AgentState, HolderContainer};
+use super::pods::{AgentState, CompanionContainer};
 
 /// How long one may take to be seen, and to come up.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -22,17 +21,17 @@ const STEADY: Duration = Duration::from_secs(10);
 /// How long one has to have run for those before it to be forgotten.
 const LASTING: Duration = Duration::from_secs(300);
 
-/// The holders of one pod, by the container that each stops.
+/// Those of one kind in one pod, by the container that each is for.
 #[derive(Debug, Default)]
-pub(crate) struct Holders(BTreeMap<String, Holder>);
+pub(crate) struct Companions(BTreeMap<String, Companion>);
 
 #[derive(Debug, Default)]
-struct Holder {
+struct Companion {
     launch: Launch,
     /// How often one was added since one has lasted, and when last.
     tries: u32,
     tried_at: Option<Instant>,
-    /// Whether the container is to be stopped.
+    /// Whether somebody needs it.
     is_wanted: bool,
 }
 
@@ -67,11 +66,11 @@ enum Launch {
     },
 }
 
-impl Holders {
+impl Companions {
     pub(super) fn handle_added(&mut self, target: &str, container: String, now: Instant) {
-        if let Some(holder) = self.0.get_mut(target) {
+        if let Some(companion) = self.0.get_mut(target) {
             let since = now;
-            holder.launch = Launch::Starting { container, since };
+            companion.launch = Launch::Starting { container, since };
         }
     }
 
@@ -82,47 +81,84 @@ impl Holders {
         is_refused: bool,
         at: Instant,
     ) {
-        if let Some(holder) = self.0.get_mut(target) {
-            holder.launch = match is_refused {
+        if let Some(companion) = self.0.get_mut(target) {
+            companion.launch = match is_refused {
                 true => Launch::Refused { message, at },
                 false => Launch::Failed { message, at },
             };
         }
     }
 
-    /// Brings those that are needed nearer. Returns the containers for which one must be
-    /// added now.
+    /// Brings those that are needed nearer, in a running pod that has these. Returns the
+    /// containers for which one must be added now.
     pub(super) fn advance(
         &mut self,
         targets: &BTreeSet<String>,
-        pod: &PodView,
+        there: &[CompanionContainer],
         image: &str,
         now: Instant,
     ) -> Vec<String> {
-        if !pod.is_running() {
-            self.0.clear();
-            return Vec::new();
-        }
-        self.0.retain(|target, holder| {
-            holder.follow(target, pod, image, now);
+        self.0.retain(|target, companion| {
+            companion.follow(target, there, image, now);
             let is_wanted = targets.contains(target);
-            let was_wanted = std::mem::replace(&mut holder.is_wanted, is_wanted);
-            let is_coming = matches!(holder.launch, Launch::Adding | Launch::Starting { .. });
+            let was_wanted = std::mem::replace(&mut companion.is_wanted, is_wanted);
+            let is_coming = matches!(companion.launch, Launch::Adding | Launch::Starting { .. });
             // One that comes for nobody may soon be wanted again, and is not to be two. Nor is
             // what has failed to be tried anew each time that a laptop comes back.
-            (was_wanted && is_wanted) || is_coming || holder.has_tried(now)
+            (was_wanted && is_wanted) || is_coming || companion.has_tried(now)
         });
         let is_due = |target: &&String| {
-            let holder = self.0.entry((*target).clone()).or_default();
-            holder.is_wanted = true;
-            holder.advance(target, pod, image, now)
+            let companion = self.0.entry((*target).clone()).or_default();
+            companion.is_wanted = true;
+            companion.advance(target, there, image, now)
         };
         targets.iter().filter(is_due).cloned().collect()
     }
 
-    /// Why one is not there, if it will not come soon; for people.
-    pub(super) fn trouble(&self, pod: &str, target: &str) -> Option<AgentStatus> {
-        let words = |message| format!("pod {pod}: container {target} cannot be stopped: {message}");
+    /// Forgets all: the pod does not run.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The one that is there, or comes, is not the right one.
+    pub(super) fn discard(&mut self, target: &str) {
+        if let Some(companion) = self.0.get_mut(target) {
+            companion.launch = Launch::Idle;
+        }
+    }
+
+    /// Whether that container was added here, though no watch may have shown it yet; gives
+    /// the one that it is for.
+    pub(super) fn target_of_added(&self, name: &str) -> Option<&str> {
+        let mut all = self.0.iter();
+        let is_it = |launch: &Launch| matches!(launch, Launch::Starting { container, .. } if container == name);
+        let found = all.find(|(_, companion)| is_it(&companion.launch))?;
+        Some(found.0)
+    }
+
+    /// Whether one is on its way.
+    pub(super) fn expects_any(&self) -> bool {
+        let mut launches = self.0.values().map(|companion| &companion.launch);
+        launches.any(|launch| matches!(launch, Launch::Adding | Launch::Starting { .. }))
+    }
+
+    /// Since when the one for a container runs, if it does.
+    pub(super) fn running_since(&self, target: &str) -> Option<Instant> {
+        match self.0.get(target)?.launch {
+            Launch::Running { since, .. } => Some(since),
+            Launch::Idle
+            | Launch::Adding
+            | Launch::Starting { .. }
+            | Launch::Stuck { .. }
+            | Launch::Refused { .. }
+            | Launch::Failed { .. } => None,
+        }
+    }
+
+    /// Why one is not there, if it will not come soon; for people, to whom `what` says what
+    /// cannot be done.
+    pub(super) fn trouble(&self, pod: &str, target: &str, what: &str) -> Option<AgentStatus> {
+        let words = |message| format!("pod {pod}: container {target} cannot be {what}: {message}");
         match &self.0.get(target)?.launch {
             Launch::Idle | Launch::Adding | Launch::Starting { .. } | Launch::Running { .. } => {
                 None
@@ -136,17 +172,22 @@ impl Holders {
 
     /// When time alone changes something.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let deadlines = self.0.values().filter_map(|holder| match &holder.launch {
-            Launch::Idle | Launch::Adding | Launch::Stuck { .. } | Launch::Running { .. } => None,
-            Launch::Starting { since, .. } => Some(*since + START_LIMIT),
-            Launch::Refused { .. } | Launch::Failed { .. } if !holder.is_wanted => None,
-            Launch::Refused { at, .. } | Launch::Failed { at, .. } => holder.again(*at),
-        });
+        let deadlines = self
+            .0
+            .values()
+            .filter_map(|companion| match &companion.launch {
+                Launch::Idle | Launch::Adding | Launch::Stuck { .. } | Launch::Running { .. } => {
+                    None
+                }
+                Launch::Starting { since, .. } => Some(*since + START_LIMIT),
+                Launch::Refused { .. } | Launch::Failed { .. } if !companion.is_wanted => None,
+                Launch::Refused { at, .. } | Launch::Failed { at, .. } => companion.again(*at),
+            });
         deadlines.min()
     }
 }
 
-impl Holder {
+impl Companion {
     /// When the next one is added after a failure, if ever.
     fn again(&self, failed: Instant) -> Option<Instant> {
         let pause = RETRY * 2u32.pow(self.tries.min(MAX_TRIES));
@@ -160,17 +201,23 @@ impl Holder {
     }
 
     /// Returns whether a container must be added now.
-    fn advance(&mut self, target: &str, pod: &PodView, image: &str, now: Instant) -> bool {
-        self.follow(target, pod, image, now);
+    fn advance(
+        &mut self,
+        target: &str,
+        there: &[CompanionContainer],
+        image: &str,
+        now: Instant,
+    ) -> bool {
+        self.follow(target, there, image, now);
         if self.launch != Launch::Idle {
             return false;
         }
-        if let Some(holder) = present(target, pod, image).next() {
+        if let Some(companion) = present(target, there, image).next() {
             self.launch = Launch::Starting {
-                container: holder.name.clone(),
+                container: companion.name.clone(),
                 since: now,
             };
-            self.follow(target, pod, image, now);
+            self.follow(target, there, image, now);
             return false;
         }
         if self.tries >= MAX_TRIES {
@@ -187,11 +234,11 @@ impl Holder {
     }
 
     /// Takes in what has become of it.
-    fn follow(&mut self, target: &str, pod: &PodView, image: &str, now: Instant) {
+    fn follow(&mut self, target: &str, there: &[CompanionContainer], image: &str, now: Instant) {
         let state = |container: &str| {
-            let mut holders = pod.holders.iter();
-            let holder = holders.find(|holder| holder.name == container);
-            holder.map(|holder| &holder.state)
+            let mut companions = there.iter();
+            let companion = companions.find(|companion| companion.name == container);
+            companion.map(|companion| &companion.state)
         };
         let failed = |message: &str| Launch::Failed {
             message: message.to_owned(),
@@ -209,10 +256,10 @@ impl Holder {
         let next = match &self.launch {
             Launch::Adding => return,
             Launch::Idle | Launch::Refused { .. } | Launch::Failed { .. } => {
-                let mut present = present(target, pod, image);
+                let mut present = present(target, there, image);
                 // It may be one that was given up.
-                match present.find(|holder| holder.state == AgentState::Running) {
-                    Some(holder) => running(&holder.name, true),
+                match present.find(|companion| companion.state == AgentState::Running) {
+                    Some(companion) => running(&companion.name, true),
                     None if self.is_due(now) => Launch::Idle,
                     None => return,
                 }
@@ -273,15 +320,15 @@ impl Holder {
     }
 }
 
-/// Those that can stop a container of a pod, or are about to.
+/// Those that are for a container, and run or are about to.
 fn present<'a>(
     target: &'a str,
-    pod: &'a PodView,
+    there: &'a [CompanionContainer],
     image: &'a str,
-) -> impl Iterator<Item = &'a HolderContainer> {
-    pod.holders.iter().filter(move |holder| {
-        let is_there = !matches!(holder.state, AgentState::Terminated(_));
-        is_there && holder.target == target && holder.image == image
+) -> impl Iterator<Item = &'a CompanionContainer> {
+    there.iter().filter(move |companion| {
+        let is_there = !matches!(companion.state, AgentState::Terminated(_));
+        is_there && companion.target == target && companion.image == image
     })
 }
 

@@ -1,0 +1,102 @@
+//! `--env-file` and its like, and `-- COMMAND`: the environment of the engaged container.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use kvpn_proto::environment::Environment;
+use kvpn_proto::v1::{EngagementStatus, GetEnvironmentRequest};
+use kvpn_proto::{Failure, Reason};
+
+use crate::environment::{self, Syntax, Variables};
+use crate::session::Session;
+
+/// Heading of these flags.
+const ENVIRONMENT: &str = "Options for the container's environment";
+
+/// What becomes of the environment of the container.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct EnvironmentArgs {
+    /// Write the environment of the container, as its process got it, to this file, which
+    /// only you may read; you must be allowed to execute commands in the pods
+    #[arg(long, value_name = "FILE", help_heading = ENVIRONMENT)]
+    env_file: Option<PathBuf>,
+    /// The same as a JSON object
+    #[arg(long, value_name = "FILE", help_heading = ENVIRONMENT)]
+    env_json: Option<PathBuf>,
+    /// Who reads the --env-file
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "SYNTAX",
+        requires = "env_file",
+        help_heading = ENVIRONMENT
+    )]
+    env_syntax: Syntax,
+    /// Variable to leave out, by its name or a pattern with * and ?; may be given more than
+    /// once. HOME, PATH, HOSTNAME, PWD, OLDPWD, SHLVL, TERM, TMPDIR, USER, LOGNAME, SHELL
+    /// and _ never come over
+    #[arg(long, value_name = "PATTERN", help_heading = ENVIRONMENT)]
+    pub(crate) env_exclude: Vec<String>,
+    /// Command to run with your own environment and the container's over it; when it ends,
+    /// so does the engagement, and its exit code is returned
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl EnvironmentArgs {
+    /// Whether the environment is of any use.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.env_file.is_some() || self.env_json.is_some() || !self.command.is_empty()
+    }
+
+    /// Refuses what has nothing to be left out of.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.env_exclude.is_empty() || self.is_wanted() {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Reason::Usage,
+            "--env-exclude leaves variables out, and none are asked for",
+            "give --env-file, --env-json or a command after `--`",
+        ))
+    }
+
+    /// Writes the files that are wanted; returns what the user should know.
+    pub(super) fn write_files(&self, variables: &Variables) -> Result<Vec<String>, Failure> {
+        let json = self.env_json.as_ref().map(|file| (file, Syntax::Json));
+        let files = self.env_file.as_ref().map(|file| (file, self.env_syntax));
+        let mut warnings = Vec::new();
+        for (file, syntax) in files.into_iter().chain(json) {
+            let rendered = syntax.render(variables);
+            environment::write(file, &rendered.text)?;
+            let told = rendered.warnings.into_iter();
+            warnings.extend(told.map(|warning| format!("{}: {warning}", file.display())));
+        }
+        Ok(warnings)
+    }
+}
+
+/// The environment that an engagement may read, and what the user should know of it.
+pub(crate) async fn fetch(
+    session: &Session,
+    engagement: &EngagementStatus,
+    excluded: &[String],
+) -> Result<(Variables, Vec<String>), Failure> {
+    let request = GetEnvironmentRequest {
+        namespace: engagement.namespace.clone(),
+        name: engagement.name.clone(),
+    };
+    let answer = session.environment(request).await?;
+    let environment = Environment::from(answer.environment.unwrap_or_default());
+    let mut warnings = Vec::new();
+    if environment.damaged > 0 {
+        warnings.push(format!(
+            "the first process of container {} in pod {} has written over its environment, \
+             so that some of its variables may be missing or wrong",
+            answer.container, answer.pod
+        ));
+    }
+    Ok((environment::chosen(environment, excluded), warnings))
+}

@@ -1,0 +1,137 @@
+//! A container's environment on this laptop: which variables come over, and how files
+//! say them.
+
+mod syntax;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use kvpn_proto::environment::Environment;
+use kvpn_proto::{Failure, Reason};
+
+pub(crate) use syntax::{Rendered, Syntax};
+
+/// Variables that tell of the place where a process runs, or of who runs it.
+pub(crate) const NEVER: [&str; 12] = [
+    "HOME", "PATH", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "USER", "LOGNAME",
+    "SHELL", "_",
+];
+
+/// Who may read files with the values: their owner.
+const MODE: u32 = 0o600;
+
+/// Variables and their values.
+pub(crate) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Those that come over: all but those of the place, and those that fit a pattern.
+pub(crate) fn chosen(environment: Environment, excluded: &[String]) -> Variables {
+    let mut variables = environment.variables;
+    variables.retain(|name, _| {
+        let mut patterns = NEVER.into_iter().chain(excluded.iter().map(String::as_str));
+        !patterns.any(|pattern| fits(pattern.as_bytes(), name))
+    });
+    variables
+}
+
+/// Whether a name fits a pattern, in which `*` is anything and `?` any octet.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), None) => fits(rest, name),
+        (Some((b'*', rest)), Some((_, others))) => fits(rest, name) || fits(pattern, others),
+        (Some((b'?', rest)), Some((_, others))) => fits(rest, others),
+        (Some((letter, rest)), Some((own, others))) => letter == own && fits(rest, others),
+        (None, Some(_)) | (Some(_), None) => false,
+    }
+}
+
+/// As a command is given them.
+pub(crate) fn pairs(variables: Variables) -> impl Iterator<Item = (OsString, OsString)> {
+    let pair = |(name, value)| (OsString::from_vec(name), OsString::from_vec(value));
+    variables.into_iter().map(pair)
+}
+
+/// Writes a file that others may not read.
+pub(crate) fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    try_write(file, text).map_err(|error| {
+        Failure::new(
+            Reason::Usage,
+            format!("{} cannot be written: {error}", file.display()),
+            "name a file that you may write",
+        )
+    })
+}
+
+fn try_write(file: &Path, text: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).mode(MODE);
+    let mut file = options.open(file)?;
+    // It may have been there, for others to read; or be a pipe.
+    if file.metadata()?.is_file() {
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        file.set_len(0)?;
+    }
+    file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(names: &[&str]) -> Environment {
+        let variables = names.iter().map(|name| (name.as_bytes().to_vec(), vec![]));
+        Environment {
+            variables: variables.collect(),
+            damaged: 0,
+        }
+    }
+
+    fn names(variables: &Variables) -> Vec<&str> {
+        let names = variables.keys().map(|name| std::str::from_utf8(name));
+        names.collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn what_tells_of_the_place_never_comes_over() {
+        let all = environment(&[&NEVER[..], &["A", "PATHS", "HOME_DIR"]].concat());
+        assert_eq!(names(&chosen(all, &[])), ["A", "HOME_DIR", "PATHS"]);
+    }
+
+    #[test]
+    fn patterns_exclude_more() {
+        let all = || environment(&["WEB_HOST", "WEB_PORT", "DB_HOST", "DB", "A1", "A22"]);
+        let left = |patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(|it| (*it).to_owned()).collect();
+            names(&chosen(all(), &patterns)).join(" ")
+        };
+        assert_eq!(left(&["WEB_*"]), "A1 A22 DB DB_HOST");
+        assert_eq!(left(&["*_HOST", "DB"]), "A1 A22 WEB_PORT");
+        assert_eq!(left(&["A?"]), "A22 DB DB_HOST WEB_HOST WEB_PORT");
+        assert_eq!(left(&["*"]), "");
+        assert_eq!(left(&["web_*", ""]), "A1 A22 DB DB_HOST WEB_HOST WEB_PORT");
+    }
+
+    #[test]
+    fn file_is_for_its_owner_alone_and_has_nothing_of_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.env");
+        for before in ["", "A=of an earlier time, and longer\n"] {
+            if !before.is_empty() {
+                std::fs::write(&file, before).unwrap();
+                std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+            }
+            write(&file, "A=1\n").unwrap();
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), "A=1\n");
+            let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        let nowhere = write(Path::new("/nonexistent/web.env"), "A=1\n").unwrap_err();
+        assert_eq!(nowhere.reason, Reason::Usage);
+        assert!(!nowhere.message.contains("A=1"));
+    }
+}

@@ -1,0 +1,128 @@
+//! What `kvpn` does with the environment of a container.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::fake_session::FakeSession;
+use crate::kvpn::{Finished, User, finish, send, wait_for};
+
+const ASKED: [&str; 2] = ["intercept web 127.0.0.1:8080 ", "environment shop web-x"];
+const LEFT: &str = "leave shop web-x false";
+
+/// Runs `kvpn intercept web` with a shell script as the command.
+async fn run_script(user: &User, script: &str) -> Finished {
+    let mut command = user.command("intercept web --port 8080 -- sh -c");
+    finish(command.arg(script).spawn().unwrap()).await
+}
+
+fn mode(file: &Path) -> u32 {
+    std::fs::metadata(file).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn environment_is_written_for_its_owner_alone() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let (file, json_file) = (user.path("web.env"), user.path("web.json"));
+    let (name, json_name) = (file.display(), json_file.display());
+    let line = format!("intercept web --port 8080 --env-file {name} --env-json {json_name}");
+    let finished = user.run(&line).await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    assert!(finished.stdout.starts_with("Intercepting Deployment/web"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text, "GREETING=it's\nRAW=\u{fffd}\n");
+    let variables = std::fs::read_to_string(&json_file).unwrap();
+    let variables: serde_json::Value = serde_json::from_str(&variables).unwrap();
+    let expected = json!({"GREETING": "it's", "LINES": "a\nb", "RAW": "\u{fffd}"});
+    assert_eq!(variables, expected);
+    assert_eq!([mode(&file), mode(&json_file)], [0o600; 2]);
+    for told in ["LINES is left out", "RAW is no UTF-8"] {
+        assert!(finished.stderr.contains(told), "{}", finished.stderr);
+    }
+    assert_eq!(session.calls(), ASKED, "it stays engaged");
+}
+
+#[tokio::test]
+async fn engagement_whose_environment_cannot_be_written_is_left() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let line = "intercept web --port 8080 --env-file /nonexistent/web.env";
+    let finished = user.run(line).await;
+    assert_eq!(finished.code, 2, "{finished:?}");
+    assert!(
+        finished
+            .stderr
+            .contains("/nonexistent/web.env cannot be written")
+    );
+    assert_eq!(session.calls(), [ASKED[0], ASKED[1], LEFT]);
+}
+
+#[tokio::test]
+async fn command_has_the_environment_and_its_end_is_the_engagements() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let script = r#"printf '%s|%s|%s' "$GREETING" "$LINES" "$HOME"; exit 7"#;
+    let finished = run_script(&user, script).await;
+    assert_eq!(finished.code, 7, "{finished:?}");
+    let home = user.path("");
+    let home = home.to_str().unwrap().trim_end_matches('/');
+    assert_eq!(finished.stdout, format!("it's|a\nb|{home}"));
+    assert!(finished.stderr.contains("Intercepting Deployment/web"));
+    assert_eq!(session.calls(), [ASKED[0], ASKED[1], LEFT]);
+
+    let missing = user
+        .run("intercept web --port 8080 -- no-such-program")
+        .await;
+    assert_eq!(missing.code, 2, "{missing:?}");
+    assert_eq!(session.calls().last().unwrap(), LEFT);
+}
+
+#[tokio::test]
+async fn signals_are_passed_to_the_command() {
+    for (signal, name) in [
+        (Signal::SIGINT, "INT"),
+        (Signal::SIGTERM, "TERM"),
+        (Signal::SIGHUP, "HUP"),
+    ] {
+        let user = User::new();
+        let session = FakeSession::start(&user);
+        let ready = user.path("ready");
+        let script = format!(
+            "trap 'exit 9' {name}; touch {}; while :; do sleep 0.02; done",
+            ready.display()
+        );
+        let mut command = user.command("intercept web --port 8080 -- sh -c");
+        // Of no terminal.
+        let kvpn = command.arg(script).process_group(0).spawn().unwrap();
+        wait_for(&ready).await;
+        send(&kvpn, signal);
+        assert_eq!(finish(kvpn).await.code, 9, "{name}");
+        assert_eq!(session.calls().last().unwrap(), LEFT);
+    }
+}
+
+#[tokio::test]
+async fn environment_is_printed_and_left() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let finished = user.run("env web --env-exclude R*").await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    let expected = "export GREETING='it'\\''s'\nexport LINES='a\nb'\n";
+    assert_eq!(finished.stdout, expected);
+    assert_eq!(session.calls(), ["ingest web", ASKED[1], LEFT]);
+    let json = user.run("env web -o json").await;
+    let variables: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(variables["LINES"], "a\nb");
+}
+
+#[tokio::test]
+async fn ingest_stays_until_it_is_left() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let finished = user.run("ingest web").await;
+    assert_eq!(finished.code, 0, "{finished:?}");
+    assert_eq!(session.calls(), ["ingest web"]);
+}

@@ -1,0 +1,157 @@
+//! What engagements want to read: of which pod, how far that is, and by which reader.
+
+use std::collections::BTreeMap;
+
+use kvpn_proto::crd::{Verb, WorkloadRef, condition};
+
+use super::agents::{AgentSlot, AgentStatus};
+use super::engagements::{EngagementRecord, EngagementView, Standing};
+use super::pods::Pods;
+use super::status::Says;
+use super::{AgentRejected, Caller, Key, LinkId, PodView, World};
+
+/// Why nothing can be read for a session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoReader {
+    #[error("the session has no such engagement")]
+    NoEngagement,
+    #[error("the engagement does not ask for an environment")]
+    NotAsked,
+    #[error("no pod of {0} can be read at the moment")]
+    NotThere(WorkloadRef),
+}
+
+/// The reader that reads for a session, and its pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReadRoute {
+    pub(crate) link: LinkId,
+    pub(crate) pod: Key,
+}
+
+impl EngagementRecord {
+    /// Chooses the pod that is read: the same for as long as it runs, the first by name
+    /// otherwise.
+    pub(super) fn choose_read(&mut self, standing: &Standing) {
+        let running = match standing {
+            Standing::Admitted { pods, .. } if self.view.spec.environment => pods.as_slice(),
+            Standing::Admitted { .. } | Standing::Unclaimed { .. } => &[],
+        };
+        let same = self.reads.take().filter(|pod| running.contains(pod));
+        self.reads = same.or_else(|| running.first().cloned());
+    }
+
+    /// The container that is read, where that is possible, and its pod.
+    pub(super) fn read<'a>(&'a self, pods: &'a Pods) -> Option<(&'a PodView, &'a str)> {
+        let pod = self.reads.as_ref().and_then(|key| pods.get(key))?;
+        let container = self.view.spec.container.as_deref()?;
+        obstacle(&self.view, pod)
+            .is_none()
+            .then_some((pod, container))
+    }
+}
+
+/// Why a container of a pod cannot be read, for people.
+pub(super) fn obstacle(view: &EngagementView, pod: &PodView) -> Option<String> {
+    let name = &pod.key.name;
+    if pod.host_network {
+        return Some(format!(
+            "pod {name} uses its node's network, where a reader could not be told from others"
+        ));
+    }
+    if pod.shares_processes {
+        return Some(format!(
+            "pod {name} shares one process namespace among its containers, so that no reader \
+             sees one of them alone"
+        ));
+    }
+    match &view.spec.container {
+        None => Some("it names no container to read".to_owned()),
+        Some(container) if !pod.probes.contains_key(container) => {
+            Some(format!("pod {name} has no container {container}"))
+        }
+        Some(_) => None,
+    }
+}
+
+/// Whether what an engagement wants to read is there.
+pub(super) fn readiness(
+    record: &EngagementRecord,
+    pods: &Pods,
+    slots: &BTreeMap<String, AgentSlot>,
+) -> Says {
+    let Some(pod) = record.reads.as_ref().and_then(|key| pods.get(key)) else {
+        let message = format!("{} has no running pod", record.view.spec.workload);
+        return Says::no(condition::NO_RUNNING_POD, message);
+    };
+    if let Some(obstacle) = obstacle(&record.view, pod) {
+        return Says::no(condition::NOT_SUPPORTED, obstacle);
+    }
+    let container = record.view.spec.container.as_deref().unwrap_or_default();
+    let name = &pod.key.name;
+    let status = match slots.get(&pod.uid) {
+        Some(slot) => slot.readers.status(name, container),
+        None => AgentStatus::Progressing(format!("pod {name} has no reader yet")),
+    };
+    match status {
+        AgentStatus::Ready => Says::yes(format!(
+            "the environment of container {container} of pod {name} can be read"
+        )),
+        AgentStatus::Progressing(message) => Says::no(condition::PROGRESSING, message),
+        AgentStatus::Failed(message) => Says::no(condition::AGENT_FAILED, message),
+        AgentStatus::Refused(message) => Says::no(condition::AGENT_REFUSED, message),
+    }
+}
+
+impl EngagementView {
+    /// Whether it asks for nothing that it could be given.
+    pub(super) fn is_empty(&self) -> bool {
+        match self.spec.verb {
+            Verb::Ingest => !self.spec.environment,
+            Verb::Intercept | Verb::Wiretap | Verb::Replace => self.spec.ports.is_empty(),
+        }
+    }
+}
+
+impl World {
+    /// The reader that reads what an engagement of a session's asks for.
+    pub(crate) fn read_route(
+        &self,
+        session: &str,
+        engagement_uid: &str,
+    ) -> Result<ReadRoute, NoReader> {
+        let mut records = self.engagements.values();
+        let record = records
+            .find(|it| it.view.uid == engagement_uid && it.view.spec.session == session)
+            .ok_or(NoReader::NoEngagement)?;
+        if !record.view.spec.environment {
+            return Err(NoReader::NotAsked);
+        }
+        let route = || {
+            let (pod, container) = record.read(&self.pods)?;
+            let link = self.slots.get(&pod.uid)?.readers.link(container)?;
+            let pod = pod.key.clone();
+            Some(ReadRoute { link, pod })
+        };
+        route().ok_or_else(|| NoReader::NotThere(record.view.spec.workload.clone()))
+    }
+
+    /// The pod of a caller, and the container that it reads, when that container is a reader
+    /// of ours.
+    pub(crate) fn identify_reader(
+        &self,
+        caller: &Caller,
+        container: &str,
+    ) -> Result<(String, Key, String), AgentRejected> {
+        let pod = self.calling_pod(caller);
+        let pod = pod.ok_or_else(|| AgentRejected::NoPod(caller.clone()))?;
+        let image = &self.settings.agent_image;
+        let mut readers = pod.readers.iter();
+        let shown = readers.find(|it| it.name == container && it.image == *image);
+        let shown = shown.map(|it| it.target.as_str());
+        let slot = self.slots.get(&pod.uid);
+        let target = shown.or_else(|| slot?.readers.target_of_added(container));
+        let target = target
+            .ok_or_else(|| AgentRejected::NoContainer(pod.key.clone(), container.to_owned()))?;
+        Ok((pod.uid.clone(), pod.key.clone(), target.to_owned()))
+    }
+}
