@@ -7,6 +7,7 @@ mod births;
 mod chaos;
 mod chart;
 mod conflicts;
+mod environment;
 mod errors;
 mod filters;
 mod journey;
