@@ -410,6 +410,7 @@ mod tests {
             roll_out: false,
             terminates_tls: false,
             to_pod: vec![9901],
+            environment: false,
         };
         let is_kept_with = |change: fn(&mut EngagementSpec)| {
             let mut kept = asked.clone();
