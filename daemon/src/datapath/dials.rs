@@ -20,6 +20,9 @@ const LOCAL_DEADLINE: Duration = Duration::from_secs(5);
 /// where datagrams come in can a flow end without losing one.
 const UDP_IDLE: Duration = Duration::from_secs(90);
 
+/// For how long answers to datagrams still go out after their engagement.
+const FAREWELL: Duration = Duration::from_secs(3);
+
 /// How long the traffic manager may take to take a refusal.
 const REFUSAL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -148,14 +151,19 @@ fn about(dial: &v1::WatchDialsResponse, target: Target) -> Option<FlowAbout> {
     })
 }
 
-/// Carries what is under way to its end; datagrams, which know no connections, until the
-/// engagement is over: the agent, which may hear of that later, gives the next to the app.
+/// Carries what is under way to its end; datagrams, which know no connections, until a while
+/// after the engagement is over, in which answers still come: an agent that has not heard of
+/// that gives the next to the app.
 async fn carry(socket: Dialled, frames: FrameStream, over: impl Future<Output = ()>) {
+    let left = async {
+        over.await;
+        tokio::time::sleep(FAREWELL).await;
+    };
     let ended = match socket {
         Dialled::Tcp(socket) => relay::splice_tcp(socket, frames).await,
         Dialled::Udp(socket) => tokio::select! {
             ended = relay::splice_datagrams(socket, frames, UDP_IDLE) => ended,
-            () = over => return debug!("Datagrams are the app's again"),
+            () = left => return debug!("Datagrams are the app's again"),
         },
     };
     match ended {

@@ -123,10 +123,12 @@ impl PortClaims {
     }
 
     /// Whether there are requests within TLS that nobody may answer but the holder of a claim,
-    /// and that nobody can see, as what TLS is ended with has yet to come.
+    /// and that nobody can see, as what TLS is ended with has yet to come. Not where the
+    /// kubelet's probes may be among them, which cannot be told from others within TLS.
     pub(crate) fn is_blind(&self) -> bool {
         let mut ids = self.filtered.iter().map(|(_, id)| id);
         self.tls.is_none()
+            && !self.http_probed
             && ids.any(|id| self.without_tls.contains(id) && self.closed.contains(id))
     }
 

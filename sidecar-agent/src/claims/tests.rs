@@ -291,6 +291,11 @@ fn port_is_blind_while_nobody_can_see_what_only_a_holder_may_answer() {
     // Somebody else's will do, and so will its own.
     assert_eq!(read(vec![closed(), with(other())]), (false, "".into()));
     assert_eq!(read(vec![with(closed())]), (false, "".into()));
+    let probed = v1::Claim {
+        http_probed: true,
+        ..closed()
+    };
+    assert_eq!(read(vec![probed]), (false, "closed".into()));
     // All of it is the laptop's, whatever is inside.
     let rest = kept(claim("closed", 443, v1::Protocol::Tcp));
     assert_eq!(read(vec![rest]), (false, "".into()));

@@ -151,10 +151,12 @@ impl AgentSlot {
         let claim = self.set.claims.iter().find(|claim| claim.id == claim_id);
         let stops = claim.and_then(|claim| claim.stops.as_ref());
         let is_stopped = stops.is_none_or(|container| !self.not_stopped.contains_key(container));
-        self.link.is_some()
-            && self.in_force.contains(claim_id)
-            && !self.lacks_tls(claim_id)
-            && is_stopped
+        self.has_taken(claim_id) && !self.lacks_tls(claim_id) && is_stopped
+    }
+
+    /// Whether the agent knows that claim, whatever keeps it from traffic.
+    pub(crate) fn has_taken(&self, claim_id: &str) -> bool {
+        self.link.is_some() && self.in_force.contains(claim_id)
     }
 
     /// Whether the agent has nothing to end TLS with for that claim.

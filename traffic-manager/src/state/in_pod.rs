@@ -51,7 +51,7 @@ impl World {
             let claim = own.find(|claim| {
                 claim.is_of(engagement_uid)
                     && claim.pod_ports.contains(&port)
-                    && slot.is_in_force(&claim.id)
+                    && slot.has_taken(&claim.id)
             });
             Some((pod, link, claim?))
         });

@@ -115,6 +115,11 @@ impl<D: Size> Course<D> {
         self.held.iter().map(|(_, datagram)| datagram)
     }
 
+    /// The claim is gone, and the holder has what it has got.
+    pub(super) fn handle_left(&mut self) {
+        self.held.clear();
+    }
+
     /// The holder has sent something.
     pub(super) fn handle_answer(&mut self) {
         self.held.clear();
@@ -287,6 +292,13 @@ mod tests {
         assert_eq!(course.handle_datagram(3, later - MOMENT), Step::ToHolder);
         assert_eq!(course.handle_timeout(later), None);
         assert_eq!(course.handle_refused(later), [3]);
+    }
+
+    #[test]
+    fn app_gets_nothing_again_that_the_holder_had_before_it_left() {
+        let (mut course, now) = opened();
+        course.handle_left();
+        assert!(course.handle_lost(now + MOMENT).is_empty());
     }
 
     #[test]

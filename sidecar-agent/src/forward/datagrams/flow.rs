@@ -144,6 +144,9 @@ impl Flow {
                     None => {
                         left = Some(Instant::now());
                         self.copies.clear();
+                        if matches!(self.way, Way::Open(_)) {
+                            self.course.handle_left();
+                        }
                     }
                 },
                 told = self.way.next() => {

@@ -399,9 +399,13 @@ async fn client_that_begins_late_is_looked_into_as_well() {
         let case = Case::new(AppIs::Tls(&[H2, HTTP1]), protocol, true).await;
         let socket = TcpStream::connect(case.agent).await.unwrap();
         // The app has been asked meanwhile whether it begins.
-        while case.app_connections.load(Ordering::Relaxed) == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let asked = async {
+            while case.app_connections.load(Ordering::Relaxed) == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let deadline = Duration::from_secs(10);
+        tokio::time::timeout(deadline, asked).await.unwrap();
         let stream = case.begin(socket, &[protocol]).await.unwrap();
         assert_eq!(ask(stream, &USERS).await.0, ANSWERS, "{protocol}");
         assert_eq!(case.has_passed_tls(), 0);
