@@ -369,8 +369,7 @@ fn admit(
         }
         Some(session) => session,
     };
-    if record.view.is_empty() {
-        let message = format!("the {} asks for nothing", spec.verb.as_str());
+    if let Some(message) = record.view.misfit() {
         return Standing::unclaimed(condition::NOT_SUPPORTED, message);
     }
     if let Err(error) = &record.filter {
@@ -413,15 +412,15 @@ fn admit(
     }
     let keys: Vec<Key> = running.iter().map(|pod| pod.key.clone()).collect();
     let unsupported = running.iter().find_map(|pod| {
-        if spec.verb == Verb::Ingest {
+        if pod.key == *manager {
+            Some("the traffic manager itself cannot be engaged".to_owned())
+        } else if spec.verb == Verb::Ingest {
             reading::obstacle(&record.view, pod)
         } else if pod.host_network {
             Some(format!(
                 "pod {} uses its node's network, where an agent would catch the traffic of others",
                 pod.key.name
             ))
-        } else if pod.key == *manager {
-            Some("the traffic manager itself cannot be engaged".to_owned())
         } else if spec.verb == Verb::Replace {
             replace::obstacle(&record.view, pod)
         } else {

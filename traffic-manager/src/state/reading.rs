@@ -103,12 +103,18 @@ pub(super) fn readiness(
 }
 
 impl EngagementView {
-    /// Whether it asks for nothing that it could be given.
-    pub(super) fn is_empty(&self) -> bool {
-        match self.spec.verb {
+    /// Why what it asks for does not go with its verb, for people.
+    pub(super) fn misfit(&self) -> Option<String> {
+        let verb = self.spec.verb;
+        let is_empty = match verb {
+            // What takes traffic is judged by its verb, which is to tell.
+            Verb::Ingest if !self.spec.ports.is_empty() => {
+                return Some("an ingest takes no ports".to_owned());
+            }
             Verb::Ingest => !self.spec.environment,
             Verb::Intercept | Verb::Wiretap | Verb::Replace => self.spec.ports.is_empty(),
-        }
+        };
+        is_empty.then(|| format!("the {} asks for nothing", verb.as_str()))
     }
 }
 

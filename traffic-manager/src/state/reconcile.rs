@@ -65,7 +65,8 @@ impl World {
             let session = self.sessions.get(&Key::new(home, &spec.session));
             session.is_some_and(|session| session.view.user == spec.user)
         });
-        let engaged = engaged.filter(|it| !it.view.spec.ports.is_empty());
+        let engaged = engaged.filter(|it| it.view.misfit().is_none());
+        let engaged = engaged.filter(|it| it.view.spec.verb != Verb::Ingest);
         let engaged = engaged
             .filter(|it| it.view.spec.roll_out || self.births.is_proven(&it.view.key.namespace));
         let nurseries = engaged.filter_map(|record| match &record.workload {
@@ -141,8 +142,8 @@ impl World {
                 let reads = &mut demands.entry(pod.key.clone()).or_default().reads;
                 *reads.entry(container.to_owned()).or_default() |= laptop.is_present();
             }
-            let takes_traffic = !record.view.spec.ports.is_empty();
-            if !takes_traffic || !laptop.is_present() && !record.fails_closed() {
+            let is_ingest = record.view.spec.verb == Verb::Ingest;
+            if is_ingest || !laptop.is_present() && !record.fails_closed() {
                 continue;
             }
             let all = pods.iter().chain(passing);
@@ -265,8 +266,13 @@ impl World {
 
 fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
     let spec = &record.view.spec;
-    let stops = spec.container.as_ref();
-    let stops = stops.filter(|_| spec.verb == Verb::Replace).cloned();
+    let (copy, is_replace) = match spec.verb {
+        Verb::Ingest => return Vec::new(),
+        Verb::Intercept => (false, false),
+        Verb::Wiretap => (true, false),
+        Verb::Replace => (false, true),
+    };
+    let stops = spec.container.as_ref().filter(|_| is_replace).cloned();
     let probes = stops
         .as_ref()
         .and_then(|container| pod.probes.get(container));
@@ -279,7 +285,7 @@ fn claims(record: &EngagementRecord, pod: &PodView) -> Vec<Claim> {
             http_probed: port.protocol == Protocol::Tcp
                 && pod.http_probed.contains(&port.container_port),
             reach: record.view.spec.http.clone().into(),
-            copy: record.view.spec.verb == Verb::Wiretap,
+            copy,
             // An app that is stopped does not answer.
             fails_closed: record.fails_closed() || stops.is_some(),
             stops: stops.clone(),

@@ -92,6 +92,54 @@ fn ingest_has_one_reader_in_one_pod_and_no_agent() {
 }
 
 #[test]
+fn ingest_with_ports_gets_nothing() {
+    let mut case = Case::new(&[]);
+    let mut pod = running("web-1", 0);
+    pod.probes.insert("web".into(), Probes::default());
+    case.send(Event::Pods(Change::Applied(pod)));
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.spec.verb = Verb::Ingest;
+    view.spec.container = Some("web".into());
+    view.spec.environment = true;
+    case.send(Event::Engagements(Change::Applied(view)));
+    let mut effects = case.send(Event::WorkloadResolved {
+        engagement: Key::new("shop", "web-a"),
+        uid: "uid-web-a".into(),
+        resolution: selector("app", "web"),
+    });
+    case.assert_active("web-a", "False", condition::NOT_SUPPORTED);
+    effects.extend(case.link("web-1", 1));
+    assert_eq!((read(&effects), agents(&effects)), (Vec::<&str>::new(), 0));
+    let sent = sent_ports(&effects);
+    assert!(sent.iter().all(|(_, ports)| ports.is_empty()), "{sent:?}");
+}
+
+#[test]
+fn manager_is_not_read() {
+    let mut case = Case::new(&[]);
+    let mut pod = pod("kvpn", "traffic-manager-0", "10.1.0.99");
+    pod.probes.insert("manager".into(), Probes::default());
+    case.send(Event::Pods(Change::Applied(pod)));
+    let mut view = engagement("web-a", "alice", 8080, 0);
+    view.key.namespace = "kvpn".into();
+    view.spec.verb = Verb::Ingest;
+    view.spec.ports.clear();
+    view.spec.container = Some("manager".into());
+    view.spec.environment = true;
+    case.send(Event::Engagements(Change::Applied(view)));
+    let effects = case.send(Event::WorkloadResolved {
+        engagement: Key::new("kvpn", "web-a"),
+        uid: "uid-web-a".into(),
+        resolution: selector("app", "web"),
+    });
+    assert_eq!(read(&effects), Vec::<&str>::new());
+    let record = &case.world.engagements[&Key::new("kvpn", "web-a")];
+    let mut conditions = record.written.conditions.iter();
+    let active = conditions.find(|it| it.type_ == condition::ACTIVE).unwrap();
+    assert_eq!(active.reason, condition::NOT_SUPPORTED);
+}
+
+#[test]
 fn intercept_is_active_whether_or_not_the_environment_can_be_read() {
     let (mut case, effects) = engaged(Verb::Intercept, |_| {});
     assert_eq!((read(&effects), agents(&effects)), (vec!["web-1"], 2));
