@@ -100,6 +100,7 @@ async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<()
     let world = World::new(Settings {
         grace: config.session_grace,
         idle: config.engagement_idle,
+        linger: config.agent_linger,
         has_births: config.webhook,
         agent_image: config.agent_image.clone(),
         manager: Key::new(&config.namespace, &config.pod_name),

@@ -74,6 +74,7 @@ impl Lab {
         let (hub, effects) = Hub::new(World::new(Settings {
             grace: Duration::from_secs(30),
             idle: Duration::from_secs(10),
+            linger: Duration::from_secs(5),
             has_births: true,
             agent_image: IMAGE.into(),
             manager: Key::new("kvpn", "traffic-manager-0"),

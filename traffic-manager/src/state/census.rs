@@ -66,6 +66,7 @@ mod tests {
         let mut world = World::new(Settings {
             grace: Duration::from_secs(30),
             idle: Duration::from_secs(10),
+            linger: Duration::from_secs(5),
             has_births: true,
             agent_image: "agent:1".into(),
             manager: Key::new("kvpn", "traffic-manager-0"),

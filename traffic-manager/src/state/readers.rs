@@ -8,11 +8,11 @@ use super::companions::Companions;
 use super::pods::CompanionContainer;
 use super::{LinkId, PodView};
 
-/// How long one stays that nobody wants, so that the next who does finds it.
-const LINGER: Duration = Duration::from_secs(5);
-
 /// How long one that runs may take to call.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many a pod may have had. Containers cannot be taken out of a pod again.
+const MAX_READERS: usize = 20;
 
 /// User and group of a process, in the pod's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(crate) struct Readers {
     companions: Companions,
     /// By the container that each reads.
     readers: BTreeMap<String, Reader>,
+    /// As whom each must run, as far as one has found out; for as long as the pod is there.
+    owners: BTreeMap<String, Owner>,
     /// The containers that were told to end.
     dismissed: BTreeSet<String>,
 }
@@ -47,14 +49,12 @@ pub(crate) struct Readers {
 #[derive(Debug, Default)]
 struct Reader {
     link: Option<Link>,
-    /// As whom it must run, as far as one has found out.
-    owner: Option<Owner>,
     /// Somebody waits for it.
     is_needed: bool,
     /// It runs and has not called in time.
     is_silent: bool,
-    /// Since when nobody wants it.
-    idle_since: Option<Instant>,
+    /// Until when it stays that nobody wants, so that the next who does finds it.
+    idle_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -106,9 +106,10 @@ impl Readers {
         // Whose call was another container's ends with it.
         let other = before.filter(|link| link.container != container);
         self.dismissed.extend(other.map(|link| link.container));
-        if owner.is_some() && owner != reader.owner {
+        let other_owner = owner.filter(|owner| self.owners.get(&target) != Some(owner));
+        if let Some(owner) = other_owner {
             // Another one, who runs as that, can read.
-            reader.owner = owner;
+            self.owners.insert(target.clone(), owner);
             self.companions.discard(&target);
             self.dismissed.insert(container);
             to_end.push(id);
@@ -129,12 +130,13 @@ impl Readers {
     }
 
     /// Brings those nearer that are wanted: `true` where somebody waits for one, `false`
-    /// where it is just to stay.
+    /// where it is just to stay. Who is not wanted any more stays for `linger`.
     pub(super) fn advance(
         &mut self,
         wanted: &BTreeMap<String, bool>,
         pod: &PodView,
         image: &str,
+        linger: Duration,
         now: Instant,
     ) -> Due {
         let mut due = Due::default();
@@ -149,11 +151,11 @@ impl Readers {
         self.readers.retain(|target, reader| {
             let is_wanted = wanted.contains_key(target);
             reader.is_needed = pod.is_running() && wanted.get(target) == Some(&true);
-            let idle_since = *reader.idle_since.get_or_insert(now);
+            let idle_until = *reader.idle_until.get_or_insert(now + linger);
             if is_wanted {
-                reader.idle_since = None;
+                reader.idle_until = None;
             }
-            if is_wanted || now < idle_since + LINGER {
+            if is_wanted || now < idle_until {
                 return true;
             }
             if let Some(link) = &reader.link {
@@ -168,7 +170,15 @@ impl Readers {
         let needed = self.readers.iter().filter(|(_, reader)| reader.is_needed);
         let needed: BTreeSet<String> = needed.map(|(target, _)| target.clone()).collect();
         for target in self.companions.advance(&needed, &there, image, now) {
-            let owner = self.readers.get(&target).and_then(|reader| reader.owner);
+            if pod.readers.len() + due.add.len() >= MAX_READERS {
+                let message = format!(
+                    "the pod has had {MAX_READERS} readers, which stay in it as ended containers; \
+                     delete the pod, so that another one takes its place"
+                );
+                (self.companions).handle_not_added(&target, message, true, now);
+                continue;
+            }
+            let owner = self.owners.get(&target).copied();
             due.add.push((target, owner));
         }
         for (target, reader) in &mut self.readers {
@@ -234,11 +244,10 @@ impl Readers {
     /// When time alone changes something.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let own = self.readers.iter().filter_map(|(target, reader)| {
-            let idle = reader.idle_since.map(|since| since + LINGER);
             let is_awaited = reader.is_needed && reader.link.is_none() && !reader.is_silent;
             let running = self.companions.running_since(target);
             let late = running.filter(|_| is_awaited);
-            idle.into_iter()
+            (reader.idle_until.into_iter())
                 .chain(late.map(|since| since + CALL_LIMIT))
                 .min()
         });

@@ -209,8 +209,9 @@ impl World {
                 uid: pod.uid.clone(),
                 target,
             }));
+            let linger = self.settings.linger;
             let Due { add, dismiss } =
-                (slot.readers).advance(&demand.reads, pod, image, now.instant);
+                (slot.readers).advance(&demand.reads, pod, image, linger, now.instant);
             effects.extend(
                 dismiss
                     .into_iter()

@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     /// How long an engagement of one that is absent keeps its ports from others.
     pub(crate) idle: Duration,
+    /// How long a reader stays that nobody wants.
+    pub(crate) linger: Duration,
     /// Whether pods can be born with an agent.
     pub(crate) has_births: bool,
     pub(crate) agent_image: String,

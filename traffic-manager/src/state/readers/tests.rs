@@ -5,6 +5,7 @@ use crate::state::pods::AgentState;
 use crate::state::testing::pod;
 
 const IMAGE: &str = "agent:1";
+const LINGER: Duration = Duration::from_secs(5);
 const OWNER: Owner = Owner { uid: 999, gid: 7 };
 
 struct Case {
@@ -27,7 +28,7 @@ impl Case {
         let wanted = wanted.map(|is_needed| ("web".to_owned(), is_needed));
         let now = self.start + Duration::from_secs(second);
         self.readers
-            .advance(&wanted.into_iter().collect(), &self.pod, IMAGE, now)
+            .advance(&wanted.into_iter().collect(), &self.pod, IMAGE, LINGER, now)
     }
 
     /// The container was added, and runs.
@@ -192,4 +193,47 @@ fn those_of_a_pod_that_ends_are_not_followed_by_others() {
     assert_eq!(case.due(None, 1), Due::default());
     assert_eq!(case.due(None, 10), Due::default());
     assert_eq!(case.deadline(), None);
+}
+
+#[test]
+fn reader_serves_who_comes_again_and_its_owner_is_kept() {
+    let mut case = Case::new();
+    case.due(Some(true), 0);
+    case.runs("kvpn-reader-a", 1);
+    case.calls(1, "kvpn-reader-a", Some(OWNER));
+    assert_eq!(case.due(Some(true), 1), added(Some(OWNER)));
+    case.runs("kvpn-reader-b", 2);
+    case.calls(2, "kvpn-reader-b", None);
+    for second in (3..30).step_by(3) {
+        assert_eq!(case.due(None, second), Due::default());
+        assert_eq!(case.due(Some(true), second + 2), Due::default());
+        assert_eq!(case.status(), AgentStatus::Ready);
+    }
+    assert_eq!(case.due(None, 40), Due::default());
+    assert_eq!(case.due(None, 45), dismissed(2));
+    assert!(case.readers.is_empty());
+    assert_eq!(case.due(Some(true), 50), added(Some(OWNER)));
+}
+
+#[test]
+fn pod_that_has_had_many_gets_no_more() {
+    let mut case = Case::new();
+    for i in 0..MAX_READERS {
+        case.pod.readers.push(CompanionContainer {
+            name: format!("kvpn-reader-{i}"),
+            target: "web".into(),
+            image: "agent:0".into(),
+            state: AgentState::Terminated("Completed, exit code 0".into()),
+        });
+    }
+    assert_eq!(case.due(Some(true), 0), Due::default());
+    let AgentStatus::Refused(why) = case.status() else {
+        panic!("{:?}", case.status());
+    };
+    assert!(why.contains("delete the pod"), "{why}");
+    assert_eq!(case.due(Some(true), 1000), Due::default());
+    case.pod.readers.pop();
+    let mut other = Case::new();
+    other.pod = case.pod;
+    assert_eq!(other.due(Some(true), 0), added(None));
 }

@@ -33,6 +33,7 @@ impl Case {
         let world = World::new(Settings {
             grace: Duration::from_secs(30),
             idle: Duration::from_secs(10),
+            linger: Duration::from_secs(5),
             has_births: true,
             agent_image: IMAGE.into(),
             manager: Key::new("kvpn", "traffic-manager-0"),
