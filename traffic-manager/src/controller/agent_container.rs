@@ -12,7 +12,7 @@ use kvpn_proto::names::{AGENT_TOKEN_AUDIENCE, MANAGER_AGENT_PORT};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
-use crate::state::Owner;
+pub(crate) use reader::security as reader_security;
 
 /// Letters and digits that make no words, as Kubernetes uses them in names.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -128,7 +128,7 @@ impl AgentTemplate {
         name: &str,
         target: &str,
         pod: &Pod,
-        owner: Option<Owner>,
+        security: SecurityContext,
     ) -> EphemeralContainer {
         let ip = pod
             .status
@@ -139,7 +139,7 @@ impl AgentTemplate {
         EphemeralContainer {
             args: Some(std::iter::once("read".to_owned()).chain(args).collect()),
             target_container_name: Some(target.to_owned()),
-            security_context: Some(reader::security(target, pod, owner)),
+            security_context: Some(security),
             ..agent
         }
     }
@@ -202,18 +202,18 @@ impl AgentTemplate {
         })
     }
 
-    /// The same for a container that reads another one, as that user if it is known.
+    /// The same for a container that reads another one, and runs as [`reader_security`] says.
     pub(crate) fn reader_patch(
         &self,
         name: &str,
         pod_uid: &str,
         target: &str,
         pod: &Pod,
-        owner: Option<Owner>,
+        security: SecurityContext,
     ) -> Value {
         json!({
             "metadata": { "uid": pod_uid },
-            "spec": { "ephemeralContainers": [self.reader(name, target, pod, owner)] },
+            "spec": { "ephemeralContainers": [self.reader(name, target, pod, security)] },
         })
     }
 }
@@ -301,7 +301,8 @@ mod tests {
                 allowPrivilegeEscalation: false, capabilities: {drop: [ALL], add: [CHOWN]},
                 seccompProfile: {type: Localhost, localhostProfile: mine.json}}}]}",
         );
-        let patch = template.reader_patch("kvpn-reader-bcdfg", "u-1", "web", &pod, None);
+        let security = reader_security("web", &pod, None).unwrap();
+        let patch = template.reader_patch("kvpn-reader-bcdfg", "u-1", "web", &pod, security);
         insta::assert_json_snapshot!(patch);
     }
 

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use super::agent_container::{AgentTemplate, random_name};
+use super::agent_container::{AgentTemplate, random_name, reader_security};
 use super::complaint::complaint;
 use super::selectors::resolve;
 use super::writer::StatusWriter;
@@ -210,18 +210,24 @@ impl Executor {
     }
 
     async fn add_reader(&self, pod: Key, pod_uid: String, target: String, owner: Option<Owner>) {
-        let added = match self.read_pod(&pod).await {
-            Ok(found) => {
-                let patch = |container: &str| {
-                    let template = &self.template;
-                    template.reader_patch(container, &pod_uid, &target, &found, owner)
-                };
-                self.add_container(&pod, READER_CONTAINER_PREFIX, patch)
-                    .await
-            }
-            Err(trouble) => Err(trouble),
-        };
+        let added = self.try_add_reader(&pod, &pod_uid, &target, owner).await;
         self.tell_added(Role::Reader, &pod, pod_uid, target, added);
+    }
+
+    async fn try_add_reader(
+        &self,
+        pod: &Key,
+        pod_uid: &str,
+        target: &str,
+        owner: Option<Owner>,
+    ) -> Result<String, Trouble> {
+        let found = self.read_pod(pod).await?;
+        let security = reader_security(target, &found, owner).map_err(Trouble::Passing)?;
+        let patch = |container: &str| {
+            (self.template).reader_patch(container, pod_uid, target, &found, security)
+        };
+        self.add_container(pod, READER_CONTAINER_PREFIX, patch)
+            .await
     }
 
     /// The pod with all that the state has no use for, such as who its containers run as.

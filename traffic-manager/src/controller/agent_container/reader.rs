@@ -9,7 +9,15 @@ const NOBODY: i64 = 65_534;
 
 /// What the container of a reader runs as: the kernel lets it read the processes of another
 /// one when it is of the same user and group and has the same capabilities.
-pub(super) fn security(target: &str, pod: &Pod, owner: Option<Owner>) -> SecurityContext {
+///
+/// # Errors
+/// It would be root where the pod says that nobody is, for people. A reader says whose the
+/// processes are, and others in its pod can call in its place.
+pub(crate) fn security(
+    target: &str,
+    pod: &Pod,
+    owner: Option<Owner>,
+) -> Result<SecurityContext, String> {
     let spec = pod.spec.as_ref();
     let mut containers = spec.into_iter().flat_map(|spec| &spec.containers);
     let own = containers.find(|container| container.name == target);
@@ -31,11 +39,14 @@ pub(super) fn security(target: &str, pod: &Pod, owner: Option<Owner>) -> Securit
         (None, None) if is_not_root == Some(true) && told.0.is_none() => (Some(NOBODY), told.1),
         (None, None) => told,
     };
-    SecurityContext {
+    if user == Some(0) && is_not_root == Some(true) {
+        return Err(
+            "its processes are root's, and runAsNonRoot forbids a reader as root".to_owned(),
+        );
+    }
+    Ok(SecurityContext {
         run_as_user: user,
         run_as_group: group,
-        // As it may have become root since it began.
-        run_as_non_root: own.run_as_non_root.map(|it| it && user != Some(0)),
         read_only_root_filesystem: Some(true),
         // The kernel does not ask for it, and a profile of the app's may keep the reader from
         // what it needs.
@@ -45,7 +56,7 @@ pub(super) fn security(target: &str, pod: &Pod, owner: Option<Owner>) -> Securit
         }),
         proc_mount: None,
         ..own
-    }
+    })
 }
 
 /// User and group that a container was started as, where the kubelet tells it.
@@ -73,7 +84,7 @@ mod tests {
     fn reader_runs_as_who_is_told_or_was_found() {
         let owner = Some(Owner { uid: 999, gid: 7 });
         let runs_as = |spec: &str, owner| {
-            let security = security("web", &pod(spec), owner);
+            let security = security("web", &pod(spec), owner).unwrap();
             (security.run_as_user, security.run_as_group)
         };
         let nothing = "{containers: [{name: web}]}";
@@ -84,9 +95,28 @@ mod tests {
         assert_eq!(runs_as(by_pod, owner), (Some(999), Some(7)));
         let by_image = "{containers: [{name: web, securityContext: {runAsNonRoot: true}}]}";
         assert_eq!(runs_as(by_image, None), (Some(NOBODY), None));
+    }
+
+    #[test]
+    fn reader_is_not_root_where_nobody_is_to_be() {
         let root = Some(Owner { uid: 0, gid: 0 });
-        let became_root = security("web", &pod(by_image), root);
-        assert_eq!(became_root.run_as_non_root, Some(false));
+        let is_root = |spec: &str| security("web", &pod(spec), root).is_ok();
+        assert!(is_root("{containers: [{name: web}]}"));
+        for forbidden in [
+            "{containers: [{name: web, securityContext: {runAsNonRoot: true}}]}",
+            "{containers: [{name: web}], securityContext: {runAsNonRoot: true}}",
+        ] {
+            let why = security("web", &pod(forbidden), root).unwrap_err();
+            assert!(why.contains("runAsNonRoot"), "{why}");
+        }
+        assert!(is_root(
+            "{containers: [{name: web, securityContext: {runAsNonRoot: false}}],
+              securityContext: {runAsNonRoot: true}}"
+        ));
+        let by_image = "{containers: [{name: web, securityContext: {runAsNonRoot: true}}]}";
+        let other = Some(Owner { uid: 999, gid: 0 });
+        let other = security("web", &pod(by_image), other).unwrap();
+        assert_eq!(other.run_as_non_root, Some(true));
     }
 
     #[test]
@@ -97,7 +127,7 @@ mod tests {
             "user": {"linux": {"uid": 101, "gid": 102}},
         }]});
         pod.status = Some(serde_json::from_value(status).unwrap());
-        let security = security("web", &pod, None);
+        let security = security("web", &pod, None).unwrap();
         assert_eq!(
             (security.run_as_user, security.run_as_group),
             (Some(101), Some(102))
