@@ -307,6 +307,7 @@ fn rejection(rejected: &AgentRejected) -> Failure {
         }
         AgentRejected::NoContainer(..) => "only agents that the traffic manager added may call it",
         AgentRejected::Taken(_) => "end one of the agents",
+        AgentRejected::Read(..) => "end one of the readers",
     };
     Failure::new(Reason::Forbidden, rejected.to_string(), next_step)
 }

@@ -327,8 +327,7 @@ fn present<'a>(
     image: &'a str,
 ) -> impl Iterator<Item = &'a CompanionContainer> {
     there.iter().filter(move |companion| {
-        let is_there = !matches!(companion.state, AgentState::Terminated(_));
-        is_there && companion.target == target && companion.image == image
+        !companion.has_ended() && companion.target == target && companion.image == image
     })
 }
 

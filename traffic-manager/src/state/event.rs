@@ -230,4 +230,6 @@ pub(crate) enum AgentRejected {
     NoContainer(Key, String),
     #[error("another agent serves pod {0}")]
     Taken(Key),
+    #[error("another reader reads container {1} of pod {0}")]
+    Read(Key, String),
 }

@@ -64,6 +64,13 @@ pub(crate) struct CompanionContainer {
     pub(crate) state: AgentState,
 }
 
+impl CompanionContainer {
+    /// Whether it has ended, for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state, AgentState::Terminated(_))
+    }
+}
+
 /// The phases of a pod, as far as they matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {

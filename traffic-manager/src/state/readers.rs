@@ -219,6 +219,18 @@ impl Readers {
         Some(self.readers.get(target)?.link.as_ref()?.id)
     }
 
+    /// Whether another container reads that one, and has not ended. Who was told to end is
+    /// not kept from hearing it again.
+    pub(super) fn is_linked_elsewhere(&self, target: &str, container: &str, pod: &PodView) -> bool {
+        let reader = self.readers.get(target);
+        let Some(link) = reader.and_then(|reader| reader.link.as_ref()) else {
+            return false;
+        };
+        let mut there = pod.readers.iter();
+        let has_ended = there.any(|it| it.name == link.container && it.has_ended());
+        link.container != container && !has_ended && !self.dismissed.contains(container)
+    }
+
     /// The calls of all.
     pub(super) fn links(&self) -> impl Iterator<Item = LinkId> {
         let links = self.readers.values().filter_map(|it| it.link.as_ref());

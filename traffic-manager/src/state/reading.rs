@@ -151,13 +151,18 @@ impl World {
         let pod = self.calling_pod(caller);
         let pod = pod.ok_or_else(|| AgentRejected::NoPod(caller.clone()))?;
         let image = &self.settings.agent_image;
-        let mut readers = pod.readers.iter();
-        let shown = readers.find(|it| it.name == container && it.image == *image);
-        let shown = shown.map(|it| it.target.as_str());
         let slot = self.slots.get(&pod.uid);
-        let target = shown.or_else(|| slot?.readers.target_of_added(container));
+        let mut readers = pod.readers.iter();
+        let target = match readers.find(|it| it.name == container) {
+            Some(shown) if shown.has_ended() => None,
+            Some(shown) if shown.image == *image => Some(shown.target.as_str()),
+            Some(_) | None => slot.and_then(|slot| slot.readers.target_of_added(container)),
+        };
         let target = target
             .ok_or_else(|| AgentRejected::NoContainer(pod.key.clone(), container.to_owned()))?;
+        if slot.is_some_and(|slot| slot.readers.is_linked_elsewhere(target, container, pod)) {
+            return Err(AgentRejected::Read(pod.key.clone(), target.to_owned()));
+        }
         Ok((pod.uid.clone(), pod.key.clone(), target.to_owned()))
     }
 }

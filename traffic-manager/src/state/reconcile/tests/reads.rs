@@ -1,8 +1,9 @@
 //! Engagements that read what a container has.
 
 use super::*;
-use crate::state::pods::Probes;
+use crate::state::pods::{AgentState, Probes};
 use crate::state::readers::Calling;
+use crate::state::testing::companion;
 use crate::state::{NoReader, Role};
 
 const READER: &str = "kvpn-reader-abcde";
@@ -206,6 +207,34 @@ fn reader_that_calls_for_nobody_is_dismissed() {
     let effects = case.send(Event::Tick);
     let dismiss = Effect::DismissReader { link: LinkId(7) };
     assert!(effects.contains(&dismiss), "{effects:?}");
+}
+
+#[test]
+fn reader_is_known_while_it_runs_and_displaced_by_no_other() {
+    let (mut case, _) = engaged(Verb::Ingest, |pod| {
+        let readers = ["kvpn-reader-b", "kvpn-reader-c", READER];
+        pod.readers = readers.map(|name| companion(name, "web", IMAGE)).into();
+        pod.readers[0].state = AgentState::Terminated("Completed, exit code 0".into());
+    });
+    let caller = Caller::Address("10.1.0.1".parse().unwrap());
+    let known = |case: &Case, name: &str| case.world.identify_reader(&caller, name);
+    let ended = known(&case, "kvpn-reader-b");
+    assert!(matches!(ended, Err(AgentRejected::NoContainer(..))));
+    assert!(known(&case, "kvpn-reader-c").is_ok());
+    calls(&mut case);
+    let second = known(&case, "kvpn-reader-c");
+    let taken = AgentRejected::Read(Key::new("shop", "web-1"), "web".into());
+    assert_eq!(second, Err(taken));
+    assert!(known(&case, READER).is_ok(), "it may call again");
+
+    let mut pod = running("web-1", 0);
+    pod.probes.insert("web".into(), Probes::default());
+    pod.readers = ["kvpn-reader-c", READER]
+        .map(|name| companion(name, "web", IMAGE))
+        .into();
+    pod.readers[1].state = AgentState::Terminated("Error, exit code 137".into());
+    case.send(Event::Pods(Change::Applied(pod)));
+    assert!(known(&case, "kvpn-reader-c").is_ok());
 }
 
 #[test]
