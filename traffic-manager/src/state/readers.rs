@@ -8,7 +8,7 @@ use super::companions::Companions;
 use super::pods::CompanionContainer;
 use super::{LinkId, PodView};
 
-/// How long one that runs may take to call.
+/// How long one that runs may take to call, at first and after its call has ended.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many a pod may have had. Containers cannot be taken out of a pod again.
@@ -53,6 +53,8 @@ struct Reader {
     is_needed: bool,
     /// It runs and has not called in time.
     is_silent: bool,
+    /// When its last call ended.
+    unlinked_at: Option<Instant>,
     /// Until when it stays that nobody wants, so that the next who does finds it.
     idle_until: Option<Instant>,
 }
@@ -123,9 +125,11 @@ impl Readers {
         to_end
     }
 
-    pub(super) fn handle_unlinked(&mut self, id: LinkId) {
+    pub(super) fn handle_unlinked(&mut self, id: LinkId, now: Instant) {
         for reader in self.readers.values_mut() {
-            reader.link.take_if(|link| link.id == id);
+            if reader.link.take_if(|link| link.id == id).is_some() {
+                reader.unlinked_at = Some(now);
+            }
         }
     }
 
@@ -182,8 +186,8 @@ impl Readers {
             due.add.push((target, owner));
         }
         for (target, reader) in &mut self.readers {
-            let since = self.companions.running_since(target);
-            let is_late = since.is_some_and(|since| now >= since + CALL_LIMIT);
+            let call_by = reader.call_by(self.companions.running_since(target));
+            let is_late = call_by.is_some_and(|call_by| now >= call_by);
             reader.is_silent = reader.link.is_none() && is_late;
         }
         due
@@ -257,13 +261,20 @@ impl Readers {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let own = self.readers.iter().filter_map(|(target, reader)| {
             let is_awaited = reader.is_needed && reader.link.is_none() && !reader.is_silent;
-            let running = self.companions.running_since(target);
-            let late = running.filter(|_| is_awaited);
-            (reader.idle_until.into_iter())
-                .chain(late.map(|since| since + CALL_LIMIT))
-                .min()
+            let call_by = reader.call_by(self.companions.running_since(target));
+            let late = call_by.filter(|_| is_awaited);
+            reader.idle_until.into_iter().chain(late).min()
         });
         own.chain(self.companions.deadline()).min()
+    }
+}
+
+impl Reader {
+    /// Until when it may take to call, if its container runs since then.
+    fn call_by(&self, running_since: Option<Instant>) -> Option<Instant> {
+        let since = running_since?;
+        let since = self.unlinked_at.map_or(since, |at| since.max(at));
+        Some(since + CALL_LIMIT)
     }
 }
 

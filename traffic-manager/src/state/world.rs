@@ -212,7 +212,9 @@ impl World {
                 self.touch_all();
             }
             Event::ReaderUnlinked { pod_uid, link } => {
-                self.with_slot(&pod_uid, |slot| slot.readers.handle_unlinked(link));
+                self.with_slot(&pod_uid, |slot| {
+                    slot.readers.handle_unlinked(link, now.instant);
+                });
             }
             Event::Tick => self.touch_all(),
         }

@@ -54,6 +54,11 @@ impl Case {
         self.readers.handle_linked(LinkId(link), calling)
     }
 
+    fn loses(&mut self, link: u64, second: u64) {
+        let now = self.start + Duration::from_secs(second);
+        self.readers.handle_unlinked(LinkId(link), now);
+    }
+
     fn status(&self) -> AgentStatus {
         self.readers.status("web-1", "web")
     }
@@ -112,7 +117,7 @@ fn one_stays_while_a_laptop_is_away_and_none_is_added_for_it() {
     case.runs("kvpn-reader-a", 1);
     case.calls(1, "kvpn-reader-a", None);
     assert_eq!(case.due(Some(false), 100), Due::default());
-    case.readers.handle_unlinked(LinkId(1));
+    case.loses(1, 100);
     case.pod.readers[0].state = AgentState::Terminated("Error, exit code 137".into());
     assert_eq!(case.due(Some(false), 101), Due::default());
     assert_eq!(case.due(Some(true), 102), added(None));
@@ -181,7 +186,7 @@ fn later_call_replaces_the_one_before() {
     case.runs("kvpn-reader-a", 1);
     case.calls(1, "kvpn-reader-a", None);
     assert_eq!(case.calls(2, "kvpn-reader-a", None), [LinkId(1)]);
-    case.readers.handle_unlinked(LinkId(1));
+    case.loses(1, 2);
     assert_eq!(case.readers.link("web"), Some(LinkId(2)));
 }
 
@@ -236,4 +241,22 @@ fn pod_that_has_had_many_gets_no_more() {
     let mut other = Case::new();
     other.pod = case.pod;
     assert_eq!(other.due(Some(true), 0), added(None));
+}
+
+#[test]
+fn reader_may_take_as_long_to_call_again() {
+    let mut case = Case::new();
+    case.due(Some(true), 0);
+    case.runs("kvpn-reader-a", 1);
+    case.calls(1, "kvpn-reader-a", None);
+    case.due(Some(true), 2);
+    case.loses(1, 100);
+    assert_eq!(case.due(Some(true), 100), Due::default());
+    assert!(matches!(case.status(), AgentStatus::Progressing(_)));
+    assert_eq!(case.deadline(), Some(105));
+    case.calls(2, "kvpn-reader-a", None);
+    assert_eq!(case.status(), AgentStatus::Ready);
+    case.loses(2, 200);
+    case.due(Some(true), 205);
+    assert!(matches!(case.status(), AgentStatus::Failed(why) if why.contains("does not call")));
 }
