@@ -193,7 +193,7 @@ impl Session {
 
     /// Starts an intercept, which must begin to answer in time; the stream
     /// tells how it goes. Dropping the stream before it says active cancels the
-    /// intercept.
+    /// intercept; later it ends one that ends with its call.
     pub(crate) async fn intercept(
         &self,
         request: InterceptRequest,

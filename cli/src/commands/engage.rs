@@ -2,13 +2,15 @@
 
 mod environment;
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use kvpn_proto::v1::intercept_response::Event;
-use kvpn_proto::v1::{EngagementStatus, InterceptRequest, LeaveRequest};
+use kvpn_proto::v1::{EngagementStatus, InterceptRequest, InterceptResponse, LeaveRequest};
 use kvpn_proto::{Failure, Reason};
 use tokio::time::{Instant, timeout_at};
+use tonic::Streaming;
 
 pub(crate) use environment::{EnvironmentArgs, fetch};
 
@@ -33,10 +35,16 @@ pub(super) async fn engage(
 ) -> Result<ExitCode, Ended> {
     environment.check()?;
     let mut interrupts = Interrupts::listen()?;
+    let request = InterceptRequest {
+        // Whatever becomes of this process.
+        ends_with_call: !environment.command.is_empty(),
+        ..request
+    };
     let Engaged {
         session,
         status,
         warnings,
+        mut events,
     } = tokio::select! {
         outcome = start(flags, request) => outcome?,
         // Dropping the call cancels the intercept.
@@ -53,6 +61,7 @@ pub(super) async fn engage(
         &session,
         intercepted(status.clone(), warnings),
         &status,
+        &mut events,
         &mut interrupts,
     );
     let outcome = used.await;
@@ -76,6 +85,7 @@ async fn use_environment(
     session: &Session,
     mut intercepted: Intercepted,
     status: &EngagementStatus,
+    events: &mut Events,
     interrupts: &mut Interrupts,
 ) -> Result<u8, Ended> {
     let (variables, mut warnings) = tokio::select! {
@@ -98,7 +108,28 @@ async fn use_environment(
     if flags.output == Format::Text {
         report::note(intercepted.text().trim_end());
     }
-    Ok(child::run(program, arguments, pairs(variables), interrupts).await?)
+    let running = child::run(program, arguments, pairs(variables), interrupts);
+    let mut running = pin!(running);
+    tokio::select! {
+        ended = &mut running => return Ok(ended?),
+        () = tell_end(events) => {}
+    }
+    Ok(running.await?)
+}
+
+/// Waits until an engagement is over, and tells the user where somebody else has ended it.
+async fn tell_end(events: &mut Events) {
+    loop {
+        match events.message().await {
+            // Of a later version.
+            Ok(Some(_)) => {}
+            // Left, or the session is of an older version.
+            Ok(None) => return,
+            // Without details the session itself is gone, which leaving it tells.
+            Err(status) if status.details().is_empty() => return,
+            Err(status) => return report::warning(&Failure::from(status).message),
+        }
+    }
 }
 
 pub(super) fn leave_request(status: &EngagementStatus) -> LeaveRequest {
@@ -118,11 +149,16 @@ pub(super) async fn leave(session: &Session, request: LeaveRequest) -> Result<()
     }
 }
 
+/// How an engagement goes on.
+pub(super) type Events = Streaming<InterceptResponse>;
+
 /// A workload that is engaged.
 pub(super) struct Engaged {
     pub(super) session: Session,
     pub(super) status: EngagementStatus,
     pub(super) warnings: Vec<String>,
+    /// Dropping it ends an engagement that ends with its call.
+    pub(super) events: Events,
 }
 
 /// Has a workload engaged. Dropping it before the end cancels that.
@@ -158,6 +194,7 @@ pub(super) async fn start(flags: &Flags, request: InterceptRequest) -> Result<En
                     session,
                     status,
                     warnings,
+                    events,
                 });
             }
             // An event of a later version.

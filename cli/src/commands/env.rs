@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use kvpn_proto::Failure;
+use kvpn_proto::v1::InterceptRequest;
 
 use super::engage::{self, Engaged};
 use super::ingest::ReadArgs;
@@ -35,10 +36,18 @@ pub(crate) struct EnvArgs {
 
 pub(crate) async fn run(flags: &Flags, args: &EnvArgs) -> Result<ExitCode, Ended> {
     let mut interrupts = Interrupts::listen()?;
+    let request = InterceptRequest {
+        ends_with_call: true,
+        ..args.read.request(flags)
+    };
     let Engaged {
-        session, status, ..
+        session,
+        status,
+        // Open until it is left.
+        events: _events,
+        ..
     } = tokio::select! {
-        outcome = engage::start(flags, args.read.request(flags)) => outcome?,
+        outcome = engage::start(flags, request) => outcome?,
         // Dropping the call cancels it.
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };

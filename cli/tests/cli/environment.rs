@@ -5,9 +5,11 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::timeout;
 
 use crate::fake_session::FakeSession;
-use crate::kvpn::{Finished, User, finish, send, wait_for};
+use crate::kvpn::{DEADLINE, Finished, User, finish, send, wait_for};
 
 const ASKED: [&str; 2] = ["intercept web 127.0.0.1:8080 ", "environment shop web-x"];
 const LEFT: &str = "leave shop web-x false";
@@ -102,6 +104,49 @@ async fn signals_are_passed_to_the_command() {
         assert_eq!(finish(kvpn).await.code, 9, "{name}");
         assert_eq!(session.calls().last().unwrap(), LEFT);
     }
+}
+
+#[tokio::test]
+async fn engagement_of_a_command_ends_with_the_call_even_when_kvpn_is_killed() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let ready = user.path("ready");
+    let name = ready.display();
+    // Ends with the user's directory.
+    let script = format!("touch {name}; while [ -e {name} ]; do sleep 0.02; done");
+    let mut command = user.command("intercept web --port 8080 -- sh -c");
+    let mut kvpn = command.arg(script).spawn().unwrap();
+    wait_for(&ready).await;
+    assert!(!user.path("hung-up").exists(), "it hangs up at once");
+    send(&kvpn, Signal::SIGKILL);
+    wait_for(&user.path("hung-up")).await;
+    kvpn.wait().await.unwrap();
+    assert_eq!(session.calls(), ASKED, "nobody was there to leave it");
+}
+
+#[tokio::test]
+async fn who_ends_the_engagement_is_told_while_the_command_runs() {
+    let user = User::new();
+    let _session = FakeSession::start(&user);
+    let go_on = user.path("go-on");
+    let name = go_on.display();
+    let script = format!("while [ ! -e {name} ]; do sleep 0.02; done; exit 7");
+    let mut command = user.command("intercept revoked --port 8080 -- sh -c");
+    let mut kvpn = command.arg(script).spawn().unwrap();
+    let stderr = BufReader::new(kvpn.stderr.take().unwrap());
+    let told = timeout(DEADLINE, async {
+        let mut lines = stderr.lines();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("was deleted by bob") {
+                return true;
+            }
+        }
+        false
+    });
+    let told = told.await;
+    std::fs::write(&go_on, "").unwrap();
+    assert_eq!(told, Ok(true));
+    assert_eq!(finish(kvpn).await.code, 7);
 }
 
 #[tokio::test]

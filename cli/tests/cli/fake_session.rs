@@ -48,6 +48,7 @@ impl FakeSession {
             calls: calls.clone(),
             socket,
             cancelled: user.path("cancelled"),
+            hung_up: user.path("hung-up"),
             waiting: user.path("waiting"),
             looks: AtomicU64::new(0),
         };
@@ -78,6 +79,8 @@ struct Service {
     socket: PathBuf,
     /// Written when an intercept that waits is cancelled.
     cancelled: PathBuf,
+    /// Written when the caller of an intercept that ends with its call hangs up.
+    hung_up: PathBuf,
     /// Written when an intercept waits.
     waiting: PathBuf,
     /// How often flows were looked at.
@@ -146,8 +149,8 @@ impl session_server::Session for Service {
     type InterceptStream =
         Pin<Box<dyn Stream<Item = Result<InterceptResponse, Status>> + Send + 'static>>;
 
-    /// Intercepts `web`, refuses `taken`, breaks off `broken`, and never gets
-    /// on with others.
+    /// Intercepts `web`, also `revoked` until bob ends that at once, refuses `taken`, breaks
+    /// off `broken`, and never gets on with others.
     async fn intercept(
         &self,
         request: Request<InterceptRequest>,
@@ -159,7 +162,7 @@ impl session_server::Session for Service {
             None => format!("{verb} {target}"),
         });
         let events = match request.target.as_str() {
-            "web" => vec![
+            "web" | "revoked" => vec![
                 Event::Progress("waiting for 3 agents".into()),
                 Event::Warning("nothing listens on 127.0.0.1:8080".into()),
                 Event::Active(EngagementStatus {
@@ -181,6 +184,20 @@ impl session_server::Session for Service {
         for event in events {
             let response = InterceptResponse { event: Some(event) };
             event_tx.send(Ok(response)).await.unwrap();
+        }
+        if request.target == "revoked" {
+            let failure = Failure::new(
+                Reason::NoSuchEngagement,
+                "engagement shop/web-x was deleted by bob",
+                "engage it again",
+            );
+            event_tx.send(Err(failure.into())).await.unwrap();
+        } else if request.ends_with_call {
+            let (hung_up, event_tx) = (self.hung_up.clone(), event_tx.clone());
+            tokio::spawn(async move {
+                event_tx.closed().await;
+                std::fs::write(hung_up, "").unwrap();
+            });
         }
         if request.target == "slow" {
             std::fs::write(&self.waiting, "").unwrap();

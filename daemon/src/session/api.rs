@@ -193,6 +193,7 @@ impl SessionService for Api {
             rolls_out: request.roll_out,
             to_pod: ToPod::read_all(&request.to_pod)?,
             environment: request.environment || verb == Verb::Ingest,
+            ends_with_call: request.ends_with_call,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)

@@ -3,6 +3,7 @@
 
 mod deleted;
 mod environment;
+mod hold;
 mod intercept;
 mod outcome;
 mod roll_out;

@@ -49,13 +49,15 @@ pub(crate) struct Intercept {
     pub(crate) to_pod: Vec<ToPod>,
     /// The environment of the container is to be read.
     pub(crate) environment: bool,
+    /// It is left once the client hangs up.
+    pub(crate) ends_with_call: bool,
     pub(crate) timeout: Option<Duration>,
     /// What clients' TLS is ended with.
     pub(crate) tls: Option<Source>,
 }
 
 /// Where the answers go; closed when the client is gone.
-type Events = mpsc::Sender<Result<v1::InterceptResponse, Status>>;
+pub(super) type Events = mpsc::Sender<Result<v1::InterceptResponse, Status>>;
 
 /// What was found for a request.
 struct Plan {
@@ -68,7 +70,8 @@ struct Plan {
 
 impl Engagements {
     /// Runs an intercept until it is active, fails, or the client is gone. In
-    /// the last two cases nothing is left in the cluster.
+    /// the last two cases nothing is left in the cluster. One that ends with its call goes on
+    /// until the client is gone or it is over.
     pub(crate) async fn intercept(&self, request: Intercept, events: Events) {
         let outcome = tokio::select! {
             planned = self.plan(&request, &events) => planned,
@@ -129,6 +132,8 @@ impl Engagements {
                 let status = self.table.status(&key).unwrap_or_default();
                 if send(&events, Event::Active(status)).await.is_err() {
                     self.give_up(&key).await;
+                } else if request.ends_with_call {
+                    self.hold(&key, &mut observed, &events).await;
                 }
             }
             Err(failure) => {
@@ -476,7 +481,7 @@ async fn progress(events: &Events, message: String) {
     let _ = send(events, Event::Progress(message)).await;
 }
 
-async fn fail(events: &Events, failure: Failure) {
+pub(super) async fn fail(events: &Events, failure: Failure) {
     // A client that is gone need not be told.
     let _ = events.send(Err(failure.into())).await;
 }
