@@ -230,6 +230,16 @@ impl Table {
         Some((entry.uid.clone()?, entry.container.clone()?))
     }
 
+    /// Why the environment of an engagement cannot be read, where that is known.
+    pub(super) fn unreadable(&self, key: &Key) -> Option<Failure> {
+        let entries = self.lock();
+        let observed = entries.get(key)?.observed.borrow();
+        match &observed.environment {
+            Progress::Failed(failure) | Progress::RollOutNeeded(failure) => Some(failure.clone()),
+            Progress::Waiting { .. } | Progress::Active | Progress::Gone { .. } => None,
+        }
+    }
+
     pub(super) fn keep_giver(&self, key: &Key, giver: AbortOnDropHandle<()>) {
         // Without an entry there is nothing to give it for.
         if let Some(entry) = self.lock().get_mut(key) {

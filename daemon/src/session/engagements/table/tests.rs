@@ -153,6 +153,20 @@ fn environment_is_read_for_those_engagements_that_asked_for_it() {
 }
 
 #[test]
+fn why_an_environment_cannot_be_read_is_known_once_that_is_observed() {
+    let table = table();
+    let key = Key::new("shop", "web-alice-1");
+    assert_eq!(table.unreadable(&key), None);
+    let refused = Failure::new(Reason::AgentRefused, "refused", "ask");
+    let observed = Observed {
+        environment: Progress::Failed(refused.clone()),
+        ..Observed::default()
+    };
+    table.observe(&key, observed);
+    assert_eq!(table.unreadable(&key), Some(refused));
+}
+
+#[test]
 fn status_tells_ports_and_what_is_waited_for() {
     let statuses = table().statuses();
     assert_eq!(statuses[0].workload, "Deployment/web");
