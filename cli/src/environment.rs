@@ -5,11 +5,12 @@ mod syntax;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process;
 
 use kvpn_proto::environment::Environment;
 use kvpn_proto::{Failure, Reason};
@@ -24,6 +25,9 @@ pub(crate) const NEVER: [&str; 12] = [
 
 /// Who may read files with the values: their owner.
 const MODE: u32 = 0o600;
+
+/// How many names are tried for a file that is to take another one's place.
+const ATTEMPTS: u32 = 100;
 
 /// Variables and their values.
 pub(crate) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -56,31 +60,79 @@ pub(crate) fn pairs(variables: Variables) -> impl Iterator<Item = (OsString, OsS
     variables.into_iter().map(pair)
 }
 
-/// Writes a file that others may not read.
+/// Refuses what is there and no regular file, such as a pipe, which might never be read.
+pub(crate) fn check(file: &Path) -> Result<(), Failure> {
+    let place = place(file);
+    place.map(drop).map_err(|error| unwritable(file, &error))
+}
+
+/// Writes a file that others may not read: all of it, or nothing.
 pub(crate) fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    try_write(file, text).map_err(|error| {
-        Failure::new(
-            Reason::Usage,
-            format!("{} cannot be written: {error}", file.display()),
-            "name a file that you may write",
-        )
-    })
+    try_write(file, text).map_err(|error| unwritable(file, &error))
+}
+
+fn unwritable(file: &Path, error: &io::Error) -> Failure {
+    Failure::new(
+        Reason::Usage,
+        format!("{} cannot be written: {error}", file.display()),
+        "name a file that you may write",
+    )
+}
+
+/// Where a file is or will be; that to which a symbolic link leads.
+fn place(file: &Path) -> io::Result<PathBuf> {
+    match fs::symlink_metadata(file) {
+        Ok(_) => {
+            let place = fs::canonicalize(file)?;
+            match fs::metadata(&place)?.is_file() {
+                true => Ok(place),
+                false => Err(io::Error::other("it is no regular file")),
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(file.to_owned()),
+        Err(error) => Err(error),
+    }
 }
 
 fn try_write(file: &Path, text: &str) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).mode(MODE);
-    let mut file = options.open(file)?;
-    // It may have been there, for others to read; or be a pipe.
-    if file.metadata()?.is_file() {
-        file.set_permissions(Permissions::from_mode(MODE))?;
-        file.set_len(0)?;
+    let place = place(file)?;
+    let (beside, mut new) = create_beside(&place)?;
+    let written = new
+        .write_all(text.as_bytes())
+        .and_then(|()| fs::rename(&beside, &place));
+    if written.is_err() {
+        // What went wrong before is what the user is told.
+        let _ = fs::remove_file(&beside);
     }
-    file.write_all(text.as_bytes())
+    written
+}
+
+/// Makes a file that is to take another one's place.
+fn create_beside(place: &Path) -> io::Result<(PathBuf, File)> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create_new(true).mode(MODE);
+    let mut number = 0;
+    loop {
+        let beside = place.with_file_name(format!(".kvpn-{}-{number}", process::id()));
+        match options.open(&beside) {
+            Ok(new) => return Ok((beside, new)),
+            // Of one that was killed, with the same number.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && number < ATTEMPTS => {
+                number += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
 
     fn environment(names: &[&str]) -> Environment {
@@ -130,8 +182,45 @@ mod tests {
             let mode = std::fs::metadata(&file).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
+        let left = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 1, "something is left beside it");
         let nowhere = write(Path::new("/nonexistent/web.env"), "A=1\n").unwrap_err();
         assert_eq!(nowhere.reason, Reason::Usage);
         assert!(!nowhere.message.contains("A=1"));
+    }
+
+    #[test]
+    fn symbolic_link_stays_and_its_target_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let [target, link] = ["target", "link"].map(|name| directory.path().join(name));
+        fs::write(&target, "A=of an earlier time\n").unwrap();
+        symlink("target", &link).unwrap();
+        write(&link, "A=1\n").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "A=1\n");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let [fifo, link] = ["fifo", "link"].map(|name| directory.path().join(name));
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        symlink("fifo", &link).unwrap();
+        let dangling = directory.path().join("dangling");
+        symlink("nothing", &dangling).unwrap();
+        for wrong in [
+            &*fifo,
+            &link,
+            &dangling,
+            directory.path(),
+            Path::new("/dev/null"),
+        ] {
+            for failure in [check(wrong), write(wrong, "A=1\n")].map(Result::unwrap_err) {
+                assert_eq!(failure.reason, Reason::Usage, "{failure}");
+                assert!(failure.message.contains("cannot be written"), "{failure}");
+            }
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
+        assert_eq!(check(&directory.path().join("new")), Ok(()));
     }
 }

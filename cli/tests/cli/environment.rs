@@ -63,6 +63,18 @@ async fn engagement_whose_environment_cannot_be_written_is_left() {
 }
 
 #[tokio::test]
+async fn what_is_no_regular_file_is_refused_before_anything_is_engaged() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let finished = user
+        .run("intercept web --port 8080 --env-file /dev/null")
+        .await;
+    assert_eq!(finished.code, 2, "{finished:?}");
+    assert!(finished.stderr.contains("it is no regular file"));
+    assert_eq!(session.calls(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn command_has_the_environment_and_its_end_is_the_engagements() {
     let user = User::new();
     let session = FakeSession::start(&user);

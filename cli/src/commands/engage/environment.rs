@@ -51,8 +51,11 @@ impl EnvironmentArgs {
         self.env_file.is_some() || self.env_json.is_some() || !self.command.is_empty()
     }
 
-    /// Refuses what has nothing to be left out of.
+    /// Refuses what has nothing to be left out of, and files that cannot be written.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        for file in self.env_file.iter().chain(&self.env_json) {
+            environment::check(file)?;
+        }
         if self.env_exclude.is_empty() || self.is_wanted() {
             return Ok(());
         }
