@@ -10,17 +10,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use crate::ended::exit_code_of_signal;
+use crate::ended::{Ended, exit_code_of_signal};
 use crate::interrupts::Interrupts;
 
 /// Runs a command to its end, with these variables besides those of this process; gives the
-/// exit code that a shell would give. Signals that come meanwhile are passed on.
+/// exit code that a shell would give. Signals that come meanwhile are passed on; one that has
+/// come before keeps it from being run.
 pub(crate) async fn run(
     program: &OsString,
     arguments: &[OsString],
     variables: impl Iterator<Item = (OsString, OsString)>,
     interrupts: &mut Interrupts,
-) -> Result<u8, Failure> {
+) -> Result<u8, Ended> {
+    if let Some(signal) = interrupts.take().await {
+        return Err(Ended::Interrupted(signal));
+    }
     let mut child = Command::new(program)
         .args(arguments)
         .envs(variables)

@@ -111,10 +111,10 @@ async fn use_environment(
     let running = child::run(program, arguments, pairs(variables), interrupts);
     let mut running = pin!(running);
     tokio::select! {
-        ended = &mut running => return Ok(ended?),
+        ended = &mut running => return ended,
         () = tell_end(events) => {}
     }
-    Ok(running.await?)
+    running.await
 }
 
 /// Waits until an engagement is over, and tells the user where somebody else has ended it.

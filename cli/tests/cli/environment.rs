@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Child;
 use tokio::time::timeout;
 
 use crate::fake_session::FakeSession;
@@ -18,6 +19,23 @@ const LEFT: &str = "leave shop web-x false";
 async fn run_script(user: &User, script: &str) -> Finished {
     let mut command = user.command("intercept web --port 8080 -- sh -c");
     finish(command.arg(script).spawn().unwrap()).await
+}
+
+/// Starts the same, with what env(1) makes of signals, and of no terminal.
+fn start_script(user: &User, signals: &str, script: &str) -> Child {
+    let mut command = user.command_of(Path::new("/usr/bin/env"));
+    command.args([signals, env!("CARGO_BIN_EXE_kvpn")]);
+    command.args([
+        "intercept",
+        "web",
+        "--port",
+        "8080",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    command.process_group(0).spawn().unwrap()
 }
 
 fn mode(file: &Path) -> u32 {
@@ -108,14 +126,31 @@ async fn signals_are_passed_to_the_command() {
             "trap 'exit 9' {name}; touch {}; while :; do sleep 0.02; done",
             ready.display()
         );
-        let mut command = user.command("intercept web --port 8080 -- sh -c");
-        // Of no terminal.
-        let kvpn = command.arg(script).process_group(0).spawn().unwrap();
+        // Whatever these tests were started without.
+        let kvpn = start_script(&user, "--default-signal", &script);
         wait_for(&ready).await;
         send(&kvpn, signal);
         assert_eq!(finish(kvpn).await.code, 9, "{name}");
         assert_eq!(session.calls().last().unwrap(), LEFT);
     }
+}
+
+#[tokio::test]
+async fn signal_that_kvpn_was_started_without_does_nothing() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let [ready, go_on] = ["ready", "go-on"].map(|name| user.path(name));
+    let script = format!(
+        "touch {}; while [ ! -e {} ]; do sleep 0.02; done; exit 7",
+        ready.display(),
+        go_on.display()
+    );
+    let kvpn = start_script(&user, "--ignore-signal=HUP", &script);
+    wait_for(&ready).await;
+    send(&kvpn, Signal::SIGHUP);
+    std::fs::write(&go_on, "").unwrap();
+    assert_eq!(finish(kvpn).await.code, 7);
+    assert_eq!(session.calls().last().unwrap(), LEFT);
 }
 
 #[tokio::test]
