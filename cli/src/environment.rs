@@ -5,6 +5,7 @@ mod syntax;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStringExt;
@@ -29,8 +30,21 @@ const MODE: u32 = 0o600;
 /// How many names are tried for a file that is to take another one's place.
 const ATTEMPTS: u32 = 100;
 
-/// Variables and their values.
-pub(crate) type Variables = BTreeMap<Vec<u8>, Vec<u8>>;
+/// Variables and their values, which no log shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Variables(BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Variables({})", self.0.len())
+    }
+}
+
+impl FromIterator<(Vec<u8>, Vec<u8>)> for Variables {
+    fn from_iter<I: IntoIterator<Item = (Vec<u8>, Vec<u8>)>>(pairs: I) -> Self {
+        Self(pairs.into_iter().collect())
+    }
+}
 
 /// Those that come over: all but those of the place, and those that fit a pattern.
 pub(crate) fn chosen(environment: Environment, excluded: &[String]) -> Variables {
@@ -39,7 +53,7 @@ pub(crate) fn chosen(environment: Environment, excluded: &[String]) -> Variables
         let mut patterns = NEVER.into_iter().chain(excluded.iter().map(String::as_str));
         !patterns.any(|pattern| fits(pattern.as_bytes(), name))
     });
-    variables
+    Variables(variables)
 }
 
 /// Whether a name fits a pattern, in which `*` is anything and `?` any octet.
@@ -57,7 +71,7 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
 /// As a command is given them.
 pub(crate) fn pairs(variables: Variables) -> impl Iterator<Item = (OsString, OsString)> {
     let pair = |(name, value)| (OsString::from_vec(name), OsString::from_vec(value));
-    variables.into_iter().map(pair)
+    variables.0.into_iter().map(pair)
 }
 
 /// Refuses what is there and no regular file, such as a pipe, which might never be read.
@@ -144,7 +158,7 @@ mod tests {
     }
 
     fn names(variables: &Variables) -> Vec<&str> {
-        let names = variables.keys().map(|name| std::str::from_utf8(name));
+        let names = variables.0.keys().map(|name| std::str::from_utf8(name));
         names.collect::<Result<_, _>>().unwrap()
     }
 
@@ -152,6 +166,18 @@ mod tests {
     fn what_tells_of_the_place_never_comes_over() {
         let all = environment(&[&NEVER[..], &["A", "PATHS", "HOME_DIR"]].concat());
         assert_eq!(names(&chosen(all, &[])), ["A", "HOME_DIR", "PATHS"]);
+    }
+
+    #[test]
+    fn nothing_shows_a_value() {
+        let variables = Variables::from_iter([(b"PASSWORD".to_vec(), b"hunter2".to_vec())]);
+        let rendered = Syntax::Sh.render(&variables);
+        assert!(rendered.text.contains("hunter2"));
+        let shown = format!("{variables:?} {rendered:?}");
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("104"),
+            "{shown}"
+        );
     }
 
     #[test]

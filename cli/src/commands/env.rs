@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn format_decides_unless_a_syntax_is_named() {
-        let variables = [(b"A".to_vec(), b"1".to_vec())].into();
+        let variables = Variables::from_iter([(b"A".to_vec(), b"1".to_vec())]);
         let text = |format, syntax| render(format, syntax, &variables).unwrap().text;
         assert_eq!(text(Format::Text, None), "export A='1'\n");
         assert_eq!(text(Format::Json, None), "{\n  \"A\": \"1\"\n}\n");

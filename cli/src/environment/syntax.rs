@@ -1,6 +1,7 @@
 //! How files say variables, for those who read them.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
@@ -29,10 +30,19 @@ pub(crate) enum Syntax {
 }
 
 /// The text of a file, and what the user should know of it, without any value.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 pub(crate) struct Rendered {
     pub(crate) text: String,
     pub(crate) warnings: Vec<String>,
+}
+
+/// Without the text, which has the values.
+impl fmt::Debug for Rendered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rendered")
+            .field("warnings", &self.warnings)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Syntax {
@@ -40,7 +50,7 @@ impl Syntax {
     pub(crate) fn render(self, variables: &Variables) -> Rendered {
         let mut rendered = Rendered::default();
         let mut object = Map::new();
-        for (name, value) in variables {
+        for (name, value) in &variables.0 {
             let (name, value) = (
                 String::from_utf8_lossy(name),
                 String::from_utf8_lossy(value),
@@ -179,7 +189,7 @@ mod tests {
     }
 
     fn one(name: &[u8], value: &[u8]) -> Variables {
-        [(name.to_vec(), value.to_vec())].into()
+        Variables::from_iter([(name.to_vec(), value.to_vec())])
     }
 
     fn lines(syntax: Syntax) -> Vec<(&'static str, String)> {
