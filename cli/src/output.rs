@@ -9,7 +9,7 @@ mod table;
 mod text;
 mod why;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use clap::ValueEnum;
 use jiff::Timestamp;
@@ -62,17 +62,29 @@ pub(crate) fn print_next(output: &impl Output, format: Format) -> Result<bool, F
     write(&rendered)
 }
 
-/// Prints a result that is text already, for other programs.
+/// Prints a result that is text already, for other programs. On a terminal it is without what
+/// would move the cursor.
 pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
-    write(text).map(drop)
+    let written = match std::io::stdout().is_terminal() {
+        true => write(&escaped(text, &['\n', '\t'])),
+        false => write(text),
+    };
+    written.map(drop)
 }
 
 /// What others have written, without what would move a terminal's cursor.
-fn printable(text: &str) -> String {
-    let shown = text.chars().map(|c| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    });
+pub(crate) fn printable(text: &str) -> String {
+    escaped(text, &[])
+}
+
+/// A text without control characters but for these.
+fn escaped(text: &str, kept: &[char]) -> String {
+    let shown = text
+        .chars()
+        .map(|c| match c.is_control() && !kept.contains(&c) {
+            true => c.escape_default().to_string(),
+            false => c.to_string(),
+        });
     shown.collect()
 }
 

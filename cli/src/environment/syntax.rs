@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::Variables;
+use crate::output::printable;
 
 /// The longest line that docker reads, in bytes (`bufio.MaxScanTokenSize` of Go).
 const LONGEST_LINE: usize = 64 << 10;
@@ -55,8 +56,9 @@ impl Syntax {
                 String::from_utf8_lossy(name),
                 String::from_utf8_lossy(value),
             );
+            let shown = printable(&name);
             if [&name, &value].map(|it| matches!(it, Cow::Owned(_))) != [false; 2] {
-                let warning = format!("{name} is no UTF-8; what is none is replaced by \u{fffd}");
+                let warning = format!("{shown} is no UTF-8; what is none is replaced by \u{fffd}");
                 rendered.warnings.push(warning);
             }
             let line = match self {
@@ -72,7 +74,9 @@ impl Syntax {
             };
             match line {
                 Ok(line) => rendered.text += &(line + "\n"),
-                Err(why) => rendered.warnings.push(format!("{name} is left out: {why}")),
+                Err(why) => rendered
+                    .warnings
+                    .push(format!("{shown} is left out: {why}")),
             }
         }
         if self == Self::Json {
@@ -311,6 +315,12 @@ mod tests {
             assert_eq!(warnings.is_empty(), is_said, "{syntax:?}");
             assert!(!format!("{warnings:?}").contains("secret"), "{syntax:?}");
         }
+        // Nothing that a terminal would heed.
+        let rendered = Syntax::Sh.render(&one(b"A\x1b[2J", b"x"));
+        assert!(
+            rendered.warnings[0].starts_with(r"A\u{1b}[2J is left out"),
+            "{rendered:?}"
+        );
         // Nothing that a shell would run.
         for name in [&b"A;id"[..], b"A$(id)", b"A b", b"1A", b"A\n", b""] {
             for syntax in [Syntax::Sh, Syntax::Fish] {

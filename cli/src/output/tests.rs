@@ -365,3 +365,12 @@ fn story_is_printed() {
     };
     assert_output!("why", Told(story));
 }
+
+#[test]
+fn text_for_a_terminal_moves_no_cursor() {
+    let text = "export A='\x1b[2J\u{9b}2J\r'\n\tB";
+    assert_eq!(
+        escaped(text, &['\n', '\t']),
+        "export A='\\u{1b}[2J\\u{9b}2J\\r'\n\tB"
+    );
+}
