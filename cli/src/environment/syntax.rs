@@ -12,6 +12,20 @@ use crate::output::printable;
 /// The longest line that docker reads, in bytes (`bufio.MaxScanTokenSize` of Go).
 const LONGEST_LINE: usize = 64 << 10;
 
+/// Names that bash lets nobody set, and those by which a shell itself would behave otherwise.
+const OF_THE_SHELL: [&str; 10] = [
+    "BASHOPTS",
+    "BASH_ENV",
+    "BASH_VERSINFO",
+    "ENV",
+    "EUID",
+    "IFS",
+    "PPID",
+    "PS4",
+    "SHELLOPTS",
+    "UID",
+];
+
 /// Who reads a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Syntax {
@@ -59,6 +73,10 @@ impl Syntax {
             let shown = printable(&name);
             if [&name, &value].map(|it| matches!(it, Cow::Owned(_))) != [false; 2] {
                 let warning = format!("{shown} is no UTF-8; what is none is replaced by \u{fffd}");
+                rendered.warnings.push(warning);
+            }
+            if self == Self::Powershell && value.is_empty() {
+                let warning = format!("{shown} is empty, and PowerShell before 7.5 removes it");
                 rendered.warnings.push(warning);
             }
             let line = match self {
@@ -125,6 +143,9 @@ fn compose(name: &str, value: &str) -> Result<String, &'static str> {
 fn sh(name: &str, value: &str) -> Result<String, &'static str> {
     if !is_identifier(name) {
         return Err("a shell knows no such name");
+    }
+    if OF_THE_SHELL.contains(&name) {
+        return Err("a shell has it for itself; choose another --env-syntax");
     }
     Ok(format!("export {name}='{}'", value.replace('\'', r"'\''")))
 }
@@ -201,7 +222,8 @@ mod tests {
             .iter()
             .map(|(name, value)| {
                 let rendered = syntax.render(&one(name.as_bytes(), value.as_bytes()));
-                assert_eq!(rendered.warnings, Vec::<String>::new(), "{name}");
+                let removes_empty = syntax == Syntax::Powershell && value.is_empty();
+                assert_eq!(rendered.warnings.is_empty(), !removes_empty, "{name}");
                 (*name, rendered.text)
             })
             .collect()
@@ -327,6 +349,27 @@ mod tests {
                 assert_eq!(syntax.render(&one(name, b"x")).text, "");
             }
         }
+    }
+
+    #[test]
+    fn what_shells_have_for_themselves_is_left_out_for_them_alone() {
+        for name in OF_THE_SHELL {
+            let variable = one(name.as_bytes(), b"x");
+            let Rendered { text, warnings } = Syntax::Sh.render(&variable);
+            assert_eq!(text, "");
+            assert!(warnings[0].starts_with(name), "{warnings:?}");
+            assert_eq!(Syntax::Docker.render(&variable).text, format!("{name}=x\n"));
+        }
+        let kept = one(b"ENVIRONMENT", b"x");
+        assert_eq!(Syntax::Sh.render(&kept).text, "export ENVIRONMENT='x'\n");
+    }
+
+    #[test]
+    fn empty_values_are_told_where_powershell_removes_them() {
+        let empty = one(b"EMPTY", b"");
+        let Rendered { text, warnings } = Syntax::Powershell.render(&empty);
+        assert_eq!(text, "${env:EMPTY} = ''\n");
+        assert!(warnings[0].starts_with("EMPTY is empty"), "{warnings:?}");
     }
 
     #[test]
