@@ -58,14 +58,30 @@ pub(crate) fn chosen(environment: Environment, excluded: &[String]) -> Variables
 
 /// Whether a name fits a pattern, in which `*` is anything and `?` any octet.
 fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.split_first(), name.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), None) => fits(rest, name),
-        (Some((b'*', rest)), Some((_, others))) => fits(rest, name) || fits(pattern, others),
-        (Some((b'?', rest)), Some((_, others))) => fits(rest, others),
-        (Some((letter, rest)), Some((own, others))) => letter == own && fits(rest, others),
-        (None, Some(_)) | (Some(_), None) => false,
+    let (mut at, mut fitted) = (0, 0);
+    // Where to go on after the last star, and how much of the name is fitted once it has
+    // taken what it has.
+    let mut star = None;
+    while fitted < name.len() {
+        match (pattern.get(at), star) {
+            (Some(b'*'), _) => {
+                at += 1;
+                star = Some((at, fitted));
+            }
+            (Some(letter), _) if *letter == b'?' || *letter == name[fitted] => {
+                at += 1;
+                fitted += 1;
+            }
+            // It takes one more. Those before it have no need to.
+            (Some(_) | None, Some((after, taken))) => {
+                at = after;
+                fitted = taken + 1;
+                star = Some((after, fitted));
+            }
+            (Some(_) | None, None) => return false,
+        }
     }
+    pattern[at..].iter().all(|rest| *rest == b'*')
 }
 
 /// As a command is given them.
@@ -192,6 +208,27 @@ mod tests {
         assert_eq!(left(&["A?"]), "A22 DB DB_HOST WEB_HOST WEB_PORT");
         assert_eq!(left(&["*"]), "");
         assert_eq!(left(&["web_*", ""]), "A1 A22 DB DB_HOST WEB_HOST WEB_PORT");
+    }
+
+    #[test]
+    fn stars_take_as_much_as_is_needed_and_no_time() {
+        for (pattern, name, is_fit) in [
+            ("", "", true),
+            ("*", "", true),
+            ("?", "", false),
+            ("**A*", "BA", true),
+            ("*_HOST", "A_HOST_HOST", true),
+            ("*_HOST", "A_HOST_", false),
+            ("A*B?C*", "AxBBxCx", true),
+            ("A*B?C", "ABC", false),
+        ] {
+            let fits = fits(pattern.as_bytes(), name.as_bytes());
+            assert_eq!(fits, is_fit, "{pattern} {name}");
+        }
+        // Going back to every star would take longer than anybody lives.
+        let long = "a".repeat(20_000);
+        assert!(!fits(b"*a*a*a*a*a*a*a*b", long.as_bytes()));
+        assert!(fits(b"*a*a*a*a*a*a*a*", long.as_bytes()));
     }
 
     #[test]
