@@ -1,7 +1,8 @@
 //! A command that kvpn runs for the user.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
@@ -29,13 +30,7 @@ pub(crate) async fn run(
         .args(arguments)
         .envs(variables)
         .spawn()
-        .map_err(|error| {
-            Failure::new(
-                Reason::Usage,
-                format!("cannot run {}: {error}", program.display()),
-                "give a program that is on the PATH after `--`",
-            )
-        })?;
+        .map_err(|error| not_run(program, &error))?;
     loop {
         tokio::select! {
             status = child.wait() => return Ok(exit_code(status.map_err(Failure::internal)?)),
@@ -44,6 +39,20 @@ pub(crate) async fn run(
             },
         }
     }
+}
+
+fn not_run(program: &OsStr, error: &io::Error) -> Failure {
+    let next_step = match error.kind() {
+        ErrorKind::NotFound => "give a program that is on the PATH after `--`",
+        ErrorKind::PermissionDenied => "give a program after `--` that you may execute",
+        ErrorKind::ArgumentListTooLong => "leave variables out with --env-exclude",
+        _ => "see whether it runs without kvpn",
+    };
+    Failure::new(
+        Reason::Usage,
+        format!("cannot run {}: {error}", program.display()),
+        next_step,
+    )
 }
 
 /// Whether the command has got a signal too: those that are typed, the terminal sends to
@@ -82,6 +91,15 @@ mod tests {
     fn exit_code_is_the_commands_or_tells_its_signal() {
         assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
         assert_eq!(exit_code(ExitStatus::from_raw(9)), 137);
+    }
+
+    #[test]
+    fn why_a_command_is_not_run_decides_what_to_do() {
+        let told = |kind: ErrorKind| not_run("./server".as_ref(), &io::Error::from(kind)).next_step;
+        assert!(told(ErrorKind::NotFound).contains("on the PATH"));
+        assert!(told(ErrorKind::PermissionDenied).contains("may execute"));
+        assert!(told(ErrorKind::ArgumentListTooLong).contains("--env-exclude"));
+        assert!(!told(ErrorKind::OutOfMemory).contains("PATH"));
     }
 
     #[test]

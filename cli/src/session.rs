@@ -256,6 +256,14 @@ impl Session {
         .unwrap_or_else(|_| Err(self.silent(QUIT_DEADLINE)))
     }
 
+    /// Whether it has ended; another one may have taken its place since.
+    pub(crate) async fn is_gone(&self) -> bool {
+        match Self::at(self.place.clone()).await {
+            Ok(found) => found.is_none_or(|found| found.pid != self.pid),
+            Err(_) => false,
+        }
+    }
+
     /// Turns what went wrong in a call into what the user is told.
     pub(crate) fn failure(&self, status: Status) -> Failure {
         if !status.details().is_empty() {

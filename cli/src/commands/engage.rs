@@ -112,22 +112,21 @@ async fn use_environment(
     let mut running = pin!(running);
     tokio::select! {
         ended = &mut running => return ended,
-        () = tell_end(events) => {}
+        () = tell_end(session, events) => {}
     }
     running.await
 }
 
 /// Waits until an engagement is over, and tells the user where somebody else has ended it.
-async fn tell_end(events: &mut Events) {
+async fn tell_end(session: &Session, events: &mut Events) {
     loop {
         match events.message().await {
             // Of a later version.
             Ok(Some(_)) => {}
-            // Left, or the session is of an older version.
+            // By `kvpn leave`, or the session is of an older version.
             Ok(None) => return,
-            // Without details the session itself is gone, which leaving it tells.
-            Err(status) if status.details().is_empty() => return,
-            Err(status) => return report::warning(&Failure::from(status).message),
+            // Or the session has broken off.
+            Err(status) => return report::warning(&session.failure(status).message),
         }
     }
 }
@@ -140,11 +139,13 @@ pub(super) fn leave_request(status: &EngagementStatus) -> LeaveRequest {
     }
 }
 
-/// Ends an engagement, which somebody may have ended before.
+/// Ends an engagement, which somebody may have ended before, with its session or without.
 pub(super) async fn leave(session: &Session, request: LeaveRequest) -> Result<(), Failure> {
     match session.leave(request).await {
         Ok(_) => Ok(()),
         Err(failure) if failure.reason == Reason::NoSuchEngagement => Ok(()),
+        // Such as by `kvpn quit` of the command.
+        Err(_) if session.is_gone().await => Ok(()),
         Err(failure) => Err(failure),
     }
 }

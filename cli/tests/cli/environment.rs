@@ -113,6 +113,17 @@ async fn command_has_the_environment_and_its_end_is_the_engagements() {
 }
 
 #[tokio::test]
+async fn command_that_quits_the_session_has_its_exit_code_returned() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    let script = format!("'{}' quit && exit 7", env!("CARGO_BIN_EXE_kvpn"));
+    let finished = run_script(&user, &script).await;
+    assert_eq!(finished.code, 7, "{finished:?}");
+    assert!(!finished.stderr.contains("error"), "{}", finished.stderr);
+    assert_eq!(session.calls(), [ASKED[0], ASKED[1], "quit", LEFT]);
+}
+
+#[tokio::test]
 async fn signals_are_passed_to_the_command() {
     for (signal, name) in [
         (Signal::SIGINT, "INT"),

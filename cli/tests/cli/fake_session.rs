@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvpn_proto::check::Check;
@@ -51,6 +51,7 @@ impl FakeSession {
             hung_up: user.path("hung-up"),
             waiting: user.path("waiting"),
             looks: AtomicU64::new(0),
+            has_quit: AtomicBool::new(false),
         };
         let server = tokio::spawn(async {
             tonic::transport::Server::builder()
@@ -85,6 +86,8 @@ struct Service {
     waiting: PathBuf,
     /// How often flows were looked at.
     looks: AtomicU64,
+    /// It answers nothing any more.
+    has_quit: AtomicBool,
 }
 
 impl Service {
@@ -235,6 +238,9 @@ impl session_server::Session for Service {
             "leave {} {} {}",
             request.namespace, request.target, request.all
         ));
+        if self.has_quit.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("it has ended"));
+        }
         Ok(Response::new(LeaveResponse {
             ended: vec![engagement()],
         }))
@@ -387,6 +393,7 @@ impl session_server::Session for Service {
     async fn quit(&self, _: Request<QuitRequest>) -> Result<Response<QuitResponse>, Status> {
         self.called("quit");
         std::fs::remove_file(&self.socket).unwrap();
+        self.has_quit.store(true, Ordering::Relaxed);
         Ok(Response::new(QuitResponse {
             ended: vec![engagement()],
         }))
