@@ -12,7 +12,7 @@ use kvpn_proto::{Failure, Reason};
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
-pub(crate) use environment::{EnvironmentArgs, fetch};
+pub(crate) use environment::{ENVIRONMENT, EnvironmentArgs, ExcludeArgs, fetch};
 
 use crate::args::Flags;
 use crate::ended::Ended;
@@ -89,7 +89,7 @@ async fn use_environment(
     interrupts: &mut Interrupts,
 ) -> Result<u8, Ended> {
     let (variables, mut warnings) = tokio::select! {
-        fetched = fetch(session, status, &args.env_exclude) => fetched?,
+        fetched = fetch(session, status, &args.exclude) => fetched?,
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };
     warnings.extend(args.write_files(&variables)?);

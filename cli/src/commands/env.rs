@@ -6,7 +6,7 @@ use clap::Args;
 use kvpn_proto::Failure;
 use kvpn_proto::v1::InterceptRequest;
 
-use super::engage::{self, Engaged};
+use super::engage::{self, ENVIRONMENT, Engaged, ExcludeArgs};
 use super::ingest::ReadArgs;
 use crate::args::Flags;
 use crate::ended::Ended;
@@ -25,13 +25,10 @@ pub(crate) struct EnvArgs {
     #[command(flatten)]
     read: ReadArgs,
     /// How to print it [default: sh, or as -o says]
-    #[arg(long, value_enum, value_name = "SYNTAX")]
+    #[arg(long, value_enum, value_name = "SYNTAX", help_heading = ENVIRONMENT)]
     env_syntax: Option<Syntax>,
-    /// Variable to leave out, by its name or a pattern with * and ?; may be given more than
-    /// once. HOME, PATH, HOSTNAME, PWD, OLDPWD, SHLVL, TERM, TMPDIR, USER, LOGNAME, SHELL
-    /// and _ never come over
-    #[arg(long, value_name = "PATTERN")]
-    env_exclude: Vec<String>,
+    #[command(flatten)]
+    exclude: ExcludeArgs,
 }
 
 pub(crate) async fn run(flags: &Flags, args: &EnvArgs) -> Result<ExitCode, Ended> {
@@ -52,7 +49,7 @@ pub(crate) async fn run(flags: &Flags, args: &EnvArgs) -> Result<ExitCode, Ended
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
     };
     let fetched = tokio::select! {
-        fetched = engage::fetch(&session, &status, &args.env_exclude) => fetched.map_err(Ended::from),
+        fetched = engage::fetch(&session, &status, &args.exclude) => fetched.map_err(Ended::from),
         signal = interrupts.next() => Err(Ended::Interrupted(signal)),
     };
     let left = engage::leave(&session, engage::leave_request(&status)).await;

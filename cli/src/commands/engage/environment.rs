@@ -12,7 +12,17 @@ use crate::environment::{self, Syntax, Variables};
 use crate::session::Session;
 
 /// Heading of these flags.
-const ENVIRONMENT: &str = "Options for the container's environment";
+pub(crate) const ENVIRONMENT: &str = "Options for the container's environment";
+
+/// What does not come over.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ExcludeArgs {
+    /// Variable to leave out, by its name or a pattern with * and ?; may be given more than
+    /// once. HOME, PATH, HOSTNAME, PWD, OLDPWD, SHLVL, TERM, TMPDIR, USER, LOGNAME, SHELL
+    /// and _ never come over
+    #[arg(long, value_name = "PATTERN", help_heading = ENVIRONMENT)]
+    env_exclude: Vec<String>,
+}
 
 /// What becomes of the environment of the container.
 #[derive(Args, Clone, Debug, Default)]
@@ -34,11 +44,8 @@ pub(crate) struct EnvironmentArgs {
         help_heading = ENVIRONMENT
     )]
     env_syntax: Syntax,
-    /// Variable to leave out, by its name or a pattern with * and ?; may be given more than
-    /// once. HOME, PATH, HOSTNAME, PWD, OLDPWD, SHLVL, TERM, TMPDIR, USER, LOGNAME, SHELL
-    /// and _ never come over
-    #[arg(long, value_name = "PATTERN", help_heading = ENVIRONMENT)]
-    pub(crate) env_exclude: Vec<String>,
+    #[command(flatten)]
+    pub(crate) exclude: ExcludeArgs,
     /// Command to run with your own environment and the container's over it; when it ends,
     /// so does the engagement, and its exit code is returned
     #[arg(last = true, value_name = "COMMAND")]
@@ -56,7 +63,7 @@ impl EnvironmentArgs {
         for file in self.env_file.iter().chain(&self.env_json) {
             environment::check(file)?;
         }
-        if self.env_exclude.is_empty() || self.is_wanted() {
+        if self.exclude.env_exclude.is_empty() || self.is_wanted() {
             return Ok(());
         }
         Err(Failure::new(
@@ -85,7 +92,7 @@ impl EnvironmentArgs {
 pub(crate) async fn fetch(
     session: &Session,
     engagement: &EngagementStatus,
-    excluded: &[String],
+    excluded: &ExcludeArgs,
 ) -> Result<(Variables, Vec<String>), Failure> {
     let request = GetEnvironmentRequest {
         namespace: engagement.namespace.clone(),
@@ -101,5 +108,8 @@ pub(crate) async fn fetch(
             answer.container, answer.pod
         ));
     }
-    Ok((environment::chosen(environment, excluded), warnings))
+    Ok((
+        environment::chosen(environment, &excluded.env_exclude),
+        warnings,
+    ))
 }
