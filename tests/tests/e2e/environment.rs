@@ -302,5 +302,15 @@ fn command_has_the_environment_and_its_end_is_the_engagements() -> Result<()> {
     assert_eq!(status["engagements"], json!([]), "it is still engaged");
     let get = ["-n", NAMESPACE, "get", "engagements", "-o", "name"];
     assert_eq!(developer.lab.kubectl(get).ok()?, "");
-    Ok(())
+
+    // Also where nobody is left who would leave it.
+    let killed = r#"kvpn intercept web --port 8080 -- \
+        bash -c 'kvpn status -o json && kill -9 $PPID'; echo "ended by $?""#;
+    let killed = script(&developer, killed)?.success()?.stdout;
+    ensure!(killed.contains(r#""active": true"#), "{killed}");
+    ensure!(killed.contains("ended by 137"), "{killed}");
+    wait_for("the engagement ends", SOON, || {
+        let engagements = developer.lab.kubectl(get).ok()?;
+        Ok(engagements.is_empty().then_some(()))
+    })
 }
