@@ -42,12 +42,22 @@ pub(crate) async fn run(
 }
 
 fn not_run(program: &OsStr, error: &io::Error) -> Failure {
-    let next_step = match error.kind() {
-        ErrorKind::NotFound => "give a program that is on the PATH after `--`",
-        ErrorKind::PermissionDenied => "give a program after `--` that you may execute",
-        ErrorKind::ArgumentListTooLong => "leave variables out with --env-exclude",
-        _ => "see whether it runs without kvpn",
-    };
+    let known = [
+        (
+            ErrorKind::NotFound,
+            "give a program that is on the PATH after `--`",
+        ),
+        (
+            ErrorKind::PermissionDenied,
+            "give a program after `--` that you may execute",
+        ),
+        (
+            ErrorKind::ArgumentListTooLong,
+            "leave variables out with --env-exclude",
+        ),
+    ];
+    let known = known.into_iter().find(|(kind, _)| *kind == error.kind());
+    let next_step = known.map_or("see whether it runs without kvpn", |(_, step)| step);
     Failure::new(
         Reason::Usage,
         format!("cannot run {}: {error}", program.display()),

@@ -77,14 +77,14 @@ fn is_lasting(failure: &Failure) -> bool {
 
 /// A failure that a user can act on also where the traffic manager does not know the call.
 fn explained(status: Status) -> Failure {
-    match status.code() {
-        Code::Unimplemented if status.details().is_empty() => Failure::new(
+    if status.code() == Code::Unimplemented && status.details().is_empty() {
+        return Failure::new(
             Reason::VersionMismatch,
             "the traffic manager is older, and reads no environment",
             "have an administrator run `helm upgrade` with the chart of this version",
-        ),
-        _ => Failure::from(status),
+        );
     }
+    Failure::from(status)
 }
 
 fn unknown(key: &Key) -> Failure {
