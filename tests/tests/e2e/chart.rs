@@ -217,6 +217,16 @@ spec:
     let forged = lab.kubectl_as("alice", create).stdin(engagement).run()?;
     ensure!(!forged.status.success(), "alice engages as bob");
     ensure!(forged.stderr.contains("spec.user"), "{}", forged.stderr);
+
+    let ingest = engagement.replace("bob", "alice");
+    let ingest = ingest.replace("Intercept", "Ingest");
+    let ingest = lab.kubectl_as("alice", create).stdin(ingest).run()?;
+    ensure!(!ingest.status.success(), "an ingest takes traffic");
+    ensure!(
+        ingest.stderr.contains("takes no ports"),
+        "{}",
+        ingest.stderr
+    );
     Ok(())
 }
 
