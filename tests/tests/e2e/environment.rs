@@ -61,7 +61,15 @@ impl<'a> Shop<'a> {
             .ok()?;
         self.create(&["rolebinding", "execute"], "--role=execute")?;
         wait_for("alice may execute", SOON, || {
-            let may = ["-n", NAMESPACE, "auth", "can-i", "create", "pods/exec"];
+            let may = [
+                "-n",
+                NAMESPACE,
+                "auth",
+                "can-i",
+                "create",
+                "pods",
+                "--subresource=exec",
+            ];
             let may = self.lab.kubectl_as("alice", may).run()?;
             Ok(may.status.success().then_some(()))
         })
