@@ -8,41 +8,38 @@ use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
 use tokio::task::yield_now;
 
-/// Catches interrupting signals for as long as the process lives, but for those that it was
-/// started without, as by nohup(1).
+/// Catches interrupting signals for as long as the process lives.
 pub(crate) struct Interrupts {
+    /// Nothing where the process was started without, as by nohup(1). Shells start what is to
+    /// run in the background without SIGINT and SIGQUIT, too; those are still for who sends
+    /// them on purpose.
     hangup: Option<unix::Signal>,
-    interrupt: Option<unix::Signal>,
-    quit: Option<unix::Signal>,
-    terminate: Option<unix::Signal>,
+    interrupt: unix::Signal,
+    quit: unix::Signal,
+    terminate: unix::Signal,
 }
 
 impl Interrupts {
     pub(crate) fn listen() -> Result<Self, Failure> {
-        // Before the first is listened for, as that changes it.
+        let listen = |kind| unix::signal(kind).map_err(Failure::internal);
+        // Before it is listened for, as that changes it.
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let listen = |signal: Signal| match is_ignored(&status, signal) {
-            true => Ok(None),
-            false => {
-                let listening = unix::signal(SignalKind::from_raw(signal as i32));
-                listening.map(Some).map_err(Failure::internal)
-            }
-        };
+        let is_heard = !is_ignored(&status, Signal::SIGHUP);
         Ok(Self {
-            hangup: listen(Signal::SIGHUP)?,
-            interrupt: listen(Signal::SIGINT)?,
-            quit: listen(Signal::SIGQUIT)?,
-            terminate: listen(Signal::SIGTERM)?,
+            hangup: is_heard.then(|| listen(SignalKind::hangup())).transpose()?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            terminate: listen(SignalKind::terminate())?,
         })
     }
 
     /// Waits for the next one. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
-            () = come(&mut self.hangup) => Signal::SIGHUP,
-            () = come(&mut self.interrupt) => Signal::SIGINT,
-            () = come(&mut self.quit) => Signal::SIGQUIT,
-            () = come(&mut self.terminate) => Signal::SIGTERM,
+            () = come(self.hangup.as_mut()) => Signal::SIGHUP,
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.quit.recv() => Signal::SIGQUIT,
+            _ = self.terminate.recv() => Signal::SIGTERM,
         }
     }
 
@@ -58,7 +55,7 @@ impl Interrupts {
     }
 }
 
-async fn come(signal: &mut Option<unix::Signal>) {
+async fn come(signal: Option<&mut unix::Signal>) {
     match signal {
         Some(signal) => {
             signal.recv().await;
@@ -95,13 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn signal_that_has_come_is_taken_once() {
-        // Nothing else in this process listens for it.
-        let mut interrupts = Interrupts {
-            hangup: None,
-            interrupt: None,
-            quit: Some(unix::signal(SignalKind::quit()).unwrap()),
-            terminate: None,
-        };
+        let mut interrupts = Interrupts::listen().unwrap();
         assert_eq!(interrupts.take().await, None);
         raise(Signal::SIGQUIT).unwrap();
         assert_eq!(interrupts.take().await, Some(Signal::SIGQUIT));
