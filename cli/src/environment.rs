@@ -6,10 +6,10 @@ mod syntax;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -18,10 +18,24 @@ use kvpn_proto::{Failure, Reason};
 
 pub(crate) use syntax::{Rendered, Syntax};
 
-/// Variables that tell of the place where a process runs, or of who runs it.
-pub(crate) const NEVER: [&str; 12] = [
-    "HOME", "PATH", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "USER", "LOGNAME",
-    "SHELL", "_",
+/// Variables that tell of the place where a process runs, or of who runs it, and those by
+/// which the pod would have programs load what lies at its own paths (ld.so(8)).
+pub(crate) const NEVER: [&str; 15] = [
+    "HOME",
+    "PATH",
+    "HOSTNAME",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "TERM",
+    "TMPDIR",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LD_AUDIT",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "_",
 ];
 
 /// Who may read files with the values: their owner.
@@ -111,12 +125,17 @@ fn unwritable(file: &Path, error: &io::Error) -> Failure {
 
 /// Where a file is or will be; that to which a symbolic link leads.
 fn place(file: &Path) -> io::Result<PathBuf> {
+    let no_file = || io::Error::other("it is no regular file");
+    // `/dev/stdout` may lead to one, in whose place another one must not come.
+    if ["/dev", "/proc"].iter().any(|it| file.starts_with(it)) {
+        return Err(no_file());
+    }
     match fs::symlink_metadata(file) {
         Ok(_) => {
             let place = fs::canonicalize(file)?;
             match fs::metadata(&place)?.is_file() {
                 true => Ok(place),
-                false => Err(io::Error::other("it is no regular file")),
+                false => Err(no_file()),
             }
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(file.to_owned()),
@@ -126,15 +145,33 @@ fn place(file: &Path) -> io::Result<PathBuf> {
 
 fn try_write(file: &Path, text: &str) -> io::Result<()> {
     let place = place(file)?;
-    let (beside, mut new) = create_beside(&place)?;
+    let written = replace(&place, text);
+    // Some may be written but not replaced: mounted ones, and those of a folder of others.
+    let stays = [ErrorKind::PermissionDenied, ErrorKind::ResourceBusy];
+    if written.as_ref().is_err_and(|it| stays.contains(&it.kind())) && place.exists() {
+        return write_over(&place, text);
+    }
+    written
+}
+
+/// Puts another file in the place of one.
+fn replace(place: &Path, text: &str) -> io::Result<()> {
+    let (beside, mut new) = create_beside(place)?;
     let written = new
         .write_all(text.as_bytes())
-        .and_then(|()| fs::rename(&beside, &place));
+        .and_then(|()| fs::rename(&beside, place));
     if written.is_err() {
         // What went wrong before is what the user is told.
         let _ = fs::remove_file(&beside);
     }
     written
+}
+
+fn write_over(place: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(place)?;
+    file.set_permissions(Permissions::from_mode(MODE))?;
+    file.set_len(0)?;
+    file.write_all(text.as_bytes())
 }
 
 /// Makes a file that is to take another one's place.
@@ -157,8 +194,7 @@ fn create_beside(place: &Path) -> io::Result<(PathBuf, File)> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
@@ -250,6 +286,26 @@ mod tests {
         let nowhere = write(Path::new("/nonexistent/web.env"), "A=1\n").unwrap_err();
         assert_eq!(nowhere.reason, Reason::Usage);
         assert!(!nowhere.message.contains("A=1"));
+    }
+
+    #[test]
+    fn file_that_only_stays_where_it_is_is_written_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.env");
+        fs::write(&file, "A=of an earlier time, and longer\n").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        write_over(&file, "A=1\n").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "A=1\n");
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_leads_to_files_of_others_is_no_file() {
+        for file in ["/dev/stdout", "/proc/self/fd/1", "/dev/null"] {
+            let refused = check(Path::new(file)).unwrap_err();
+            assert!(refused.message.contains("no regular file"), "{file}");
+        }
     }
 
     #[test]

@@ -12,18 +12,12 @@ use crate::output::printable;
 /// The longest line that docker reads, in bytes (`bufio.MaxScanTokenSize` of Go).
 const LONGEST_LINE: usize = 64 << 10;
 
-/// Names that bash lets nobody set, and those by which a shell itself would behave otherwise.
-const OF_THE_SHELL: [&str; 10] = [
-    "BASHOPTS",
-    "BASH_ENV",
-    "BASH_VERSINFO",
-    "ENV",
-    "EUID",
-    "IFS",
-    "PPID",
-    "PS4",
-    "SHELLOPTS",
-    "UID",
+/// Names that bash or zsh lets nobody set, and those by which a shell itself would behave otherwise.
+#[rustfmt::skip]
+const OF_THE_SHELL: [&str; 22] = [
+    "BASHOPTS", "BASH_ENV", "BASH_VERSINFO", "EGID", "ENV", "EUID", "GID", "HISTFILE",
+    "HISTFILESIZE", "HISTSIZE", "IFS", "PPID", "PROMPT_COMMAND", "PS0", "PS1", "PS2", "PS4",
+    "SHELLOPTS", "TMOUT", "UID", "USERNAME", "status",
 ];
 
 /// Who reads a file.

@@ -212,11 +212,14 @@ impl SessionService for Api {
         request: Request<v1::LeaveRequest>,
     ) -> Result<Response<v1::LeaveResponse>, Status> {
         let request = request.into_inner();
-        let target = (!request.all).then_some(request.target.as_str());
-        let ended = self
-            .engagements
-            .leave(self.namespace(&request.namespace), target)
-            .await?;
+        let engagements = self.engagements.clone();
+        let namespace = self.namespace(&request.namespace).to_owned();
+        // Not given up halfway, also when the client hangs up.
+        let leaving = tokio::spawn(async move {
+            let target = (!request.all).then_some(request.target.as_str());
+            engagements.leave(&namespace, target).await
+        });
+        let ended = leaving.await.map_err(Failure::internal)??;
         Ok(Response::new(v1::LeaveResponse { ended }))
     }
 

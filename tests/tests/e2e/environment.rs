@@ -18,9 +18,22 @@ const NAMESPACE: &str = "environment";
 const SECRET: &str = "s3cr3t-of-the-pod";
 
 /// What never comes over, as README has it.
-const NEVER: [&str; 12] = [
-    "HOME", "PATH", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "TERM", "TMPDIR", "USER", "LOGNAME",
-    "SHELL", "_",
+const NEVER: [&str; 15] = [
+    "HOME",
+    "PATH",
+    "HOSTNAME",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "TERM",
+    "TMPDIR",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LD_AUDIT",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "_",
 ];
 
 /// How long RBAC, the API server or the kubelet may take for a change.

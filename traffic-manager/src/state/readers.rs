@@ -12,7 +12,7 @@ use super::{LinkId, PodView};
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many a pod may have had. Containers cannot be taken out of a pod again.
-const MAX_READERS: usize = 20;
+const MAX_READERS: usize = 100;
 
 /// User and group of a process, in the pod's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl Readers {
                     "the pod has had {MAX_READERS} readers, which stay in it as ended containers; \
                      delete the pod, so that another one takes its place"
                 );
-                (self.companions).handle_not_added(&target, message, true, now);
+                (self.companions).handle_not_added(&target, message, false, now);
                 continue;
             }
             let owner = self.owners.get(&target).copied();

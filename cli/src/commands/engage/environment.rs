@@ -18,8 +18,8 @@ pub(crate) const ENVIRONMENT: &str = "Options for the container's environment";
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ExcludeArgs {
     /// Variable to leave out, by its name or a pattern with * and ?; may be given more than
-    /// once. HOME, PATH, HOSTNAME, PWD, OLDPWD, SHLVL, TERM, TMPDIR, USER, LOGNAME, SHELL
-    /// and _ never come over
+    /// once. HOME, PATH, HOSTNAME, PWD, OLDPWD, SHLVL, TERM, TMPDIR, USER, LOGNAME, SHELL,
+    /// LD_AUDIT, LD_LIBRARY_PATH, LD_PRELOAD and _ never come over
     #[arg(long, value_name = "PATTERN", help_heading = ENVIRONMENT)]
     env_exclude: Vec<String>,
 }

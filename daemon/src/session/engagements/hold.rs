@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvpn_proto::{Failure, Reason};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::Engagements;
@@ -12,11 +12,9 @@ use super::intercept::{Events, fail};
 use super::outcome::{Observed, Progress};
 use super::table::Key;
 
-/// How long it is tried to end an engagement whose client is gone.
-const OUTLIVE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How soon it is tried again.
+/// How soon it is tried again to end an engagement whose client is gone: at first, and at last.
 const OUTLIVE_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_OUTLIVE_PAUSE: Duration = Duration::from_secs(30);
 
 impl Engagements {
     /// Stays with an engagement for as long as its client does. The client is told when
@@ -35,17 +33,16 @@ impl Engagements {
         }
     }
 
-    /// Ends an engagement whose client is gone.
+    /// Ends an engagement whose client is gone; however long that takes, since nobody else
+    /// would.
     async fn outlive(&self, key: &Key) {
         info!(engagement = %key, "The client of the engagement is gone");
-        let deadline = Instant::now() + OUTLIVE_DEADLINE;
+        let mut pause = OUTLIVE_PAUSE;
         // Each time in full, as it is out of the table meanwhile.
         while let Err(failure) = self.end(key).await {
-            if Instant::now() >= deadline {
-                warn!(engagement = %key, %failure, "Engagement outlives its client");
-                return;
-            }
-            sleep(OUTLIVE_PAUSE).await;
+            warn!(engagement = %key, %failure, "Engagement outlives its client for now");
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_OUTLIVE_PAUSE);
         }
     }
 }

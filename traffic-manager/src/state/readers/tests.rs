@@ -232,7 +232,7 @@ fn pod_that_has_had_many_gets_no_more() {
         });
     }
     assert_eq!(case.due(Some(true), 0), Due::default());
-    let AgentStatus::Refused(why) = case.status() else {
+    let AgentStatus::Failed(why) = case.status() else {
         panic!("{:?}", case.status());
     };
     assert!(why.contains("delete the pod"), "{why}");
