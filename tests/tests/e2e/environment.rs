@@ -297,8 +297,12 @@ fn environment_is_what_the_process_got_and_nothing_of_it_is_left() -> Result<()>
     let pod = shop.pod()?;
     let pod = pod["metadata"]["name"].as_str().unwrap_or_default();
     for reader in shop.readers()?.keys() {
-        let log = ["-n", NAMESPACE, "logs", pod, "-c", reader];
-        logs += &developer.lab.kubectl(log).ok()?;
+        // A reader has read before the kubelet tells that it runs.
+        logs += &wait_for("the reader's log", SOON, || {
+            let log = ["-n", NAMESPACE, "logs", pod, "-c", reader];
+            let log = developer.lab.kubectl(log).run()?;
+            Ok(log.status.success().then_some(log.stdout))
+        })?;
     }
     ensure!(logs.contains("The environment is read"), "{logs}");
     ensure!(!logs.contains(SECRET), "it is in a log");
