@@ -1,8 +1,9 @@
 //! Compiles the .proto files in Rust, so that no `protoc` need be installed.
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "kvpn/v1/agent.proto",
     "kvpn/v1/environment.proto",
+    "kvpn/v1/files.proto",
     "kvpn/v1/filter.proto",
     "kvpn/v1/lease.proto",
     "kvpn/v1/manager.proto",
