@@ -1,8 +1,12 @@
 //! The files of a pod's container on the laptop.
 //!
 //! The [`server`] answers requests of `files.proto` for what a container sees below its
-//! root, over any byte stream.
+//! root; the [`client`] is a file system of the laptop's (FUSE) that asks it. Both speak
+//! over any byte stream. The [`device`] is what root has to do for that. What the kernel knows of a file lasts a second; nothing is
+//! written later than its writer is told.
 
+pub mod client;
+pub mod device;
 pub mod server;
 mod wire;
 
