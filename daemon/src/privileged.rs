@@ -16,6 +16,7 @@ mod guard;
 mod holders;
 mod host;
 mod journal;
+mod mounts;
 mod name_server;
 mod resolv_conf;
 mod resolved;

@@ -3,9 +3,11 @@
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kvpn_files::device::id_at;
 use kvpn_proto::v1::lease_reply::Reply;
 use kvpn_proto::v1::lease_request::Request;
 use kvpn_proto::v1::{self, Descriptor, Resolver};
@@ -69,9 +71,12 @@ impl Lease {
             Reply::Granted(granted) => {
                 Ok((lease, take_granted(granted, descriptors).map_err(broken)?))
             }
-            Reply::NetworkSet(_) | Reply::Described(_) | Reply::Refused(_) => {
-                Err(broken("an answer to another question"))
-            }
+            Reply::NetworkSet(_)
+            | Reply::Described(_)
+            | Reply::MountOpened(_)
+            | Reply::MountAttached(_)
+            | Reply::MountClosed(_)
+            | Reply::Refused(_) => Err(another_question()),
         }
     }
 
@@ -94,9 +99,81 @@ impl Lease {
         });
         match self.call(request).await?.0 {
             Reply::NetworkSet(_) => Ok(()),
-            Reply::Granted(_) | Reply::Described(_) | Reply::Refused(_) => {
-                Err(broken("an answer to another question"))
-            }
+            Reply::Granted(_)
+            | Reply::Described(_)
+            | Reply::MountOpened(_)
+            | Reply::MountAttached(_)
+            | Reply::MountClosed(_)
+            | Reply::Refused(_) => Err(another_question()),
+        }
+    }
+
+    /// Makes a file system that is for this user alone, and is asked through the
+    /// descriptor; it is seen once it is attached, and gone with the lease.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "no engagement has files mounted yet")
+    )]
+    pub(crate) async fn open_mount(&mut self, read_only: bool) -> Result<(u64, OwnedFd), Failure> {
+        let request = Request::OpenMount(v1::OpenMount { read_only });
+        let (reply, descriptors) = self.call(request).await?;
+        let Reply::MountOpened(opened) = reply else {
+            return Err(another_question());
+        };
+        let device = descriptors.into_iter().next();
+        Ok((opened.id, device.ok_or_else(|| broken("no /dev/fuse"))?))
+    }
+
+    /// Shows a file system in place of a directory of the user's.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "no engagement has files mounted yet")
+    )]
+    pub(crate) async fn attach_mount(&mut self, id: u64, path: &Path) -> Result<(), Failure> {
+        let refused = |error: io::Error| {
+            Failure::new(
+                Reason::Usage,
+                format!("{} cannot be mounted at: {error}", path.display()),
+                "choose an empty directory of yours",
+            )
+        };
+        let at = path.canonicalize().map_err(refused)?;
+        let before = id_at(&at).map_err(refused)?;
+        let request = Request::AttachMount(v1::AttachMount {
+            id,
+            path: at.as_os_str().as_bytes().to_vec().into(),
+        });
+        match self.call(request).await?.0 {
+            Reply::MountAttached(_) if id_at(&at).map_err(refused)? == before => Err(Failure::new(
+                Reason::HostRefused,
+                "kvpnd has mounts of its own, which this session does not see",
+                "start kvpnd where sessions run, without PrivateMounts or the like",
+            )),
+            Reply::MountAttached(_) => Ok(()),
+            Reply::Granted(_)
+            | Reply::NetworkSet(_)
+            | Reply::Described(_)
+            | Reply::MountOpened(_)
+            | Reply::MountClosed(_)
+            | Reply::Refused(_) => Err(another_question()),
+        }
+    }
+
+    /// Ends a file system.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "no engagement has files mounted yet")
+    )]
+    pub(crate) async fn close_mount(&mut self, id: u64) -> Result<(), Failure> {
+        let request = Request::CloseMount(v1::CloseMount { id });
+        match self.call(request).await?.0 {
+            Reply::MountClosed(_) => Ok(()),
+            Reply::Granted(_)
+            | Reply::NetworkSet(_)
+            | Reply::Described(_)
+            | Reply::MountOpened(_)
+            | Reply::MountAttached(_)
+            | Reply::Refused(_) => Err(another_question()),
         }
     }
 
@@ -161,9 +238,12 @@ pub(crate) async fn describe(socket: &Path) -> Result<v1::Described, Failure> {
     let mut lease = Lease::connect(socket).await?;
     match lease.call(Request::Describe(v1::Describe {})).await?.0 {
         Reply::Described(described) => Ok(described),
-        Reply::Granted(_) | Reply::NetworkSet(_) | Reply::Refused(_) => {
-            Err(broken("an answer to another question"))
-        }
+        Reply::Granted(_)
+        | Reply::NetworkSet(_)
+        | Reply::MountOpened(_)
+        | Reply::MountAttached(_)
+        | Reply::MountClosed(_)
+        | Reply::Refused(_) => Err(another_question()),
     }
 }
 
@@ -182,6 +262,10 @@ fn not_running(socket: &Path, error: &io::Error) -> Failure {
             "start it with `sudo kvpnd`",
         )
     }
+}
+
+fn another_question() -> Failure {
+    broken("an answer to another question")
 }
 
 fn broken(what: impl std::fmt::Display) -> Failure {
@@ -324,6 +408,37 @@ mod tests {
             failure.message.ends_with("0 descriptors of 1 arrived"),
             "{failure:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn mount_comes_with_its_device_and_is_closed_by_its_number() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut lease = Lease {
+            connection: Connection::new(ours),
+            unanswered: 0,
+        };
+        let mut root = Connection::new(theirs);
+        let opened = Reply::MountOpened(v1::MountOpened { id: 7 });
+        let answered = async {
+            root.receive::<v1::LeaseRequest>().await.unwrap();
+            let reply = v1::LeaseReply {
+                reply: Some(opened),
+            };
+            let device = File::open("/dev/null").unwrap().into();
+            root.send(&reply, &[device]).await.unwrap();
+        };
+        let (mount, ()) = tokio::join!(lease.open_mount(true), answered);
+        assert_eq!(mount.unwrap().0, 7);
+        let dir = tempfile::tempdir().unwrap();
+        let answered = answer(&mut root, Reply::MountAttached(v1::MountAttached {}));
+        let (attached, ()) = tokio::join!(lease.attach_mount(7, dir.path()), answered);
+        let unseen = attached.unwrap_err();
+        assert!(unseen.message.contains("mounts of its own"), "{unseen:?}");
+        let missing = lease.attach_mount(7, &dir.path().join("missing")).await;
+        assert_eq!(missing.unwrap_err().reason, Reason::Usage);
+        let answered = answer(&mut root, Reply::MountClosed(v1::MountClosed {}));
+        let (closed, ()) = tokio::join!(lease.close_mount(7), answered);
+        closed.unwrap();
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@ const GROUP: &str = "/etc/group";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Peer {
     pub(super) uid: u32,
+    pub(super) gid: u32,
     pub(super) pid: u32,
     groups: Vec<u32>,
 }
@@ -35,6 +36,7 @@ impl Peer {
         groups.push(credentials.gid());
         Ok(Self {
             uid: credentials.uid(),
+            gid: credentials.gid(),
             pid: credentials
                 .pid()
                 .and_then(|pid| u32::try_from(pid).ok())
@@ -174,6 +176,7 @@ mod tests {
     fn peer(uid: u32, groups: &[u32]) -> Peer {
         Peer {
             uid,
+            gid: 100,
             pid: 1,
             groups: groups.to_vec(),
         }

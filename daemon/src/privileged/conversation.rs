@@ -1,7 +1,10 @@
 //! What one peer asks of the daemon.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +18,7 @@ use tracing::{debug, info};
 
 use super::access::Peer;
 use super::holders::Place;
+use super::mounts::Mounts;
 use super::server::Shared;
 use crate::lease::slot::Slot;
 use crate::lease::wire::Connection;
@@ -31,6 +35,7 @@ pub(super) struct Conversation {
     peer: Peer,
     connection: Connection,
     lease: Option<(Slot, Place)>,
+    mounts: Mounts,
 }
 
 impl Conversation {
@@ -40,6 +45,7 @@ impl Conversation {
             peer,
             connection: Connection::without_descriptors(stream),
             lease: None,
+            mounts: Mounts::default(),
         }
     }
 
@@ -61,6 +67,7 @@ impl Conversation {
                 break;
             }
         }
+        self.mounts.close_all(&self.shared.host).await;
         if let Some((slot, place)) = self.lease.take() {
             self.shared.host.undo(slot).await;
             drop(place);
@@ -92,6 +99,12 @@ impl Conversation {
             Request::Acquire(wanted) => self.acquire(wanted).await,
             Request::SetNetwork(wanted) => {
                 self.set_network(&wanted.network.unwrap_or_default()).await
+            }
+            Request::OpenMount(wanted) => self.open_mount(&wanted),
+            Request::AttachMount(wanted) => self.attach_mount(&wanted).await,
+            Request::CloseMount(wanted) => {
+                let closed = self.mounts.close(wanted.id, &self.shared.host).await;
+                closed.map(|()| (Reply::MountClosed(v1::MountClosed {}), Vec::new()))
             }
         };
         let (reply, descriptors) = outcome.unwrap_or_else(|failure| {
@@ -158,17 +171,46 @@ impl Conversation {
         &mut self,
         wanted: &v1::Network,
     ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
-        let Some((slot, place)) = &self.lease else {
-            return Err(Failure::new(
-                Reason::NotConnected,
-                "no lease is held on this connection",
-                "acquire one first",
-            ));
-        };
+        let (slot, place) = self.lease.as_ref().ok_or_else(no_lease)?;
         let subnets = self.shared.host.set_network(*slot, wanted).await?;
         place.note(&slot.device(), subnets);
         Ok((Reply::NetworkSet(v1::NetworkSet {}), Vec::new()))
     }
+
+    fn open_mount(&mut self, wanted: &v1::OpenMount) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+        // The guard is there with a lease.
+        self.lease.as_ref().ok_or_else(no_lease)?;
+        let (id, device) = self.mounts.open(&self.peer, wanted.read_only)?;
+        let opened = v1::MountOpened { id };
+        Ok((Reply::MountOpened(opened), vec![device]))
+    }
+
+    async fn attach_mount(
+        &mut self,
+        wanted: &v1::AttachMount,
+    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+        let path = PathBuf::from(OsString::from_vec(wanted.path.to_vec()));
+        let host = &self.shared.host;
+        self.mounts
+            .attach(wanted.id, path.clone(), &self.peer, host)
+            .await?;
+        let path = printable(&path.to_string_lossy());
+        info!(
+            user = self.peer.user(),
+            pid = self.peer.pid,
+            path,
+            "Mounted"
+        );
+        Ok((Reply::MountAttached(v1::MountAttached {}), Vec::new()))
+    }
+}
+
+fn no_lease() -> Failure {
+    Failure::new(
+        Reason::NotConnected,
+        "no lease is held on this connection",
+        "acquire one first",
+    )
 }
 
 fn refused(failure: Failure) -> Reply {

@@ -160,6 +160,23 @@ impl Host {
         self.end(&mut state, slot).await;
     }
 
+    /// Notes a file system that is about to be mounted.
+    pub(super) async fn note_mount(&self, id: u64) -> Result<(), Failure> {
+        let mut state = self.state.lock().await;
+        state.journal.mounts.push(id);
+        self.store(&state.journal)
+    }
+
+    /// Forgets one that is mounted no longer.
+    pub(super) async fn forget_mount(&self, id: u64) {
+        let mut state = self.state.lock().await;
+        state.journal.mounts.retain(|noted| *noted != id);
+        if let Err(failure) = self.store(&state.journal) {
+            // Whoever reads of it finds it gone.
+            debug!(%failure, "A mount stays in the journal");
+        }
+    }
+
     /// Tries again to undo what could not be undone.
     pub(super) async fn undo_leftover(&self) {
         let mut state = self.state.lock().await;

@@ -17,6 +17,9 @@ pub(super) struct Journal {
     pub(super) devices: Vec<Device>,
     /// Absent until resolv.conf is about to be written.
     pub(super) resolv_conf: Option<Change>,
+    /// The kernel's numbers of file systems that ask a session.
+    #[serde(default)]
+    pub(super) mounts: Vec<u64>,
 }
 
 /// A device; addresses and routes go with it.
@@ -76,6 +79,7 @@ mod tests {
                 index: 7,
             }],
             resolv_conf: None,
+            mounts: vec![33],
         }
     }
 

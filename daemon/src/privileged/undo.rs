@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use kvpn_files::device::detach_all;
 use tracing::{info, warn};
 
 use super::journal::{Device, Journal};
@@ -30,7 +31,9 @@ pub(super) async fn undo(run_dir: &Path) -> io::Result<()> {
     };
     point("resolv.conf restored");
     let deleted = delete_devices(&journal.devices).await;
-    restored.and(deleted)?;
+    // Last, since a path that leads to one may be of a file system that hangs.
+    let detached = detach_all(&journal.mounts);
+    restored.and(deleted).and(detached)?;
     point("devices deleted");
     upstreams::remove_all(run_dir)?;
     point("upstreams removed");

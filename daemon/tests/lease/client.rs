@@ -140,6 +140,28 @@ impl Client {
         described
     }
 
+    /// Makes a file system; its device is the second part.
+    pub(crate) fn open_mount(&mut self) -> Result<(u64, OwnedFd), LeaseRefused> {
+        let request = Request::OpenMount(v1::OpenMount { read_only: false });
+        let (reply, mut descriptors) = self.call(request)?;
+        let Reply::MountOpened(opened) = reply else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(descriptors.len(), 1);
+        Ok((opened.id, descriptors.remove(0)))
+    }
+
+    pub(crate) fn attach_mount(&mut self, id: u64, path: &Path) -> Result<(), LeaseRefused> {
+        let path = path.as_os_str().as_encoded_bytes().to_vec().into();
+        let request = Request::AttachMount(v1::AttachMount { id, path });
+        self.call(request).map(|_| ())
+    }
+
+    pub(crate) fn close_mount(&mut self, id: u64) -> Result<(), LeaseRefused> {
+        let request = Request::CloseMount(v1::CloseMount { id });
+        self.call(request).map(|_| ())
+    }
+
     fn call(&mut self, request: Request) -> Result<(Reply, Vec<OwnedFd>), LeaseRefused> {
         let request = v1::LeaseRequest {
             request: Some(request),

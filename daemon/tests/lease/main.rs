@@ -9,6 +9,7 @@ mod conflicts;
 mod crash;
 mod grant;
 mod host;
+mod mounts;
 mod refusal;
 mod several;
 mod steps;
