@@ -245,6 +245,12 @@ pub(crate) struct Engagement {
     /// Its environment may be read.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     environment: bool,
+    /// Where its files are mounted.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    mounted_at: String,
+    /// They cannot be changed there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    mounted_read_only: bool,
     /// What leads to one of the pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     to_pod: Vec<ToPod>,
@@ -440,6 +446,8 @@ impl From<EngagementStatus> for Engagement {
             terminates_tls: status.terminates_tls,
             container: status.container,
             environment: status.environment,
+            mounted_at: status.mounted_at,
+            mounted_read_only: status.mounted_read_only,
             to_pod: status.to_pod.into_iter().map(ToPod::from).collect(),
             on_failure: if status.fails_closed { "503" } else { "app" },
             requests: status.counts.map(|counts| Requests {

@@ -23,6 +23,9 @@ pub(crate) fn version(socket: &Path) -> Option<String> {
         lease_reply::Reply::Described(described) => Some(described.version),
         lease_reply::Reply::Granted(_)
         | lease_reply::Reply::NetworkSet(_)
+        | lease_reply::Reply::MountOpened(_)
+        | lease_reply::Reply::MountAttached(_)
+        | lease_reply::Reply::MountClosed(_)
         | lease_reply::Reply::Refused(_) => None,
     }
 }

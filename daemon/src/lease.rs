@@ -2,6 +2,7 @@
 //! session's connection to its unix socket lives.
 
 pub(crate) mod client;
+pub(crate) mod mounter;
 pub(crate) mod network;
 pub(crate) mod slot;
 pub(crate) mod wire;

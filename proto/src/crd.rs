@@ -94,7 +94,8 @@ pub struct EngagementSpec {
     /// answers them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
-    /// The container that is replaced, or whose environment may be read; absent otherwise.
+    /// The container that is replaced, or whose environment or files may be read; absent
+    /// otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     /// Its user rolls the workload out where running pods are refused an agent, so that
@@ -113,6 +114,29 @@ pub struct EngagementSpec {
     /// server admits it only from who may execute commands in them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub environment: bool,
+    /// What the laptop may see of the container's files, in one of the pods; absent: nothing.
+    /// The API server admits it only from who may execute commands in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FileAccess>,
+}
+
+/// What may be seen of a container's files, and whether it may be changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileAccess {
+    /// The laptop may change what the container may.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub writable: bool,
+    /// The whole file system, rather than the volumes that the container has mounted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub root: bool,
+}
+
+impl EngagementSpec {
+    /// Whether somebody has to look into the container.
+    pub fn reads(&self) -> bool {
+        self.environment || self.files.is_some()
+    }
 }
 
 /// Who answers instead of a laptop that does not.
@@ -310,7 +334,7 @@ pub struct ServicePortRef {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngagementStatus {
-    /// `AgentsReady` and `Active`, and `EnvironmentReady` where that is asked for; see the
+    /// `AgentsReady` and `Active`, and `Readable` where that is asked for; see the
     /// constants of [`condition`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
@@ -332,8 +356,8 @@ pub mod condition {
     pub const AGENTS_READY: &str = "AgentsReady";
     /// The next new connection to any selected pod goes to the laptop.
     pub const ACTIVE: &str = "Active";
-    /// The environment of the container can be read.
-    pub const ENVIRONMENT_READY: &str = "EnvironmentReady";
+    /// The container can be read: its environment, its files.
+    pub const READABLE: &str = "Readable";
 
     /// All is well.
     pub const READY: &str = "Ready";

@@ -75,6 +75,8 @@ pub enum OpenTarget {
     Echo(IpAddr),
     /// Dial a TCP port of the localhost of a pod that the engagement covers.
     InPod { engagement_uid: String, port: u16 },
+    /// Ask for the files of the container that the engagement may read.
+    Files { engagement_uid: String },
 }
 
 /// A message of a flow, as the code sees it.
@@ -326,6 +328,7 @@ impl From<OpenTarget> for v1::Open {
                 engagement_uid,
                 port: port.into(),
             }),
+            OpenTarget::Files { engagement_uid } => Target::Files(v1::FilesOf { engagement_uid }),
         };
         Self {
             target: Some(target),
@@ -358,6 +361,9 @@ impl TryFrom<v1::Open> for OpenTarget {
             Target::InPod(in_pod) => Ok(Self::InPod {
                 engagement_uid: in_pod.engagement_uid,
                 port: port(in_pod.port)?,
+            }),
+            Target::Files(files) => Ok(Self::Files {
+                engagement_uid: files.engagement_uid,
             }),
         }
     }
@@ -417,6 +423,9 @@ mod tests {
             Frame::Open(OpenTarget::InPod {
                 engagement_uid: "e1".into(),
                 port: 9901,
+            }),
+            Frame::Open(OpenTarget::Files {
+                engagement_uid: "e1".into(),
             }),
             Frame::Failed(DialFailure::new(DialError::Refused, "connection refused")),
             Frame::Failed(DialFailure::new(DialError::TooBig(1_450), "too long")),

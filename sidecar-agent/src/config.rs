@@ -1,9 +1,10 @@
 //! What the traffic manager tells the agent in its arguments.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use kvpn_files::server::Volume;
 use kvpn_proto::duration::parse_duration;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -43,7 +44,18 @@ pub(crate) enum Command {
         linger: Duration,
     },
     /// Read what a container of this pod has, as the traffic manager asks for it.
-    Read(Args),
+    Read(ReadArgs),
+}
+
+/// What a reader is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) args: Args,
+
+    /// Where the other container has a volume mounted; with :ro where it may not write.
+    #[arg(long = "volume", value_name = "PATH[:ro]", value_parser = parse_volume)]
+    pub(crate) volumes: Vec<Volume>,
 }
 
 /// What the agent is told.
@@ -107,6 +119,18 @@ fn tls(ca: CertificateDer<'static>) -> anyhow::Result<ClientConfig> {
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec()];
     Ok(tls)
+}
+
+/// Kubernetes allows no colon in a mount's path.
+fn parse_volume(text: &str) -> Result<Volume, Infallible> {
+    let (path, read_only) = match text.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    Ok(Volume {
+        path: path.into(),
+        read_only,
+    })
 }
 
 fn parse_certificate(text: &str) -> anyhow::Result<CertificateDer<'static>> {

@@ -4,24 +4,28 @@
 //! with at least the same capabilities" (`PTRACE_MODE_READ_FSCREDS`, ptrace(2)).
 
 mod environment;
+mod files;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use kvpn_files::server::Volume;
 use kvpn_proto::v1::WatchReadsRequest;
 use kvpn_proto::v1::agent_hub_client::AgentHubClient;
 use kvpn_proto::v1::watch_reads_request::answer::Outcome;
 use kvpn_proto::v1::watch_reads_request::{Answer, Event, Hello};
 use kvpn_proto::v1::watch_reads_response::What;
 use kvpn_proto::version::VERSION;
+use kvpn_tunnel::grpc::TunnelClient;
 use kvpn_tunnel::turns::EVENT_INTERVAL;
+use nix::sys::stat::{Mode, umask};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, info};
 
-use crate::config::{Args, Config};
+use crate::config::{Config, ReadArgs};
 use crate::holder::processes;
 use crate::session::connect::connect;
 
@@ -36,26 +40,29 @@ const CALL_DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The processes of the other container cannot be seen.
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: ReadArgs) -> anyhow::Result<()> {
     processes::check()?;
-    let config = Config::try_from(args)?;
+    let config = Config::try_from(args.args)?;
+    let volumes = args.volumes.into();
+    // That of whoever makes a file counts.
+    umask(Mode::empty());
     info!(version = VERSION, manager = %config.manager, "Reader started");
     tokio::runtime::Builder::new_current_thread()
         .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(stay_connected(&config));
+        .block_on(stay_connected(&config, &volumes));
     Ok(())
 }
 
-async fn stay_connected(config: &Config) {
+async fn stay_connected(config: &Config, volumes: &Arc<[Volume]>) {
     let linger = config.linger.unwrap_or_default();
     let mut last = Instant::now();
     let mut pause = FIRST_PAUSE;
     while last.elapsed() < linger {
         let mut was_connected = false;
-        match serve(config, &mut was_connected).await {
+        match serve(config, volumes, &mut was_connected).await {
             Ok(()) => {
                 info!("Leaving: nobody wants to read any more");
                 return;
@@ -74,8 +81,13 @@ async fn stay_connected(config: &Config) {
 
 /// Reads what the traffic manager asks for. An error when it is gone; otherwise nobody wants
 /// to read any more.
-async fn serve(config: &Config, was_connected: &mut bool) -> anyhow::Result<()> {
+async fn serve(
+    config: &Config,
+    volumes: &Arc<[Volume]>,
+    was_connected: &mut bool,
+) -> anyhow::Result<()> {
     let channel = connect(config.manager, Arc::clone(&config.tls)).await?;
+    let tunnel = TunnelClient::new(channel.clone());
     let mut hub = AgentHubClient::new(channel);
     let (events, outgoing) = mpsc::channel(4);
     let hello = Event::Hello(hello(&config.container));
@@ -100,6 +112,9 @@ async fn serve(config: &Config, was_connected: &mut bool) -> anyhow::Result<()> 
                 timeout(CALL_DEADLINE, events.send(answer))
                     .await
                     .context("it takes no answers")??;
+            }
+            Some(What::Files(asked)) => {
+                tokio::spawn(files::serve(tunnel.clone(), asked, Arc::clone(volumes)));
             }
             Some(What::Leave(_)) => return Ok(()),
             // A later version's.

@@ -1,6 +1,7 @@
 //! What the verbs have in common: a workload is engaged, and a command may run meanwhile.
 
 mod environment;
+mod mount;
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ pub(super) async fn engage(
     let request = InterceptRequest {
         // Whatever becomes of this process.
         ends_with_call: !environment.command.is_empty(),
+        mount: environment.mount.wanted(!environment.command.is_empty())?,
         ..request
     };
     let Engaged {
@@ -108,7 +110,8 @@ async fn use_environment(
     if flags.output == Format::Text {
         report::note(intercepted.text().trim_end());
     }
-    let running = child::run(program, arguments, pairs(variables), interrupts);
+    let variables = pairs(variables).chain(mount::root(status));
+    let running = child::run(program, arguments, variables, interrupts);
     let mut running = pin!(running);
     tokio::select! {
         ended = &mut running => return ended,
@@ -222,6 +225,8 @@ fn not_understood(wanted: &InterceptRequest, got: &EngagementStatus) -> Option<&
         Some("--container")
     } else if wanted.environment && !got.environment {
         Some("--env-file and commands after `--`")
+    } else if wanted.mount.as_ref().is_some_and(|it| !it.is_optional) && got.mounted_at.is_empty() {
+        Some("--mount and --root-fs")
     } else {
         None
     }
@@ -256,7 +261,7 @@ fn late(target: &str, limit: Duration) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use kvpn_proto::v1::ToPod;
+    use kvpn_proto::v1::{Mount, ToPod};
 
     use super::*;
 
@@ -286,5 +291,16 @@ mod tests {
         };
         let flag = not_understood(&wanted, &got);
         assert!(flag.unwrap().starts_with("--env-file"));
+        let with = |is_optional| InterceptRequest {
+            environment: false,
+            mount: Some(Mount {
+                is_optional,
+                ..Mount::default()
+            }),
+            ..wanted.clone()
+        };
+        assert_eq!(not_understood(&with(true), &got), None);
+        let flag = not_understood(&with(false), &got);
+        assert!(flag.unwrap().starts_with("--mount"));
     }
 }

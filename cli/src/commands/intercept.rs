@@ -301,6 +301,7 @@ mod tests {
                 tls: None,
                 tls_secret: String::new(),
                 environment: false,
+                mount: None,
                 ends_with_call: false,
             }
         );

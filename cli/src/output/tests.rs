@@ -46,6 +46,8 @@ fn engagement() -> EngagementStatus {
             port: 9901,
         }],
         environment: false,
+        mounted_at: String::new(),
+        mounted_read_only: false,
     }
 }
 
@@ -57,13 +59,18 @@ fn ingest_has_a_line_without_ports() {
         to_pod: Vec::new(),
         container: "app".into(),
         environment: true,
+        mounted_at: "/run/files".into(),
+        mounted_read_only: true,
         ..engagement()
     };
     let ingested = Intercepted {
         engagement: ingest.into(),
         warnings: Vec::new(),
     };
-    assert_eq!(ingested.text(), "Ingesting Deployment/web container app\n");
+    assert_eq!(
+        ingested.text(),
+        "Ingesting Deployment/web container app\n  files at /run/files, read-only\n"
+    );
 }
 
 fn status() -> StatusResponse {

@@ -261,6 +261,11 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
         let ToPod { local, port } = it;
         format!("  {local} -> port {port} at localhost in one of the pods")
     });
+    let files = Some(engagement).filter(|it| !it.mounted_at.is_empty());
+    let files = files.map(|it| match it.mounted_read_only {
+        true => format!("  files at {}, read-only", it.mounted_at),
+        false => format!("  files at {}", it.mounted_at),
+    });
     let mut doing = doing(&engagement.verb).to_owned();
     doing[..1].make_ascii_uppercase();
     let without_ports = engagement.ports.is_empty().then(|| {
@@ -277,7 +282,11 @@ fn lines(engagement: &Engagement) -> impl Iterator<Item = String> {
             engagement.pods_selected
         )
     });
-    without_ports.into_iter().chain(ports).chain(to_pod)
+    without_ports
+        .into_iter()
+        .chain(ports)
+        .chain(to_pod)
+        .chain(files)
 }
 
 fn port_name(port: &Port) -> String {

@@ -37,7 +37,10 @@ impl Exit {
                 address: SocketAddr::new(self.vnat.real(address.ip()), address.port()),
             },
             OpenTarget::Echo(address) => OpenTarget::Echo(self.vnat.real(address)),
-            OpenTarget::Dial(_) | OpenTarget::Claimed { .. } | OpenTarget::InPod { .. } => target,
+            OpenTarget::Dial(_)
+            | OpenTarget::Claimed { .. }
+            | OpenTarget::InPod { .. }
+            | OpenTarget::Files { .. } => target,
         }
     }
 }

@@ -110,10 +110,6 @@ impl Lease {
 
     /// Makes a file system that is for this user alone, and is asked through the
     /// descriptor; it is seen once it is attached, and gone with the lease.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no engagement has files mounted yet")
-    )]
     pub(crate) async fn open_mount(&mut self, read_only: bool) -> Result<(u64, OwnedFd), Failure> {
         let request = Request::OpenMount(v1::OpenMount { read_only });
         let (reply, descriptors) = self.call(request).await?;
@@ -125,10 +121,6 @@ impl Lease {
     }
 
     /// Shows a file system in place of a directory of the user's.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no engagement has files mounted yet")
-    )]
     pub(crate) async fn attach_mount(&mut self, id: u64, path: &Path) -> Result<(), Failure> {
         let refused = |error: io::Error| {
             Failure::new(
@@ -160,10 +152,6 @@ impl Lease {
     }
 
     /// Ends a file system.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no engagement has files mounted yet")
-    )]
     pub(crate) async fn close_mount(&mut self, id: u64) -> Result<(), Failure> {
         let request = Request::CloseMount(v1::CloseMount { id });
         match self.call(request).await?.0 {

@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::cluster::Cluster;
 use super::diagnose::diagnose;
-use super::engagements::{Engagements, Intercept, TlsSource, ToPod};
+use super::engagements::{Engagements, Intercept, Mount, TlsSource, ToPod};
 use super::explain;
 use super::flows::Flows;
 use super::judge::judge;
@@ -193,6 +193,9 @@ impl SessionService for Api {
             rolls_out: request.roll_out,
             to_pod: ToPod::read_all(&request.to_pod)?,
             environment: request.environment || verb == Verb::Ingest,
+            mount: (request.mount.as_ref())
+                .map(|mount| Mount::read(mount, verb))
+                .transpose()?,
             ends_with_call: request.ends_with_call,
             namespace: self.namespace(&request.namespace).to_owned(),
             ports: ports.collect::<Result<_, _>>()?,

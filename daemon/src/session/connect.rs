@@ -28,6 +28,7 @@ use crate::dns::explain::Explainer;
 use crate::dns::{self, AskedNames, NameServer};
 use crate::fault::point;
 use crate::lease::client::Lease;
+use crate::lease::mounter::{Call, Mounter};
 
 /// What is there once the host is in the cluster.
 pub(crate) struct Connected {
@@ -48,6 +49,8 @@ pub(crate) struct Host {
     pub(crate) lease: Lease,
     pub(crate) datapath: Datapath,
     pub(crate) name_server: NameServer,
+    /// What is to be mounted by the lease, or no more.
+    pub(crate) mounts: mpsc::Receiver<Call>,
 }
 
 /// The Session resource, noted as soon as it is made, so that it can be deleted
@@ -137,6 +140,7 @@ pub(crate) async fn connect(
         let (handlers, registry) = (dialled.clone(), entered.clone());
         tokio::spawn(datapath::answer_dial(client, dial, handlers, registry));
     });
+    let (mounter, mounts) = Mounter::new();
     let engagements = Engagements::new(
         cluster.clone(),
         manager.clone(),
@@ -144,6 +148,7 @@ pub(crate) async fn connect(
         &session,
         handlers,
         registry.clone(),
+        (mounter, args.socket().with_extension("files")),
     );
     let datapath = Datapath::start(
         granted.tun,
@@ -205,6 +210,7 @@ pub(crate) async fn connect(
             lease,
             datapath,
             name_server,
+            mounts,
         },
         manager,
         extra,

@@ -5,6 +5,7 @@ mod deleted;
 mod environment;
 mod hold;
 mod intercept;
+mod mount;
 mod outcome;
 mod roll_out;
 mod table;
@@ -12,6 +13,7 @@ mod tls;
 mod to_pod;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +33,8 @@ use tracing::{debug, info, warn};
 
 use deleted::Deleted;
 pub(crate) use intercept::Intercept;
+pub(crate) use mount::Mount;
+use mount::{Mounted, Origin};
 use outcome::Observed;
 use table::{Entry, Key, Table};
 pub(crate) use tls::Source as TlsSource;
@@ -42,6 +46,7 @@ use super::identity::{self, OwnSession};
 use super::manager::Manager;
 use super::workloads::Spoken;
 use crate::datapath::registry::FlowRegistry;
+use crate::lease::mounter::Mounter;
 
 /// Label that leads from an Engagement to its Session.
 const SESSION_LABEL: &str = "kvpn.dev/session";
@@ -92,6 +97,9 @@ pub(crate) struct Engagements {
     table: Arc<Table>,
     deleted: Arc<Deleted>,
     registry: FlowRegistry,
+    mounter: Mounter,
+    /// Where files are mounted that their user wants nowhere in particular.
+    directory: PathBuf,
 }
 
 impl Engagements {
@@ -103,6 +111,7 @@ impl Engagements {
         session: &OwnSession,
         handlers: Handlers,
         registry: FlowRegistry,
+        (mounter, directory): (Mounter, PathBuf),
     ) -> Self {
         Self {
             cluster,
@@ -112,7 +121,25 @@ impl Engagements {
             table: handlers.0,
             deleted: Arc::default(),
             registry,
+            mounter,
+            directory,
         }
+    }
+
+    /// Mounts the files of an engagement that is there.
+    async fn mount(&self, key: &Key, wanted: &Mount) -> Result<(), Failure> {
+        let origin = Origin {
+            manager: self.manager.clone(),
+            engagement: key.clone(),
+            engagement_uid: self.table.uid(key).unwrap_or_default(),
+        };
+        let mounter = self.mounter.clone();
+        let mounted = Mounted::start(wanted, origin, mounter, &self.directory).await?;
+        if let Err(mounted) = self.table.keep_mounted(key, mounted) {
+            // It was left meanwhile.
+            mounted.end().await;
+        }
+        Ok(())
     }
 
     pub(crate) fn statuses(&self) -> Vec<v1::EngagementStatus> {
@@ -244,9 +271,10 @@ impl Engagements {
                 container: entry
                     .container
                     .clone()
-                    .filter(|_| entry.verb == Verb::Replace || entry.environment),
+                    .filter(|_| entry.verb == Verb::Replace || entry.reads()),
                 to_pod,
                 environment: entry.environment,
+                files: entry.files,
             },
             status: None,
         };
@@ -412,6 +440,7 @@ mod tests {
             terminates_tls: false,
             to_pod: vec![9901],
             environment: false,
+            files: None,
         };
         let is_kept_with = |change: fn(&mut EngagementSpec)| {
             let mut kept = asked.clone();

@@ -155,6 +155,7 @@ async fn stay(
             },
             () = signals.recv() => break End::Signal,
             () = host.lease.closed() => break End::LeaseLost,
+            Some(call) = host.mounts.recv() => call.serve(&mut host.lease).await,
             failure = host.datapath.ended() => break End::Failed(failure),
             ended = &mut supervisor => {
                 break End::Failed(ended.unwrap_or_else(Failure::internal));
@@ -222,6 +223,8 @@ async fn part(
         lease,
         datapath,
         name_server,
+        // Whoever still asks is told that all ends.
+        mounts: _,
     } = host;
     let restore = async {
         // The next lease needs the addresses of these sockets.

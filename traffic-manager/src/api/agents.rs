@@ -217,7 +217,12 @@ impl AgentApi {
                     refuse_answer(frames).await;
                 }
             }
-            Ok(OpenTarget::Destination { .. } | OpenTarget::Echo(_) | OpenTarget::InPod { .. }) => {
+            Ok(
+                OpenTarget::Destination { .. }
+                | OpenTarget::Echo(_)
+                | OpenTarget::InPod { .. }
+                | OpenTarget::Files { .. },
+            ) => {
                 let detail = "agents open claimed connections and answer dials only";
                 let failure = DialFailure::new(DialError::Prohibited, detail);
                 refuse(&frames.sender, failure).await;

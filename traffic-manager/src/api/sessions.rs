@@ -356,6 +356,15 @@ impl SessionApi {
                 let dial = self.hub.dial_in_pod(session, &engagement_uid, port);
                 join(frames, async { dial?.answered(ANSWER).await }).await;
             }
+            Ok(OpenTarget::Files { engagement_uid }) => {
+                let (_open, frames) = self.flows.begin(Carried::Tcp, Origin::Laptop, frames);
+                let session = &identity.session;
+                let dial = self.hub.dial_files(session, &engagement_uid);
+                tokio::select! {
+                    () = join(frames, async { dial?.answered(ANSWER).await }) => {}
+                    () = self.hub.files_end(session, &engagement_uid) => {}
+                }
+            }
             Ok(OpenTarget::Claimed { .. }) => {
                 let failure = DialFailure::new(DialError::Prohibited, "only agents have claims");
                 refuse(&frames.sender, failure).await;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, EphemeralContainer, Pod, SeccompProfile, SecurityContext,
+    Capabilities, EphemeralContainer, Pod, SeccompProfile, SecurityContext, VolumeMount,
 };
 use kvpn_proto::names::{AGENT_TOKEN_AUDIENCE, MANAGER_AGENT_PORT};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -135,7 +135,7 @@ impl AgentTemplate {
             .as_ref()
             .and_then(|status| status.pod_ip.as_ref());
         let agent = self.container(name, ip.and_then(|ip| ip.parse().ok()));
-        let args = agent.args.into_iter().flatten();
+        let args = agent.args.into_iter().flatten().chain(volumes(target, pod));
         EphemeralContainer {
             args: Some(std::iter::once("read".to_owned()).chain(args).collect()),
             target_container_name: Some(target.to_owned()),
@@ -216,6 +216,25 @@ impl AgentTemplate {
             "spec": { "ephemeralContainers": [self.reader(name, target, pod, security)] },
         })
     }
+}
+
+/// Where a container has volumes mounted, as a reader is told
+/// (<https://kubernetes.io/docs/concepts/storage/volumes/>).
+fn volumes(target: &str, pod: &Pod) -> Vec<String> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let own = containers.filter(|container| container.name == target);
+    let mounts = own.flat_map(|container| container.volume_mounts.iter().flatten());
+    let volume = |mount: &VolumeMount| {
+        let suffix = match mount.read_only {
+            Some(true) => ":ro",
+            Some(false) | None => "",
+        };
+        [
+            "--volume".to_owned(),
+            format!("{}{suffix}", mount.mount_path),
+        ]
+    };
+    mounts.flat_map(volume).collect()
 }
 
 /// Root without any capability but one.
@@ -299,7 +318,9 @@ mod tests {
             "{securityContext: {runAsUser: 7, fsGroup: 9}, containers: [{name: beside}, {name: web,
               securityContext: {runAsUser: 1000, runAsGroup: 1001, runAsNonRoot: true,
                 allowPrivilegeEscalation: false, capabilities: {drop: [ALL], add: [CHOWN]},
-                seccompProfile: {type: Localhost, localhostProfile: mine.json}}}]}",
+                seccompProfile: {type: Localhost, localhostProfile: mine.json}},
+              volumeMounts: [{name: data, mountPath: /data},
+                {name: config, mountPath: /etc/web, readOnly: true}]}]}",
         );
         let security = reader_security("web", &pod, None).unwrap();
         let patch = template.reader_patch("kvpn-reader-bcdfg", "u-1", "web", &pod, security);

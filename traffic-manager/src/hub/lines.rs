@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
+use kvpn_proto::crd::FileAccess;
 use kvpn_proto::v1;
 use kvpn_proto::v1::watch_reads_response::What;
 use kvpn_tunnel::relay::FrameStream;
@@ -57,6 +58,7 @@ struct Pending {
 pub(crate) enum Answerer {
     /// The session of that UID.
     Session(String),
+    /// An agent, or a reader.
     Agent(LinkId),
 }
 
@@ -156,6 +158,25 @@ impl Lines {
         let (answer, receiver) = oneshot::channel();
         self.reads.insert(id.clone(), PendingRead { link, answer });
         Some((id, receiver))
+    }
+
+    /// Asks a reader to serve files. `None` when it does not keep up, or is gone.
+    pub(crate) fn dial_files(
+        &mut self,
+        link: LinkId,
+        access: FileAccess,
+    ) -> Option<(String, oneshot::Receiver<FrameStream>)> {
+        let id = format!("dial-{}", self.next());
+        let files = v1::watch_reads_response::Files {
+            dial_id: id.clone(),
+            writable: access.writable,
+            root: access.root,
+        };
+        let what = Some(What::Files(files));
+        let message = v1::WatchReadsResponse { what };
+        self.readers.get(&link)?.try_send(message).ok()?;
+        let answer = self.expect_answer(&id, Answerer::Agent(link));
+        Some((id, answer))
     }
 
     /// Takes the answer of the reader that was asked.

@@ -8,7 +8,7 @@ use kvpn_tunnel::relay::FrameStream;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::{Answerer, Hub, PendingDial, hand_over};
+use super::{Answerer, Hub, Inner, PendingDial, hand_over};
 use crate::state::{Caller, NoPodRoute};
 
 /// Why somebody is not asked to dial in a pod.
@@ -64,8 +64,8 @@ impl Hub {
         })
     }
 
-    /// Hands over an agent's answer to a dial. Gives it back when there is no such dial
-    /// for that agent.
+    /// Hands over the answer of an agent, or of a reader, to a dial. Gives it back when there
+    /// is no such dial for those of that pod.
     pub(crate) fn answer_in_pod(
         &self,
         caller: &Caller,
@@ -73,10 +73,11 @@ impl Hub {
         frames: FrameStream,
     ) -> Result<(), FrameStream> {
         let mut inner = self.lock();
-        let Some(link) = inner.world.agent_link(caller) else {
-            return Err(frames);
-        };
-        let pending = inner.lines.take_dial(&Answerer::Agent(link), dial_id);
+        let Inner { world, lines, .. } = &mut *inner;
+        let agent = world.agent_link(caller).into_iter();
+        let mut links = agent.chain(world.reader_links(caller));
+        let pending = links.find_map(|link| lines.take_dial(&Answerer::Agent(link), dial_id));
+        drop(links);
         drop(inner);
         hand_over(pending, frames)
     }

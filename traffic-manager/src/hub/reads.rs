@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvpn_proto::flow::{DialError, DialFailure};
 use kvpn_proto::{Failure, Reason, v1};
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
-use super::Hub;
 use super::lines::ReadOutcome;
+use super::{Hub, PendingDial};
 use crate::state::{AgentRejected, Caller, Calling, Event, Key, LinkId, NoReader, Owner};
+
+/// How soon nobody is served files any more whose engagement is over.
+const LEFT: Duration = Duration::from_secs(1);
 
 impl Hub {
     /// Takes a reader's call, when the state knows the reader.
@@ -69,6 +73,47 @@ impl Hub {
             Some(Ok(environment)) => Ok((environment, pod)),
             Some(Err(why)) => Err(not_ready(&why)),
             None => Err(not_ready("its reader does not answer")),
+        }
+    }
+
+    /// Asks the reader of an engaged container to serve its files.
+    pub(crate) fn dial_files(
+        self: &Arc<Self>,
+        session: &str,
+        engagement_uid: &str,
+    ) -> Result<PendingDial, DialFailure> {
+        let mut inner = self.lock();
+        let route = inner.world.files_route(session, engagement_uid);
+        let (route, access) = route.map_err(|why| {
+            let error = match why {
+                NoReader::NoEngagement | NoReader::NotAsked => DialError::Prohibited,
+                NoReader::NotThere(_) => DialError::TunnelLost,
+            };
+            DialFailure::new(error, why.to_string())
+        })?;
+        info!(session, pod = %route.pod, ?access, "files are served");
+        let dial = inner.lines.dial_files(route.link, access);
+        let (id, answer) = dial.ok_or_else(|| {
+            let detail = format!("the reader of pod {} does not keep up", route.pod.name);
+            DialFailure::new(DialError::TunnelLost, detail)
+        })?;
+        Ok(PendingDial {
+            hub: Arc::clone(self),
+            id,
+            whom: "the pod's reader",
+            answer,
+        })
+    }
+
+    /// Resolves soon after an engagement asks for no files any more.
+    pub(crate) async fn files_end(&self, session: &str, engagement_uid: &str) {
+        loop {
+            tokio::time::sleep(LEFT).await;
+            let inner = self.lock();
+            match inner.world.files_route(session, engagement_uid) {
+                Ok(_) | Err(NoReader::NotThere(_)) => {}
+                Err(NoReader::NoEngagement | NoReader::NotAsked) => return,
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kvpn_proto::crd::{Verb, WorkloadRef, condition};
+use kvpn_proto::crd::{FileAccess, Verb, WorkloadRef, condition};
 
 use super::agents::{AgentSlot, AgentStatus};
 use super::engagements::{EngagementRecord, EngagementView, Standing};
@@ -15,7 +15,7 @@ use super::{AgentRejected, Caller, Key, LinkId, PodView, World};
 pub(crate) enum NoReader {
     #[error("the session has no such engagement")]
     NoEngagement,
-    #[error("the engagement does not ask for an environment")]
+    #[error("the engagement does not ask for that")]
     NotAsked,
     #[error("no pod of {0} can be read at the moment")]
     NotThere(WorkloadRef),
@@ -33,7 +33,7 @@ impl EngagementRecord {
     /// otherwise.
     pub(super) fn choose_read(&mut self, standing: &Standing) {
         let running = match standing {
-            Standing::Admitted { pods, .. } if self.view.spec.environment => pods.as_slice(),
+            Standing::Admitted { pods, .. } if self.view.spec.reads() => pods.as_slice(),
             Standing::Admitted { .. } | Standing::Unclaimed { .. } => &[],
         };
         let same = self.reads.take().filter(|pod| running.contains(pod));
@@ -93,9 +93,7 @@ pub(super) fn readiness(
         None => AgentStatus::Progressing(format!("pod {name} has no reader yet")),
     };
     match status {
-        AgentStatus::Ready => Says::yes(format!(
-            "the environment of container {container} of pod {name} can be read"
-        )),
+        AgentStatus::Ready => Says::yes(format!("container {container} of pod {name} can be read")),
         AgentStatus::Progressing(message) => Says::no(condition::PROGRESSING, message),
         AgentStatus::Failed(message) => Says::no(condition::AGENT_FAILED, message),
         AgentStatus::Refused(message) => Says::no(condition::AGENT_REFUSED, message),
@@ -111,7 +109,7 @@ impl EngagementView {
             Verb::Ingest if !self.spec.ports.is_empty() => {
                 return Some("an ingest takes no ports".to_owned());
             }
-            Verb::Ingest => !self.spec.environment,
+            Verb::Ingest => !self.spec.reads(),
             Verb::Intercept | Verb::Wiretap | Verb::Replace => self.spec.ports.is_empty(),
         };
         is_empty.then(|| format!("the {} asks for nothing", verb.as_str()))
@@ -119,19 +117,46 @@ impl EngagementView {
 }
 
 impl World {
-    /// The reader that reads what an engagement of a session's asks for.
+    /// The reader that reads the environment which an engagement of a session's asks for.
     pub(crate) fn read_route(
         &self,
         session: &str,
         engagement_uid: &str,
     ) -> Result<ReadRoute, NoReader> {
-        let mut records = self.engagements.values();
-        let record = records
-            .find(|it| it.view.uid == engagement_uid && it.view.spec.session == session)
-            .ok_or(NoReader::NoEngagement)?;
-        if !record.view.spec.environment {
-            return Err(NoReader::NotAsked);
+        let record = self.reading(session, engagement_uid)?;
+        match record.view.spec.environment {
+            true => self.reader_of(record),
+            false => Err(NoReader::NotAsked),
         }
+    }
+
+    /// The reader that serves the files which an engagement of a session's asks for, and
+    /// what may be done with them.
+    pub(crate) fn files_route(
+        &self,
+        session: &str,
+        engagement_uid: &str,
+    ) -> Result<(ReadRoute, FileAccess), NoReader> {
+        let record = self.reading(session, engagement_uid)?;
+        let access = record.view.spec.files.ok_or(NoReader::NotAsked)?;
+        Ok((self.reader_of(record)?, access))
+    }
+
+    /// The calls of the readers of the pod that a caller is in.
+    pub(crate) fn reader_links(&self, caller: &Caller) -> impl Iterator<Item = LinkId> {
+        let slot = self.calling_pod(caller);
+        let slot = slot.and_then(|pod| self.slots.get(&pod.uid));
+        slot.into_iter().flat_map(|slot| slot.readers.links())
+    }
+
+    fn reading(&self, session: &str, engagement_uid: &str) -> Result<&EngagementRecord, NoReader> {
+        let mut records = self.engagements.values();
+        records
+            .find(|it| it.view.uid == engagement_uid && it.view.spec.session == session)
+            .ok_or(NoReader::NoEngagement)
+    }
+
+    fn reader_of(&self, record: &EngagementRecord) -> Result<ReadRoute, NoReader> {
         let route = || {
             let (pod, container) = record.read(&self.pods)?;
             let link = self.slots.get(&pod.uid)?.readers.link(container)?;

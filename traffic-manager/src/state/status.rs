@@ -121,8 +121,8 @@ pub(crate) fn engagement_status(
                 .map_or(Time(now), |before| before.last_transition_time.clone()),
         }
     };
-    let environment = record.view.spec.environment;
-    let environment = environment.then(|| match standing {
+    let readable = record.view.spec.reads();
+    let readable = readable.then(|| match standing {
         Standing::Unclaimed { .. } => active.clone(),
         Standing::Admitted { .. } => readiness(record, pods, slots),
     });
@@ -130,7 +130,7 @@ pub(crate) fn engagement_status(
         condition(condition::AGENTS_READY, agents_ready),
         condition(condition::ACTIVE, active),
     ];
-    conditions.extend(environment.map(|says| condition(condition::ENVIRONMENT_READY, says)));
+    conditions.extend(readable.map(|says| condition(condition::READABLE, says)));
     EngagementStatus {
         conditions,
         pods_selected: selected,

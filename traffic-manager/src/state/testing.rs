@@ -118,6 +118,7 @@ pub(crate) fn engagement(name: &str, user: &str, port: u16, created: i64) -> Eng
             terminates_tls: false,
             to_pod: Vec::new(),
             environment: false,
+            files: None,
         },
         status: None,
     }

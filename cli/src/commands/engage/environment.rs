@@ -8,6 +8,7 @@ use kvpn_proto::environment::Environment;
 use kvpn_proto::v1::{EngagementStatus, GetEnvironmentRequest};
 use kvpn_proto::{Failure, Reason};
 
+use super::mount::MountArgs;
 use crate::environment::{self, Syntax, Variables};
 use crate::session::Session;
 
@@ -46,6 +47,8 @@ pub(crate) struct EnvironmentArgs {
     env_syntax: Syntax,
     #[command(flatten)]
     pub(crate) exclude: ExcludeArgs,
+    #[command(flatten)]
+    pub(super) mount: MountArgs,
     /// Command to run with your own environment and the container's over it; when it ends,
     /// so does the engagement, and its exit code is returned
     #[arg(last = true, value_name = "COMMAND")]

@@ -19,7 +19,7 @@ use super::outcome::{Observed, Progress, absence, held_since, holder};
 use super::roll_out::roll_out;
 use super::table::{Entry, Key};
 use super::tls::Source;
-use super::{Doors, Engagements, ToPod};
+use super::{Doors, Engagements, Mount, ToPod};
 use crate::session::identity::label;
 use crate::session::workloads::{self, Found, RequestedPort, ResolvedPort};
 
@@ -49,11 +49,20 @@ pub(crate) struct Intercept {
     pub(crate) to_pod: Vec<ToPod>,
     /// The environment of the container is to be read.
     pub(crate) environment: bool,
+    /// Its files are to be mounted.
+    pub(crate) mount: Option<Mount>,
     /// It is left once the client hangs up.
     pub(crate) ends_with_call: bool,
     pub(crate) timeout: Option<Duration>,
     /// What clients' TLS is ended with.
     pub(crate) tls: Option<Source>,
+}
+
+impl Intercept {
+    /// Whether somebody has to look into the container.
+    fn reads(&self) -> bool {
+        self.environment || self.mount.is_some()
+    }
 }
 
 /// Where the answers go; closed when the client is gone.
@@ -104,6 +113,7 @@ impl Engagements {
         entry.tls = plan.tls;
         entry.to_pod.clone_from(&request.to_pod);
         entry.environment = request.environment;
+        entry.files = request.mount.as_ref().map(Mount::access);
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) = tokio::join!(
             self.create(&key, entry, doors),
@@ -117,10 +127,10 @@ impl Engagements {
         let outcome = tokio::select! {
             outcome = tokio::time::timeout(timeout, async {
                 self.arrive(&request, &workload, &mut observed, &events).await?;
-                match request.environment {
-                    true => readable(&mut observed, &events).await,
-                    false => Ok(()),
+                if request.reads() {
+                    readable(&mut observed, &events).await?;
                 }
+                self.mount_for(&request, &key, &events).await
             }) => {
                 outcome.unwrap_or_else(|_| Err(late(&workload, timeout, &observed.borrow())))
             }
@@ -141,6 +151,31 @@ impl Engagements {
                 self.give_up(&key).await;
                 fail(&events, failure).await;
             }
+        }
+    }
+
+    /// Mounts the files if they are wanted.
+    async fn mount_for(
+        &self,
+        request: &Intercept,
+        key: &Key,
+        events: &Events,
+    ) -> Result<(), Failure> {
+        let Some(wanted) = &request.mount else {
+            return Ok(());
+        };
+        progress(events, "mounting the container's files".to_owned()).await;
+        let (this, key, mount) = (self.clone(), key.clone(), wanted.clone());
+        // To its end, so that it is undone if the client is gone.
+        let mounted = tokio::spawn(async move { this.mount(&key, &mount).await }).await;
+        match mounted.map_err(Failure::internal).flatten() {
+            Err(failure) if wanted.is_optional => {
+                let warning = format!("{}; going on without its files", failure.message);
+                // The client being gone shows in `Events::closed`.
+                let _ = send(events, Event::Warning(warning)).await;
+                Ok(())
+            }
+            mounted => mounted,
         }
     }
 
@@ -233,7 +268,7 @@ impl Engagements {
             Verb::Replace | Verb::Ingest => {
                 Some(workloads::container(&inventory, &workload, &ports, wanted)?)
             }
-            Verb::Intercept | Verb::Wiretap if request.environment => {
+            Verb::Intercept | Verb::Wiretap if request.reads() => {
                 Some(workloads::container(&inventory, &workload, &ports, wanted)?)
             }
             Verb::Intercept | Verb::Wiretap => narrowed.map(|_| wanted.to_owned()),

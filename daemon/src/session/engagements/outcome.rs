@@ -96,7 +96,7 @@ pub(super) fn observe(engagement: &Engagement) -> Observed {
     };
     Observed {
         progress,
-        environment: environment(engagement, find(condition::ENVIRONMENT_READY)),
+        environment: environment(engagement, find(condition::READABLE)),
         pods_selected: status.pods_selected,
         pods_covered: status.pods_covered,
     }
@@ -379,7 +379,7 @@ mod tests {
             observe(&engagement(&conditions)).environment
         };
         let active = condition("Active", "True", "Ready", "");
-        let of = |status, reason| condition("EnvironmentReady", status, reason, "why");
+        let of = |status, reason| condition("Readable", status, reason, "why");
         assert_eq!(
             environment(&[active.clone(), of("True", "Ready")]),
             Progress::Active

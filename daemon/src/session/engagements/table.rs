@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvpn_proto::crd::{Verb, WorkloadKind, WorkloadRef};
+use kvpn_proto::crd::{FileAccess, Verb, WorkloadKind, WorkloadRef};
 use kvpn_proto::filter::HttpFilter;
 use kvpn_proto::flow::Protocol;
 use kvpn_proto::tls::TlsIdentity;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::mount::Mounted;
 use super::outcome::{Observed, Progress, overlap};
 use super::to_pod::{self, ToPod};
 use crate::session::workloads::ResolvedPort;
@@ -56,6 +57,10 @@ pub(super) struct Entry {
     pub(super) to_pod: Vec<ToPod>,
     /// The container's environment may be read.
     pub(super) environment: bool,
+    /// What may be seen of its files.
+    pub(super) files: Option<FileAccess>,
+    /// Where they are mounted.
+    mounted: Option<Mounted>,
     /// The resource's, once it is made.
     uid: Option<String>,
     /// Who lets connections to these in.
@@ -85,6 +90,8 @@ impl Entry {
             tls: None,
             to_pod: Vec::new(),
             environment: false,
+            files: None,
+            mounted: None,
             uid: None,
             doors: JoinSet::new(),
             observed: watch::channel(Observed::default()).0,
@@ -124,7 +131,18 @@ impl Entry {
             terminates_tls: self.tls.is_some(),
             to_pod: self.to_pod.iter().map(|it| (*it).into()).collect(),
             environment: self.environment,
+            mounted_at: self
+                .mounted
+                .as_ref()
+                .map(|mounted| mounted.path.display().to_string())
+                .unwrap_or_default(),
+            mounted_read_only: self.mounted.as_ref().is_some_and(|it| it.read_only),
         }
+    }
+
+    /// Whether somebody has to look into the container.
+    pub(super) fn reads(&self) -> bool {
+        self.environment || self.files.is_some()
     }
 
     /// From now on, what happens to the resource is our own doing.
@@ -132,9 +150,12 @@ impl Entry {
         self.watcher = None;
     }
 
-    /// Resets connections to ports of the pod, and lets no others in.
+    /// Resets connections to ports of the pod, lets no others in, and shows its files no more.
     pub(super) async fn shut_doors(&mut self) {
         self.doors.shutdown().await;
+        if let Some(mounted) = self.mounted.take() {
+            mounted.end().await;
+        }
     }
 
     /// Where connections and datagrams are handled.
@@ -245,6 +266,22 @@ impl Table {
         if let Some(entry) = self.lock().get_mut(key) {
             entry.giver = Some(giver);
         }
+    }
+
+    /// Gives it back when there is no such entry.
+    pub(super) fn keep_mounted(&self, key: &Key, mounted: Mounted) -> Result<(), Mounted> {
+        match self.lock().get_mut(key) {
+            Some(entry) => {
+                entry.mounted = Some(mounted);
+                Ok(())
+            }
+            None => Err(mounted),
+        }
+    }
+
+    /// UID of an engagement.
+    pub(super) fn uid(&self, key: &Key) -> Option<String> {
+        self.lock().get(key)?.uid.clone()
     }
 
     /// The doors are shut once there is no such entry.

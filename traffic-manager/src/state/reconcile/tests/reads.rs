@@ -72,7 +72,7 @@ fn calls(case: &mut Case) {
 fn environment(case: &Case) -> (String, String) {
     let record = &case.world.engagements[&Key::new("shop", "web-a")];
     let mut conditions = record.written.conditions.iter();
-    let ready = conditions.find(|it| it.type_ == condition::ENVIRONMENT_READY);
+    let ready = conditions.find(|it| it.type_ == condition::READABLE);
     let ready = ready.unwrap();
     (ready.status.clone(), ready.reason.clone())
 }
