@@ -1,4 +1,4 @@
-//! What the toolbox image holds: Debian's curl, dig, bash and nc with the
+//! What the toolbox image holds: Debian's curl, dig, bash, nc and tools for files with the
 //! libraries that they load, and the resolvers of Go and of musl, which laptops
 //! have too.
 
@@ -15,7 +15,15 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/bin/bash", "bash"),
     ("/bin/bash", "sh"),
     ("/bin/cat", "cat"),
+    ("/bin/ln", "ln"),
+    ("/bin/ls", "ls"),
+    ("/bin/mkdir", "mkdir"),
     ("/bin/sleep", "sleep"),
+    ("/bin/tar", "tar"),
+    ("/usr/bin/find", "find"),
+    ("/usr/bin/md5sum", "md5sum"),
+    ("/usr/bin/sort", "sort"),
+    ("/usr/bin/stat", "stat"),
     ("/usr/bin/curl", "curl"),
     ("/usr/bin/dig", "dig"),
     ("/bin/nc.openbsd", "nc"),

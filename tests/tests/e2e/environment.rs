@@ -215,7 +215,7 @@ fn environment_is_what_the_process_got_and_nothing_of_it_is_left() -> Result<()>
     developer.kvpn(["connect", "-n", NAMESPACE])?.success()?;
 
     let words = [
-        "cannot read the environment of containers in namespace environment",
+        "cannot read the environment or files of containers in namespace environment",
         "administrator grant you the verb \"create\" on pods/exec",
     ];
     for refused in [
@@ -251,10 +251,7 @@ fn environment_is_what_the_process_got_and_nothing_of_it_is_left() -> Result<()>
     assert_eq!(variables, fewer);
     let get = ["-n", NAMESPACE, "get", "engagements", "-o", "yaml"];
     let engagements = developer.lab.kubectl(get).ok()?;
-    ensure!(
-        engagements.contains("type: EnvironmentReady"),
-        "{engagements}"
-    );
+    ensure!(engagements.contains("type: Readable"), "{engagements}");
     ensure!(!engagements.contains(SECRET), "it is in the Engagement");
 
     // By who reads them, while the reader is there.

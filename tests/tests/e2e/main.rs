@@ -9,6 +9,7 @@ mod chart;
 mod conflicts;
 mod environment;
 mod errors;
+mod files;
 mod filters;
 mod journey;
 mod kills;
