@@ -3,6 +3,7 @@
 mod connect;
 mod dns;
 mod engage;
+mod files;
 mod filters;
 mod idle;
 mod latency;
@@ -41,6 +42,7 @@ pub(super) fn all(rig: &mut Rig, figures: &[&'static Figure]) -> Result<Samples>
     rtt::run(&mut work)?;
     filters::run(&mut work)?;
     engage::run(&mut work)?;
+    files::run(&mut work)?;
     Ok(work.samples)
 }
 

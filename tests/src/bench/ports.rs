@@ -67,6 +67,9 @@ pub const PIPE: u16 = 7443;
 pub const NAMESPACE: &str = "bench";
 pub const NAME: &str = "bench";
 
+/// Name of the Deployment whose files are measured.
+pub const FILES: &str = "files";
+
 /// The Service's name in the path of `services/proxy`, for a connection over TLS
 /// as the traffic manager's.
 pub const PROXY_NAME: &str = "https:bench:443";

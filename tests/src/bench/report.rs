@@ -61,6 +61,8 @@ pub struct Result {
     pub direct: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipe: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cp: Option<f64>,
     /// The median of the rounds' own ratios of kvpn to the way in `ratio_to`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
@@ -130,6 +132,7 @@ impl Result {
             kvpn: round(median(kvpn)?),
             direct: rounds(Way::Direct).and_then(median).map(round),
             pipe: rounds(Way::Pipe).and_then(median).map(round),
+            cp: rounds(Way::Copy).and_then(median).map(round),
             ratio: ratio.map(round),
             ratio_to: base.map(|way| way.name().to_owned()),
             rounds: series

@@ -1,5 +1,6 @@
 //! The lab made ready for measuring, and afterwards as it was.
 
+mod files;
 mod intercept;
 
 use std::net::IpAddr;
@@ -245,7 +246,7 @@ impl Rig {
         };
         let command = self.user(way)?.cmd(["kvpn-bench"]).args(args);
         Ok(match way {
-            Way::Kvpn | Way::Direct => command.arg("--to").arg(address.to_string()),
+            Way::Kvpn | Way::Direct | Way::Copy => command.arg("--to").arg(address.to_string()),
             Way::Pipe => {
                 let config = laptop::home(CONNECTED).join(".kube/config");
                 command.arg("--pipe").arg(config)
@@ -255,7 +256,7 @@ impl Rig {
 
     fn user(&self, way: Way) -> Result<Login> {
         let laptop = match way {
-            Way::Kvpn | Way::Pipe => CONNECTED,
+            Way::Kvpn | Way::Pipe | Way::Copy => CONNECTED,
             Way::Direct => EXEMPT,
         };
         Ok(self.lab.laptop(laptop)?.user())

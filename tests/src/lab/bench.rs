@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::layout::Layout;
 use super::{node, sample};
-use crate::bench::ports::{NAME, NAMESPACE};
+use crate::bench::ports::{FILES, NAME, NAMESPACE};
 
 /// Deploys it anew when its image has changed, and waits until it is ready.
 pub(crate) fn deploy(layout: &Layout, changed: bool) -> Result<()> {
@@ -18,7 +18,17 @@ pub(crate) fn deploy(layout: &Layout, changed: bool) -> Result<()> {
     sample::rollout(layout, NAMESPACE, &workload)
 }
 
-/// Removes it with its namespace.
+/// Deploys a new pod with files, and waits until it is ready.
+pub(crate) fn deploy_files(layout: &Layout) -> Result<()> {
+    sample::apply(layout, "bench/files.yaml")?;
+    let workload = format!("deployment/{FILES}");
+    node::kubectl(layout, "admin")
+        .args(["-n", NAMESPACE, "rollout", "restart", &workload])
+        .ok()?;
+    sample::rollout(layout, NAMESPACE, &workload)
+}
+
+/// Removes all with their namespace.
 pub(crate) fn remove(layout: &Layout) -> Result<()> {
     node::kubectl(layout, "admin")
         .args(["delete", "namespace", NAMESPACE, "--ignore-not-found"])

@@ -70,7 +70,14 @@ impl Lab {
         bench::deploy(layout, changed)
     }
 
-    /// Removes it.
+    /// Deploys the container whose files are measured, beside that server and without files.
+    pub fn deploy_files(&mut self) -> Result<()> {
+        let Self { layout, state } = self;
+        TOOLBOX.build(layout)?.import(layout, state)?;
+        bench::deploy_files(layout)
+    }
+
+    /// Removes both.
     pub fn remove_bench(&self) -> Result<()> {
         bench::remove(&self.layout)
     }

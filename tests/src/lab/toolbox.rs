@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/bin/bash", "bash"),
     ("/bin/bash", "sh"),
     ("/bin/cat", "cat"),
+    ("/bin/dd", "dd"),
     ("/bin/ln", "ln"),
     ("/bin/ls", "ls"),
     ("/bin/mkdir", "mkdir"),

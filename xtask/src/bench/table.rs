@@ -3,11 +3,13 @@
 use kvpn_tests::bench::figures::{Figure, Floor};
 use kvpn_tests::bench::{FigureResult, Report, Verdict};
 
-const HEAD: [&str; 7] = ["figure", "kvpn", "direct", "pipe", "ratio", "floor", ""];
+const HEAD: [&str; 8] = [
+    "figure", "kvpn", "direct", "pipe", "cp", "ratio", "floor", "",
+];
 
 /// For a terminal.
 pub(super) fn text(report: &Report) -> String {
-    let rows: Vec<[String; 7]> = std::iter::once(HEAD.map(str::to_owned))
+    let rows: Vec<[String; 8]> = std::iter::once(HEAD.map(str::to_owned))
         .chain(
             report
                 .shown()
@@ -18,7 +20,7 @@ pub(super) fn text(report: &Report) -> String {
         let widths = rows.iter().map(|row| row[column].chars().count());
         widths.max().unwrap_or(0)
     };
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; 8] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
         let mut line = format!("{:<1$}", row[0], widths[0]);
@@ -34,7 +36,7 @@ pub(super) fn text(report: &Report) -> String {
 /// For a document.
 pub(super) fn markdown(report: &Report) -> String {
     let mut text = String::from(
-        "| figure | kvpn | direct | pipe | ratio | floor | |\n|---|---:|---:|---:|---:|---:|---|\n",
+        "| figure | kvpn | direct | pipe | cp | ratio | floor | |\n|---|---:|---:|---:|---:|---:|---:|---|\n",
     );
     for (figure, result) in report.shown() {
         let title = format!("{} (`{}`)", figure.title, figure.key);
@@ -43,7 +45,7 @@ pub(super) fn markdown(report: &Report) -> String {
     text
 }
 
-fn row(name: &str, figure: &Figure, result: &FigureResult) -> [String; 7] {
+fn row(name: &str, figure: &Figure, result: &FigureResult) -> [String; 8] {
     let value = |value: Option<f64>| value.map(short).unwrap_or_default();
     let ratio = result.ratio.zip(result.ratio_to.as_ref());
     let verdict = match result.verdict(figure) {
@@ -56,6 +58,7 @@ fn row(name: &str, figure: &Figure, result: &FigureResult) -> [String; 7] {
         format!("{} {}", short(result.kvpn), result.unit),
         value(result.direct),
         value(result.pipe),
+        value(result.cp),
         ratio
             .map(|(ratio, base)| format!("{} of {base}", short(ratio)))
             .unwrap_or_default(),

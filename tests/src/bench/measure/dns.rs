@@ -66,7 +66,7 @@ fn measure(
             let args = [&["names", &seconds, &warm], names].concat();
             let measured = match way {
                 Way::Direct => direct(work.rig, &args)?,
-                Way::Kvpn | Way::Pipe => work.rig.local_client(way, &args)?,
+                Way::Kvpn | Way::Pipe | Way::Copy => work.rig.local_client(way, &args)?,
             };
             for (figure, name) in keys {
                 work.samples.add(figure, way, number(&measured, name)?);

@@ -98,7 +98,7 @@ fn unengaged(work: &mut Work<'_>) -> Result<()> {
                     ports::NAME,
                     "8080:pipe",
                 )?),
-                Way::Direct | Way::Pipe => None,
+                Way::Direct | Way::Pipe | Way::Copy => None,
             };
             let [seconds, warm] = work.time();
             let args = ["bulk", "down", &seconds, &warm];

@@ -54,7 +54,7 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
         for way in [Way::Direct, Way::Kvpn] {
             let _intercept = match way {
                 Way::Kvpn => Some(work.rig.intercept_nginx(Some("x-user=alice"))?),
-                Way::Direct | Way::Pipe => None,
+                Way::Direct | Way::Pipe | Way::Copy => None,
             };
             if way == Way::Kvpn && round == 0 {
                 let [memory, image] = agent(work.rig.lab())?;

@@ -23,13 +23,13 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
             if !needed && !work.wants_any(&keys) {
                 continue;
             }
-            for way in Way::ALL {
+            for way in Way::NETWORK {
                 exchange(work, keys, beside, way)?;
             }
             work.tell(round, &keys);
         }
         if worse {
-            for way in Way::ALL {
+            for way in Way::NETWORK {
                 let last = |key| work.samples.last(key, way);
                 if let (Some(down), Some(up)) = (last(BESIDE_DOWN[1]), last(BESIDE_UP[1])) {
                     work.samples.add(WORSE, way, down.max(up));

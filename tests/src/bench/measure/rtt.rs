@@ -39,7 +39,7 @@ fn over(work: &mut Work<'_>, key: &'static str) -> Result<()> {
     let seconds = format!("--seconds={}", work.rig.pace.seconds * LONGER);
     let warm = format!("--warm={WARM}");
     for round in work.rounds() {
-        for way in Way::ALL {
+        for way in Way::NETWORK {
             let args = ["bulk", "down", &seconds, &warm];
             let measured = work.rig.client(way, Family::V4, &args)?;
             let speed = number(&measured, "bits_per_second")? / 1e9;

@@ -49,7 +49,7 @@ pub(super) fn run(work: &mut Work<'_>) -> Result<()> {
         let mut spent = Vec::new();
         for flows in &ALL {
             if work.wants(flows.key) {
-                for way in Way::ALL {
+                for way in Way::NETWORK {
                     let per_gbit = carry(work, flows, way)?;
                     if way == Way::Kvpn && is_for_cpu(flows) {
                         spent.push((flows.direction, per_gbit));

@@ -20,6 +20,7 @@ mod idle;
 mod names;
 mod pingpong;
 mod pipe;
+mod random;
 mod server;
 mod stalled;
 mod target;
@@ -97,6 +98,12 @@ enum Command {
         #[command(flatten)]
         time: Time,
     },
+    /// How long a block of a file takes, wherever in it
+    Random {
+        file: PathBuf,
+        #[command(flatten)]
+        time: Time,
+    },
 }
 
 /// Where the server is.
@@ -167,6 +174,7 @@ fn run(command: Command) -> Result<Value> {
             time,
         } => names::run(&name, distinct, time),
         Command::Datagrams { to, size, time } => datagrams::run(to.address()?, size, time),
+        Command::Random { file, time } => random::run(&file, time),
     }?;
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time")?;
     let spent = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
