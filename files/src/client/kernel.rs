@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -71,12 +72,19 @@ impl Kernel {
     {
         let core = self.core.clone();
         let work = work(core.clone());
-        self.runtime.spawn(async move {
-            match core.link.in_time(work).await {
-                Ok(done) => tell(reply, done),
-                Err(errno) => reply.fail(errno),
+        let mut work = Box::pin(async move { core.link.in_time(work).await });
+        let answer = |reply: R, done| match done {
+            Ok(done) => tell(reply, done),
+            Err(errno) => reply.fail(errno),
+        };
+        let _context = self.runtime.enter();
+        // What is known already is told at once: to wake a thread takes longer.
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => answer(reply, done),
+            Poll::Pending => {
+                self.runtime.spawn(async move { answer(reply, work.await) });
             }
-        });
+        }
     }
 
     fn entry<W>(&self, reply: ReplyEntry, work: impl FnOnce(Arc<Core>) -> W)
