@@ -13,6 +13,7 @@ use kvpn_proto::v1::lease_request::Request;
 use kvpn_proto::v1::{self, Descriptor, Resolver};
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixStream;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::network::Network;
@@ -129,19 +130,20 @@ impl Lease {
                 "choose an empty directory of yours",
             )
         };
-        let at = path.canonicalize().map_err(refused)?;
-        let before = id_at(&at).map_err(refused)?;
+        let (at, before) = place(path).await.map_err(refused)?;
         let request = Request::AttachMount(v1::AttachMount {
             id,
             path: at.as_os_str().as_bytes().to_vec().into(),
         });
         match self.call(request).await?.0 {
-            Reply::MountAttached(_) if id_at(&at).map_err(refused)? == before => Err(Failure::new(
-                Reason::HostRefused,
-                "kvpnd has mounts of its own, which this session does not see",
-                "start kvpnd where sessions run, without PrivateMounts or the like",
-            )),
-            Reply::MountAttached(_) => Ok(()),
+            Reply::MountAttached(_) => match place(&at).await.map_err(refused)?.1 == before {
+                true => Err(Failure::new(
+                    Reason::HostRefused,
+                    "kvpnd has mounts of its own, which this session does not see",
+                    "start kvpnd where sessions run, without PrivateMounts or the like",
+                )),
+                false => Ok(()),
+            },
             Reply::Granted(_)
             | Reply::NetworkSet(_)
             | Reply::Described(_)
@@ -219,6 +221,17 @@ impl Lease {
             None => Err(broken("an answer that this version does not know")),
         }
     }
+}
+
+/// The directory without symbolic links, and the kernel's number of the mount that it is in.
+/// It may be in a file system that this process answers for, in the thread that asks here.
+async fn place(path: &Path) -> io::Result<(PathBuf, u64)> {
+    let path = path.to_owned();
+    let found = spawn_blocking(move || {
+        let at = path.canonicalize()?;
+        id_at(&at).map(|id| (at, id))
+    });
+    found.await.map_err(io::Error::other).flatten()
 }
 
 /// Asks the root daemon what it is and who holds a lease.

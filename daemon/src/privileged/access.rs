@@ -36,7 +36,7 @@ impl Peer {
         groups.push(credentials.gid());
         Ok(Self {
             uid: credentials.uid(),
-            gid: credentials.gid(),
+            gid: primary_group(credentials.uid()).unwrap_or(credentials.gid()),
             pid: credentials
                 .pid()
                 .and_then(|pid| u32::try_from(pid).ok())
@@ -146,6 +146,19 @@ fn entries(file: &str) -> impl Iterator<Item = (&str, u32)> {
     })
 }
 
+/// The group that a user's processes are of, whatever a shell of theirs has changed it to.
+fn primary_group(uid: u32) -> Option<u32> {
+    group_of(&fs::read_to_string(PASSWD).ok()?, uid)
+}
+
+/// By passwd(5), where it stands after the number of the user.
+fn group_of(file: &str, uid: u32) -> Option<u32> {
+    let uid = uid.to_string();
+    let mut users = file.lines().map(|line| line.split(':').skip(2));
+    let mut fields = users.find(|fields| fields.clone().next() == Some(&uid))?;
+    fields.nth(1)?.parse().ok()
+}
+
 /// The peer's supplementary groups (`SO_PEERGROUPS`, socket(7)).
 #[expect(unsafe_code, reason = "no crate at hand wraps SO_PEERGROUPS")]
 fn supplementary_groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
@@ -188,6 +201,15 @@ mod tests {
             groups: groups.to_vec(),
             default_group: None,
         }
+    }
+
+    #[test]
+    fn primary_group_is_that_of_the_users_line() {
+        let file = "root:x:0:0::/root:/bin/sh\ndev:x:1000:100::/home/dev:/bin/sh\n";
+        assert_eq!(group_of(file, 1000), Some(100));
+        assert_eq!(group_of(file, 0), Some(0));
+        assert_eq!(group_of(file, 100), None);
+        assert_eq!(group_of("odd\n", 0), None);
     }
 
     #[test]

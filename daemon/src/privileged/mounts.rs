@@ -23,6 +23,10 @@ const MAX_MOUNTS: usize = 16;
 /// wait for a file system that hangs.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// File systems by which the kernel tells of itself: proc, sysfs, cgroup and cgroup2
+/// (statfs(2)).
+const KERNELS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
+
 /// Those of one lease, by the kernel's numbers.
 #[derive(Debug, Default)]
 pub(super) struct Mounts(BTreeMap<u64, Arc<Mount>>);
@@ -59,13 +63,15 @@ impl Mounts {
         peer: &Peer,
         host: &Host,
     ) -> Result<(), Failure> {
-        let mount = Arc::clone(self.0.get(&id).ok_or_else(unknown)?);
+        let mount = self.0.get(&id).ok_or_else(unknown)?;
         host.note_mount(id).await?;
         let (uid, at) = (peer.uid, path.clone());
-        let attached = spawn_blocking(move || attach(&mount, &at, uid));
-        let attached = timeout(DEADLINE, attached).await;
-        let attached = attached.unwrap_or_else(|_| Ok(Err(io::ErrorKind::TimedOut.into())));
-        attached.map_err(Failure::internal)?.map_err(|error| {
+        // Nothing is mounted by who finds a directory too late.
+        let found = timeout(DEADLINE, spawn_blocking(move || find(&at, uid))).await;
+        let found = found.unwrap_or_else(|_| Ok(Err(io::ErrorKind::TimedOut.into())));
+        let found = found.map_err(Failure::internal)?;
+        let attached = found.and_then(|directory| mount.attach(directory.as_fd()));
+        attached.map_err(|error| {
             Failure::new(
                 Reason::HostRefused,
                 // No more is said, since root may look where the user may not.
@@ -83,9 +89,9 @@ impl Mounts {
 
     /// Ends all of them.
     pub(super) async fn close_all(&mut self, host: &Host) {
-        while let Some((_, mount)) = self.0.pop_first() {
-            close(mount, host).await;
-        }
+        let mounts = std::mem::take(&mut self.0);
+        let closing = mounts.into_values().map(|mount| close(mount, host));
+        futures::future::join_all(closing).await;
     }
 }
 
@@ -97,7 +103,7 @@ async fn close(mount: Arc<Mount>, host: &Host) {
         // had detached already.
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) if error.kind() == io::ErrorKind::InvalidInput => {}
-        // It stays in the journal, by which this is tried again.
+        // It stays in the journal, by which this is tried again when leases end.
         Ok(Ok(Err(error))) => return error!(%error, "A mount cannot be detached"),
         Ok(Err(error)) => return error!(%error, "A mount cannot be detached"),
         Err(_) => return warn!("A mount takes too long to be detached"),
@@ -105,7 +111,8 @@ async fn close(mount: Arc<Mount>, host: &Host) {
     host.forget_mount(id).await;
 }
 
-fn attach(mount: &Mount, path: &Path, uid: u32) -> io::Result<()> {
+/// Finds a directory that is the user's own, in a file system for files.
+fn find(path: &Path, uid: u32) -> io::Result<OwnedFd> {
     if !path.is_absolute() {
         return Err(io::Error::other("it is not absolute"));
     }
@@ -115,7 +122,12 @@ fn attach(mount: &Mount, path: &Path, uid: u32) -> io::Result<()> {
     if uid != 0 && found.st_uid != uid {
         return Err(refused());
     }
-    mount.attach(directory.as_fd())
+    // A process hides nothing of the system's, either.
+    let is_the_kernels = KERNELS.contains(&rustix::fs::fstatfs(&directory)?.f_type);
+    match is_the_kernels && uid != 0 {
+        true => Err(refused()),
+        false => Ok(directory),
+    }
 }
 
 fn unknown() -> Failure {

@@ -131,7 +131,7 @@ impl Engagements {
         let origin = Origin {
             manager: self.manager.clone(),
             engagement: key.clone(),
-            engagement_uid: self.table.uid(key).unwrap_or_default(),
+            engagement_uid: self.table.uid(key).ok_or_else(|| left(key))?,
         };
         let mounter = self.mounter.clone();
         let mounted = Mounted::start(wanted, origin, mounter, &self.directory).await?;
@@ -398,6 +398,14 @@ impl Engagements {
     fn api(&self, namespace: &str) -> Api<Engagement> {
         Api::namespaced(self.cluster.client.clone(), namespace)
     }
+}
+
+fn left(key: &Key) -> Failure {
+    Failure::new(
+        Reason::NoSuchEngagement,
+        format!("engagement {key} was left meanwhile"),
+        "engage it again",
+    )
 }
 
 /// Whether the API server has kept what was asked for. What is spoken on a port is a hint, and

@@ -223,9 +223,10 @@ async fn part(
         lease,
         datapath,
         name_server,
-        // Whoever still asks is told that all ends.
-        mounts: _,
+        mounts,
     } = host;
+    // Whoever still asks is told that all ends.
+    drop(mounts);
     let restore = async {
         // The next lease needs the addresses of these sockets.
         name_server.stop().await;

@@ -25,6 +25,10 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("IPv4 rules", &["ip", "-4", "rule"]),
     ("IPv6 rules", &["ip", "-6", "rule"]),
     ("packet filter", &["nft", "list", "ruleset"]),
+    (
+        "mounted files",
+        &["sh", "-c", "grep ' fuse.kvpn ' /proc/self/mounts || true"],
+    ),
 ];
 
 /// What systemd-resolved was told, where it runs.

@@ -221,6 +221,7 @@ fn environment_is_what_the_process_got_and_nothing_of_it_is_left() -> Result<()>
     for refused in [
         developer.kvpn(["env", "web"])?,
         developer.kvpn(["intercept", "web", "--port", "8080", "--", "true"])?,
+        developer.kvpn(["intercept", "web", "--port", "8080", "--mount=true"])?,
     ] {
         assert_fails(&refused, Reason::Forbidden, &words)?;
     }

@@ -267,7 +267,16 @@ fn command_changes_files_where_the_app_would() -> Result<()> {
     );
     let none = "kvpn ingest web --mount=false -- bash -c 'echo \"<$KVPN_ROOT>\"'";
     assert_eq!(script(&developer, none)?.success()?.stdout, "<>\n");
+
+    // What is still mounted goes with the connection, which leaves nothing in the cluster.
+    let ingested = developer.kvpn_json(["ingest", "web", "--mount=true"])?;
+    let at = ingested["mountedAt"].as_str().context("nowhere mounted")?;
+    script(&developer, &format!("ls {at}/data/dir"))?.success()?;
     developer.kvpn(["quit"])?.success()?;
+    let gone = script(&developer, &format!("ls {at}"))?;
+    ensure!(gone.stderr.contains("No such file"), "{}", gone.stderr);
+    let get = ["get", "sessions,engagements", "-A", "-o", "name"];
+    assert_eq!(developer.lab.kubectl(get).ok()?, "");
     developer.is_as_before(&before)
 }
 

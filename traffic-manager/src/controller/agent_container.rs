@@ -229,12 +229,9 @@ fn volumes(target: &str, pod: &Pod) -> Vec<String> {
             Some(true) => ":ro",
             Some(false) | None => "",
         };
-        [
-            "--volume".to_owned(),
-            format!("{}{suffix}", mount.mount_path),
-        ]
+        format!("--volume={}{suffix}", mount.mount_path)
     };
-    mounts.flat_map(volume).collect()
+    mounts.map(volume).collect()
 }
 
 /// Root without any capability but one.

@@ -109,6 +109,9 @@ impl EngagementView {
             Verb::Ingest if !self.spec.ports.is_empty() => {
                 return Some("an ingest takes no ports".to_owned());
             }
+            Verb::Ingest | Verb::Wiretap if self.spec.files.is_some_and(|it| it.writable) => {
+                return Some(format!("a {} changes no files", verb.as_str()));
+            }
             Verb::Ingest => !self.spec.reads(),
             Verb::Intercept | Verb::Wiretap | Verb::Replace => self.spec.ports.is_empty(),
         };

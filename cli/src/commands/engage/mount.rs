@@ -1,6 +1,5 @@
 //! `--mount` and `--root-fs`: the files of the engaged container on this laptop.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -33,27 +32,25 @@ pub(crate) struct MountArgs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum MountSpec {
     No,
-    Somewhere,
+    Somewhere { read_only: bool },
     At { path: PathBuf, read_only: bool },
 }
 
 impl MountSpec {
-    #[expect(clippy::unnecessary_wraps, reason = "clap wants it so")]
-    fn read(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "false" => Self::No,
-            "true" => Self::Somewhere,
-            path => {
-                let (path, read_only) = match path.strip_suffix(":ro") {
-                    Some(path) => (path, true),
-                    None => (path, false),
-                };
-                Self::At {
-                    path: path.into(),
-                    read_only,
-                }
-            }
-        })
+    fn read(text: &str) -> Result<Self, String> {
+        let (place, read_only) = match text.strip_suffix(":ro") {
+            Some(place) => (place, true),
+            None => (text, false),
+        };
+        match place {
+            "false" if read_only => Err("false mounts nothing, so nothing is :ro".to_owned()),
+            "false" => Ok(Self::No),
+            "true" => Ok(Self::Somewhere { read_only }),
+            path => Ok(Self::At {
+                path: path.into(),
+                read_only,
+            }),
+        }
     }
 }
 
@@ -73,7 +70,13 @@ impl MountArgs {
                 ));
             }
             Some(MountSpec::No) => return Ok(None),
-            Some(MountSpec::Somewhere) => return Ok(Some(anywhere)),
+            Some(MountSpec::Somewhere { read_only }) => {
+                let read_only = *read_only;
+                return Ok(Some(Mount {
+                    read_only,
+                    ..anywhere
+                }));
+            }
             None if self.root_fs => return Ok(Some(anywhere)),
             None => {
                 let is_optional = true;
@@ -138,6 +141,9 @@ mod tests {
             assert!(!mount.is_optional && mount.path.is_empty(), "{flags:?}");
             assert_eq!(mount.root, flags == ["--root-fs"]);
         }
+        let read_only = wanted(&["--mount=true:ro"], false).unwrap().unwrap();
+        assert!(read_only.read_only && read_only.path.is_empty());
+        assert!(Line::try_parse_from(["kvpn", "--mount=false:ro"]).is_err());
         let refused = wanted(&["--mount=false", "--root-fs"], false).unwrap_err();
         assert_eq!(refused.reason, Reason::Usage);
     }

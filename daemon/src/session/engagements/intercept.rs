@@ -127,14 +127,21 @@ impl Engagements {
         let outcome = tokio::select! {
             outcome = tokio::time::timeout(timeout, async {
                 self.arrive(&request, &workload, &mut observed, &events).await?;
-                if request.reads() {
-                    readable(&mut observed, &events).await?;
+                match request.reads() {
+                    true => readable(&mut observed, &events).await,
+                    false => Ok(()),
                 }
-                self.mount_for(&request, &key, &events).await
             }) => {
                 outcome.unwrap_or_else(|_| Err(late(&workload, timeout, &observed.borrow())))
             }
             () = events.closed() => Err(cancelled()),
+        };
+        let outcome = match outcome {
+            Ok(()) => tokio::select! {
+                mounted = self.mount_for(&request, &key, &events) => mounted,
+                () = events.closed() => Err(cancelled()),
+            },
+            Err(failure) => Err(failure),
         };
         match outcome {
             Ok(()) => {
@@ -213,6 +220,9 @@ impl Engagements {
     }
 
     async fn plan(&self, request: &Intercept, events: &Events) -> Result<Plan, Failure> {
+        if let Some(mount) = &request.mount {
+            mount.check().await?;
+        }
         let namespace = &request.namespace;
         progress(
             events,

@@ -67,6 +67,21 @@ impl Mount {
         })
     }
 
+    /// Refuses a directory that cannot be used, before anything is engaged for it.
+    pub(super) async fn check(&self) -> Result<(), Failure> {
+        let Some(path) = self.path.clone() else {
+            return Ok(());
+        };
+        let checked = spawn_blocking(move || match path.exists() {
+            true => is_empty(&path),
+            false => Ok(()),
+        });
+        match timeout(DEADLINE, checked).await {
+            Ok(checked) => checked.map_err(Failure::internal).flatten(),
+            Err(_) => Err(late()),
+        }
+    }
+
     /// What the custom resource asks for.
     pub(super) fn access(&self) -> FileAccess {
         FileAccess {
@@ -105,10 +120,10 @@ impl Mounted {
     ) -> Result<Self, Failure> {
         let first = origin.first().await?;
         let (path, is_ours) = match &wanted.path {
-            Some(path) => (path.clone(), make_empty(path)?),
+            Some(path) => (path.clone(), made_empty(path.clone()).await?),
             None => {
                 let path = directory.join(&origin.engagement.name);
-                make_empty(&path)?;
+                made_empty(path.clone()).await?;
                 (path, true)
             }
         };
@@ -201,7 +216,7 @@ impl Origin {
         loop {
             match opened {
                 Ok((frames, _place)) => {
-                    pause = FIRST_PAUSE;
+                    let began = Instant::now();
                     let (near, far) = duplex(WAITING);
                     tokio::select! {
                         ended = link.carry(near) => {
@@ -210,6 +225,9 @@ impl Origin {
                         ended = relay::splice(far, frames) => {
                             debug!(engagement = %self.engagement, ?ended, "Files are lost");
                         }
+                    }
+                    if began.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
                     }
                 }
                 Err(failure) => {
@@ -220,6 +238,15 @@ impl Origin {
             pause = LONGEST_PAUSE.min(pause * 2);
             opened = self.open().await;
         }
+    }
+}
+
+/// As [`make_empty`], beside the thread that may have to answer for the directory's own file
+/// system.
+async fn made_empty(path: PathBuf) -> Result<bool, Failure> {
+    match timeout(DEADLINE, spawn_blocking(move || make_empty(&path))).await {
+        Ok(made) => made.map_err(Failure::internal).flatten(),
+        Err(_) => Err(late()),
     }
 }
 
@@ -235,10 +262,14 @@ fn make_empty(path: &Path) -> Result<bool, Failure> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => return Err(unusable(path, &error.to_string())),
     }
-    let mut names = fs::read_dir(path).map_err(|error| unusable(path, &error.to_string()))?;
-    match names.next() {
-        None => Ok(false),
-        Some(_) => Err(unusable(path, "it is not empty")),
+    is_empty(path).map(|()| false)
+}
+
+fn is_empty(path: &Path) -> Result<(), Failure> {
+    let names = fs::read_dir(path).map_err(|error| unusable(path, &error.to_string()))?;
+    match names.count() {
+        0 => Ok(()),
+        _ => Err(unusable(path, "it is not empty")),
     }
 }
 
@@ -246,13 +277,26 @@ fn make_empty(path: &Path) -> Result<bool, Failure> {
 /// same time.
 async fn free(path: &Path) {
     let deadline = Instant::now() + FREE;
-    while let Err(error) = fs::remove_dir(path) {
+    let removed = || {
+        let path = path.to_owned();
+        let removed = spawn_blocking(move || fs::remove_dir(path));
+        async { removed.await.map_err(io::Error::other).flatten() }
+    };
+    while let Err(error) = removed().await {
         if error.kind() != ErrorKind::ResourceBusy || Instant::now() >= deadline {
             warn!(path = %path.display(), %error, "A directory for files stays");
             return;
         }
         sleep(FIRST_PAUSE).await;
     }
+}
+
+fn late() -> Failure {
+    Failure::new(
+        Reason::TimedOut,
+        "the file system where files are to be mounted does not answer",
+        "name a directory elsewhere with --mount",
+    )
 }
 
 fn unusable(path: &Path, why: &str) -> Failure {
