@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
-use crate::commands::{connect, env, flows, ingest, intercept, leave, log, quit, replace, why};
+use crate::commands::{
+    connect, env, flows, ingest, intercept, leave, log, quit, replace, shell, why,
+};
 use crate::output::Format;
 
 /// Puts this laptop into a Kubernetes cluster
@@ -103,6 +105,7 @@ pub(crate) enum Command {
     Replace(replace::ReplaceArgs),
     Ingest(ingest::IngestArgs),
     Env(env::EnvArgs),
+    Shell(shell::ShellArgs),
     Leave(leave::LeaveArgs),
     Log(log::LogArgs),
     Flows(flows::FlowsArgs),

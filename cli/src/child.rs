@@ -1,5 +1,7 @@
 //! A command that kvpn runs for the user.
 
+mod terminal;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -13,6 +15,7 @@ use tokio::process::{Child, Command};
 
 use crate::ended::{Ended, exit_code_of_signal};
 use crate::interrupts::Interrupts;
+use terminal::Terminal;
 
 /// Runs a command to its end, with these variables besides those of this process; gives the
 /// exit code that a shell would give. Signals that come meanwhile are passed on; one that has
@@ -26,14 +29,22 @@ pub(crate) async fn run(
     if let Some(signal) = interrupts.take().await {
         return Err(Ended::Interrupted(signal));
     }
+    let terminal = Terminal::own();
     let mut child = Command::new(program)
         .args(arguments)
         .envs(variables)
         .spawn()
         .map_err(|error| not_run(program, &error))?;
+    let group = child.id();
     loop {
         tokio::select! {
-            status = child.wait() => return Ok(exit_code(status.map_err(Failure::internal)?)),
+            status = child.wait() => {
+                let status = status.map_err(Failure::internal)?;
+                if let Some(terminal) = terminal {
+                    terminal.take_back(group, status.signal().is_some());
+                }
+                return Ok(exit_code(status));
+            },
             signal = interrupts.next() => if !has_come_from_terminal(signal) {
                 pass_on(&child, signal);
             },

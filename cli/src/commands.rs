@@ -12,6 +12,7 @@ mod list;
 pub(crate) mod log;
 pub(crate) mod quit;
 pub(crate) mod replace;
+pub(crate) mod shell;
 mod status;
 mod version;
 pub(crate) mod why;
@@ -45,6 +46,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Replace(args) => replace::run(flags, &args).await,
         Command::Ingest(args) => ingest::run(flags, &args).await,
         Command::Env(args) => env::run(flags, &args).await,
+        Command::Shell(args) => shell::run(flags, &args).await,
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Log(args) => log::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,

@@ -217,6 +217,19 @@ impl WorkloadKind {
         }
     }
 
+    /// As kubectl's users write it.
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::Deployment => "deploy",
+            Self::StatefulSet => "sts",
+            Self::DaemonSet => "ds",
+            Self::ReplicaSet => "rs",
+            Self::Job => "job",
+            Self::Rollout => "rollout",
+            Self::Pod => "pod",
+        }
+    }
+
     /// The API group; other groups have kinds of the same name.
     pub fn group(self) -> &'static str {
         match self {
@@ -406,6 +419,7 @@ mod tests {
         assert_eq!(WorkloadKind::parse("cronjob"), None);
         for kind in WorkloadKind::ALL {
             assert_eq!(WorkloadKind::parse(kind.as_str()), Some(kind));
+            assert_eq!(WorkloadKind::parse(kind.short()), Some(kind));
         }
     }
 

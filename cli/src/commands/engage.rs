@@ -110,7 +110,8 @@ async fn use_environment(
     if flags.output == Format::Text {
         report::note(intercepted.text().trim_end());
     }
-    let variables = pairs(variables).chain(mount::root(status));
+    let own = environment::own_variables(status);
+    let variables = pairs(variables).chain(mount::root(status)).chain(own);
     let running = child::run(program, arguments, variables, interrupts);
     let mut running = pin!(running);
     tokio::select! {

@@ -170,6 +170,10 @@ impl session_server::Session for Service {
                 Event::Warning("nothing listens on 127.0.0.1:8080".into()),
                 Event::Active(EngagementStatus {
                     environment: request.environment,
+                    container: match request.environment {
+                        true => "app".into(),
+                        false => String::new(),
+                    },
                     ..engagement()
                 }),
             ],

@@ -11,5 +11,6 @@ mod environment;
 mod fake_session;
 mod kvpn;
 mod readme;
+mod shell;
 mod starting;
 mod unconnected;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use kvpn_proto::crd::WorkloadKind;
 use kvpn_proto::environment::Environment;
 use kvpn_proto::v1::{EngagementStatus, GetEnvironmentRequest};
 use kvpn_proto::{Failure, Reason};
@@ -56,6 +57,15 @@ pub(crate) struct EnvironmentArgs {
 }
 
 impl EnvironmentArgs {
+    /// For a command alone.
+    pub(crate) fn of_command(exclude: ExcludeArgs, command: Vec<OsString>) -> Self {
+        Self {
+            exclude,
+            command,
+            ..Self::default()
+        }
+    }
+
     /// Whether the environment is of any use.
     pub(crate) fn is_wanted(&self) -> bool {
         self.env_file.is_some() || self.env_json.is_some() || !self.command.is_empty()
@@ -89,6 +99,26 @@ impl EnvironmentArgs {
         }
         Ok(warnings)
     }
+}
+
+/// Variables by which a command knows what it runs for.
+pub(super) fn own_variables(
+    engagement: &EngagementStatus,
+) -> impl Iterator<Item = (OsString, OsString)> {
+    let workload = match engagement.workload.split_once('/') {
+        Some((kind, name)) => {
+            let short = WorkloadKind::parse(kind).map(WorkloadKind::short);
+            format!("{}/{name}", short.unwrap_or(kind))
+        }
+        None => engagement.workload.clone(),
+    };
+    [
+        ("KVPN_NAMESPACE", engagement.namespace.clone()),
+        ("KVPN_WORKLOAD", workload),
+        ("KVPN_CONTAINER", engagement.container.clone()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.into(), value.into()))
 }
 
 /// The environment that an engagement may read, and what the user should know of it.
