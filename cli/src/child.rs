@@ -1,6 +1,7 @@
 //! A command that kvpn runs for the user.
 
 mod terminal;
+pub(crate) mod watched;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

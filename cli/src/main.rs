@@ -17,6 +17,7 @@ mod root_daemon;
 mod screen;
 mod session;
 mod session_process;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,7 @@ use tonic::Streaming;
 pub(crate) use environment::{ENVIRONMENT, EnvironmentArgs, ExcludeArgs, fetch};
 
 use crate::args::Flags;
+use crate::child::watched;
 use crate::ended::Ended;
 use crate::environment::pairs;
 use crate::interrupts::Interrupts;
@@ -90,6 +91,7 @@ async fn use_environment(
     events: &mut Events,
     interrupts: &mut Interrupts,
 ) -> Result<u8, Ended> {
+    let mut watch = args.watch()?;
     let (variables, mut warnings) = tokio::select! {
         fetched = fetch(session, status, &args.exclude) => fetched?,
         signal = interrupts.next() => return Err(Ended::Interrupted(signal)),
@@ -112,7 +114,12 @@ async fn use_environment(
     }
     let own = environment::own_variables(status);
     let variables = pairs(variables).chain(mount::root(status)).chain(own);
-    let running = child::run(program, arguments, variables, interrupts);
+    let running = async {
+        match &mut watch {
+            Some(watch) => watched::run(program, arguments, variables, watch, interrupts).await,
+            None => child::run(program, arguments, variables, interrupts).await,
+        }
+    };
     let mut running = pin!(running);
     tokio::select! {
         ended = &mut running => return ended,

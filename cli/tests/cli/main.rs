@@ -14,3 +14,4 @@ mod readme;
 mod shell;
 mod starting;
 mod unconnected;
+mod watch;

@@ -12,9 +12,13 @@ use kvpn_proto::{Failure, Reason};
 use super::mount::MountArgs;
 use crate::environment::{self, Syntax, Variables};
 use crate::session::Session;
+use crate::watch::Watch;
 
 /// Heading of these flags.
 pub(crate) const ENVIRONMENT: &str = "Options for the container's environment";
+
+/// Heading of those of the command.
+const COMMAND: &str = "Options for the command";
 
 /// What does not come over.
 #[derive(Args, Clone, Debug, Default)]
@@ -50,6 +54,11 @@ pub(crate) struct EnvironmentArgs {
     pub(crate) exclude: ExcludeArgs,
     #[command(flatten)]
     pub(super) mount: MountArgs,
+    /// File or directory; whenever it or something in it changes, the command is ended and
+    /// run again; may be given more than once. What is hidden does not count, nor what is
+    /// called target, node_modules or __pycache__
+    #[arg(long, value_name = "PATH", requires = "command", help_heading = COMMAND)]
+    watch: Vec<PathBuf>,
     /// Command to run with your own environment and the container's over it; when it ends,
     /// so does the engagement, and its exit code is returned
     #[arg(last = true, value_name = "COMMAND")]
@@ -66,16 +75,24 @@ impl EnvironmentArgs {
         }
     }
 
+    /// Watches what the command is to be run anew for, if there is anything.
+    pub(super) fn watch(&self) -> Result<Option<Watch>, Failure> {
+        let is_wanted = !self.watch.is_empty();
+        is_wanted.then(|| Watch::new(&self.watch)).transpose()
+    }
+
     /// Whether the environment is of any use.
     pub(crate) fn is_wanted(&self) -> bool {
         self.env_file.is_some() || self.env_json.is_some() || !self.command.is_empty()
     }
 
-    /// Refuses what has nothing to be left out of, and files that cannot be written.
+    /// Refuses what has nothing to be left out of, files that cannot be written, and what is
+    /// not there to be watched.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         for file in self.env_file.iter().chain(&self.env_json) {
             environment::check(file)?;
         }
+        Watch::check(&self.watch)?;
         if self.exclude.env_exclude.is_empty() || self.is_wanted() {
             return Ok(());
         }
