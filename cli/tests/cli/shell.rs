@@ -31,6 +31,7 @@ impl Terminal {
             .args(["--ctty", "sh", "-c", script])
             .env("KVPN", env!("CARGO_BIN_EXE_kvpn"))
             .env("SHELL", "/bin/bash")
+            .env("PS1", PROMPT)
             .env("TERM", "dumb")
             .stdin(end())
             .stdout(end())
@@ -80,6 +81,8 @@ fn read(mut master: File, screen_tx: &mpsc::UnboundedSender<Vec<u8>>) {
     }
 }
 
+const PROMPT: &str = "next> ";
+
 /// Who has started kvpn reads from the terminal afterwards.
 const SCRIPT: &str = r#""$KVPN" shell web -- --norc --noprofile --noediting
     echo "ended=$?"; read line; echo "read=$line"; exit 5"#;
@@ -97,9 +100,12 @@ async fn ctrl_c_interrupts_only_what_runs_in_the_shell() {
     terminal.shows("^C").await;
     terminal.types("echo code-$?\n");
     terminal.shows("code-130").await;
-    // At the prompt.
+    // At the prompt. What is typed just then the shell may throw away.
+    terminal.shows(PROMPT).await;
     terminal.types("\x03");
     terminal.shows("^C").await;
+    terminal.types("\n");
+    terminal.shows(PROMPT).await;
     // Stopped, and gone on with.
     terminal.types("sh -c 'echo runs-$((3+3)); read line; echo got-$line'\n");
     terminal.shows("runs-6").await;

@@ -11,6 +11,7 @@ mod environment;
 mod errors;
 mod files;
 mod filters;
+mod handler;
 mod journey;
 mod kills;
 mod kinds;
