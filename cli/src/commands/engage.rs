@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
 pub(crate) use environment::{ENVIRONMENT, EnvironmentArgs, ExcludeArgs, fetch};
+pub(crate) use mount::MountArgs;
 
 use crate::args::Flags;
 use crate::child::watched;

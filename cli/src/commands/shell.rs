@@ -1,4 +1,4 @@
-//! `kvpn shell`: a shell with the environment of a workload's container.
+//! `kvpn shell`: a shell with the environment and the files of a workload's container.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use kvpn_proto::{Failure, Reason};
 
-use super::engage::{EnvironmentArgs, ExcludeArgs, engage};
+use super::engage::{EnvironmentArgs, ExcludeArgs, MountArgs, engage};
 use super::ingest::ReadArgs;
 use crate::args::Flags;
 use crate::ended::Ended;
@@ -16,17 +16,19 @@ use crate::ended::Ended;
 /// Where the user has none.
 const SHELL: &str = "/bin/sh";
 
-/// Start a shell on this laptop with the environment of a workload's container
+/// Start a shell on this laptop with the environment and the files of a workload's container
 ///
 /// It is $SHELL, else /bin/sh, and an ingest for as long as it runs; its exit code is
 /// returned. KVPN_WORKLOAD, KVPN_NAMESPACE and KVPN_CONTAINER say in it whose environment it
-/// has.
+/// has, and KVPN_ROOT where the files are.
 #[derive(Args, Debug)]
 pub(crate) struct ShellArgs {
     #[command(flatten)]
     read: ReadArgs,
     #[command(flatten)]
     exclude: ExcludeArgs,
+    #[command(flatten)]
+    mount: MountArgs,
     /// Arguments of the shell, such as `-c COMMAND`
     #[arg(last = true, value_name = "ARGS")]
     arguments: Vec<OsString>,
@@ -34,7 +36,8 @@ pub(crate) struct ShellArgs {
 
 pub(crate) async fn run(flags: &Flags, args: &ShellArgs) -> Result<ExitCode, Ended> {
     let command = command(env::var_os("SHELL"), &args.arguments)?;
-    let environment = EnvironmentArgs::of_command(args.exclude.clone(), command);
+    let environment =
+        EnvironmentArgs::of_command(args.exclude.clone(), args.mount.clone(), command);
     engage(flags, &environment, args.read.request(flags)).await
 }
 

@@ -67,9 +67,14 @@ pub(crate) struct EnvironmentArgs {
 
 impl EnvironmentArgs {
     /// For a command alone.
-    pub(crate) fn of_command(exclude: ExcludeArgs, command: Vec<OsString>) -> Self {
+    pub(crate) fn of_command(
+        exclude: ExcludeArgs,
+        mount: MountArgs,
+        command: Vec<OsString>,
+    ) -> Self {
         Self {
             exclude,
+            mount,
             command,
             ..Self::default()
         }
