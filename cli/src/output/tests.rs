@@ -48,6 +48,7 @@ fn engagement() -> EngagementStatus {
         environment: false,
         mounted_at: String::new(),
         mounted_read_only: false,
+        asked: None,
     }
 }
 
@@ -107,6 +108,7 @@ fn status() -> StatusResponse {
         dials_failed: 1,
         datagrams_dropped: 3,
         deleted: Vec::new(),
+        options: Vec::new(),
     }
 }
 

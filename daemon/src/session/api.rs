@@ -66,6 +66,8 @@ pub(crate) struct About {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) resolver: v1::Resolver,
     pub(crate) connected_at: SystemTime,
+    /// What the user has said of names and subnets.
+    pub(crate) options: Vec<String>,
 }
 
 impl Api {
@@ -95,6 +97,7 @@ impl SessionService for Api {
             addresses,
             resolver,
             connected_at,
+            options,
         } = &self.about;
         let routed_subnets = self.network.borrow().subnets.clone();
         let virtual_subnets = self.vnat.mappings().into_iter();
@@ -150,6 +153,7 @@ impl SessionService for Api {
             flows_total: totals.begun,
             dials_failed: totals.dials_failed,
             datagrams_dropped: counters.datagrams_dropped,
+            options: options.clone(),
         }))
     }
 
@@ -173,7 +177,7 @@ impl SessionService for Api {
         &self,
         request: Request<v1::InterceptRequest>,
     ) -> Result<Response<Self::InterceptStream>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         if request.target.is_empty() {
             let failure = Failure::new(
                 Reason::Usage,
@@ -182,6 +186,10 @@ impl SessionService for Api {
             );
             return Err(failure.into());
         }
+        request.namespace = self.namespace(&request.namespace).to_owned();
+        // Nobody is told the key.
+        let tls = request.tls.take();
+        let asked = request.clone();
         let ports = request.ports.iter().map(RequestedPort::try_from);
         let http = request.http.map(http_filter).transpose()?;
         let verb = verb(&request.verb)?;
@@ -197,12 +205,13 @@ impl SessionService for Api {
                 .map(|mount| Mount::read(mount, verb))
                 .transpose()?,
             ends_with_call: request.ends_with_call,
-            namespace: self.namespace(&request.namespace).to_owned(),
+            namespace: request.namespace,
             ports: ports.collect::<Result<_, _>>()?,
             timeout: (request.timeout_seconds > 0)
                 .then(|| Duration::from_secs(request.timeout_seconds.into())),
             target: request.target,
-            tls: TlsSource::of(request.tls, request.tls_secret),
+            tls: TlsSource::of(tls, request.tls_secret),
+            asked,
         };
         let (events_tx, events_rx) = mpsc::channel(EVENTS);
         let engagements = self.engagements.clone();

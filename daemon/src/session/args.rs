@@ -90,6 +90,26 @@ impl SessionArgs {
         VnatRules::new(&self.vnat)
     }
 
+    /// What the user has said of names and subnets, as on the command line.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let said = [
+            ("--dns-include", &self.dns_include),
+            ("--dns-exclude", &self.dns_exclude),
+            ("--dns-mapping", &self.dns_mapping),
+            ("--also-proxy", &self.also_proxy),
+            ("--never-proxy", &self.never_proxy),
+            (
+                "--allow-conflicting-subnets",
+                &self.allow_conflicting_subnets,
+            ),
+            ("--vnat", &self.vnat),
+        ];
+        let each = |(name, values): (&str, &Vec<String>)| -> Vec<String> {
+            values.iter().map(|it| format!("{name}={it}")).collect()
+        };
+        said.into_iter().flat_map(each).collect()
+    }
+
     /// Where the command line finds this session.
     pub(crate) fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| {

@@ -189,6 +189,7 @@ pub(crate) async fn connect(
             device: granted.device,
             addresses: granted.addresses,
             connected_at: SystemTime::now(),
+            options: args.options(),
         },
         cluster,
         manager: manager.clone(),

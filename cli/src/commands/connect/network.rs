@@ -63,19 +63,65 @@ impl NetworkFlags {
         ]
     }
 
-    /// Refuses a session that runs, which has names and subnets of its own.
+    /// Refuses a session that runs with other names and subnets than these, if there are any.
     pub(super) fn check(&self, status: &StatusResponse) -> Result<(), Failure> {
-        let mut named = self.named().into_iter();
-        match named.find(|(_, values)| !values.is_empty()) {
-            None => Ok(()),
-            Some((name, _)) => Err(Failure::new(
-                Reason::AlreadyConnected,
-                format!(
-                    "already connected to context {}; {name} is for a new connection",
-                    status.context
-                ),
-                "run `kvpn quit` first to connect with other names or subnets",
-            )),
+        let (mut wanted, mut own) = (self.options(), status.options.clone());
+        wanted.sort();
+        own.sort();
+        if wanted.is_empty() || wanted == own {
+            return Ok(());
+        }
+        let mut differing = wanted.iter().filter(|it| !own.contains(it));
+        let differing = differing
+            .next()
+            .or(own.iter().find(|it| !wanted.contains(it)));
+        let name = differing.map_or("it", |it| it.split('=').next().unwrap_or(it));
+        Err(Failure::new(
+            Reason::AlreadyConnected,
+            format!(
+                "already connected to context {}; {name} is for a new connection",
+                status.context
+            ),
+            "run `kvpn quit` first to connect with other names or subnets",
+        ))
+    }
+
+    /// Each as on the command line.
+    fn options(&self) -> Vec<String> {
+        let each = |(name, values): (&str, &[String])| -> Vec<String> {
+            values.iter().map(|it| format!("{name}={it}")).collect()
+        };
+        self.named().into_iter().flat_map(each).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_session_must_have_the_names_and_subnets_that_are_asked_for() {
+        let status = StatusResponse {
+            options: vec!["--vnat=all".into(), "--also-proxy=192.0.2.0/24".into()],
+            ..StatusResponse::default()
+        };
+        let flags = |also_proxy: &[&str], vnat: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(|it| (*it).to_owned()).collect();
+            NetworkFlags {
+                also_proxy: texts(also_proxy),
+                vnat: texts(vnat),
+                ..NetworkFlags::default()
+            }
+        };
+        assert_eq!(flags(&[], &[]).check(&status), Ok(()));
+        assert_eq!(flags(&["192.0.2.0/24"], &["all"]).check(&status), Ok(()));
+        for (other, named) in [
+            (flags(&["198.51.100.0/24"], &["all"]), "--also-proxy"),
+            (flags(&[], &["all"]), "--also-proxy"),
+            (flags(&["192.0.2.0/24"], &["10.0.0.0/8"]), "--vnat"),
+        ] {
+            let failure = other.check(&status).unwrap_err();
+            assert!(failure.message.contains(named), "{failure}");
         }
     }
 }

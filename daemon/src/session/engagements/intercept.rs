@@ -56,6 +56,8 @@ pub(crate) struct Intercept {
     pub(crate) timeout: Option<Duration>,
     /// What clients' TLS is ended with.
     pub(crate) tls: Option<Source>,
+    /// All of this as the client has it, for it to look at later.
+    pub(crate) asked: v1::InterceptRequest,
 }
 
 impl Intercept {
@@ -114,6 +116,7 @@ impl Engagements {
         entry.to_pod.clone_from(&request.to_pod);
         entry.environment = request.environment;
         entry.files = request.mount.as_ref().map(Mount::access);
+        entry.asked.clone_from(&request.asked);
         // Not given up halfway: whether the resource exists must be known.
         let (created, ()) = tokio::join!(
             self.create(&key, entry, doors),

@@ -61,6 +61,8 @@ pub(super) struct Entry {
     pub(super) files: Option<FileAccess>,
     /// Where they are mounted.
     mounted: Option<Mounted>,
+    /// What the client has asked for.
+    pub(super) asked: v1::InterceptRequest,
     /// The resource's, once it is made.
     uid: Option<String>,
     /// Who lets connections to these in.
@@ -92,6 +94,7 @@ impl Entry {
             environment: false,
             files: None,
             mounted: None,
+            asked: v1::InterceptRequest::default(),
             uid: None,
             doors: JoinSet::new(),
             observed: watch::channel(Observed::default()).0,
@@ -137,6 +140,7 @@ impl Entry {
                 .map(|mounted| mounted.path.display().to_string())
                 .unwrap_or_default(),
             mounted_read_only: self.mounted.as_ref().is_some_and(|it| it.read_only),
+            asked: Some(self.asked.clone()),
         }
     }
 
