@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
 use crate::commands::{
-    connect, env, flows, ingest, intercept, leave, log, quit, replace, shell, why,
+    connect, down, env, flows, ingest, intercept, leave, log, quit, replace, shell, up, why,
 };
 use crate::output::Format;
 
@@ -74,6 +74,17 @@ impl Flags {
         self.context.is_some() || self.kubeconfig.is_some()
     }
 
+    /// Whether they say more than how to print.
+    pub(crate) fn say_which(&self) -> bool {
+        let names = [
+            &self.context,
+            &self.namespace,
+            &self.manager_namespace,
+            &self.name,
+        ];
+        self.kubeconfig.is_some() || names.into_iter().any(Option::is_some)
+    }
+
     /// The connection to make.
     pub(crate) fn connection(&self) -> &str {
         self.name.as_deref().unwrap_or(names::DEFAULT_CONNECTION)
@@ -107,6 +118,8 @@ pub(crate) enum Command {
     Env(env::EnvArgs),
     Shell(shell::ShellArgs),
     Leave(leave::LeaveArgs),
+    Up(up::UpArgs),
+    Down(down::DownArgs),
     Log(log::LogArgs),
     Flows(flows::FlowsArgs),
     /// Find out what keeps kvpn from working, and what to do

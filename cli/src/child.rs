@@ -53,7 +53,7 @@ pub(crate) async fn run(
     }
 }
 
-fn not_run(program: &OsStr, error: &io::Error) -> Failure {
+pub(crate) fn not_run(program: &OsStr, error: &io::Error) -> Failure {
     let known = [
         (
             ErrorKind::NotFound,
@@ -99,7 +99,8 @@ fn pass_on(child: &Child, signal: Signal) {
     }
 }
 
-fn exit_code(status: ExitStatus) -> u8 {
+/// What a shell gives.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     let signal = status.signal().map(exit_code_of_signal);
     code.or(signal).unwrap_or(u8::MAX)

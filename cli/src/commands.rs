@@ -2,6 +2,7 @@
 
 pub(crate) mod connect;
 mod doctor;
+pub(crate) mod down;
 mod engage;
 pub(crate) mod env;
 pub(crate) mod flows;
@@ -14,6 +15,7 @@ pub(crate) mod quit;
 pub(crate) mod replace;
 pub(crate) mod shell;
 mod status;
+pub(crate) mod up;
 mod version;
 pub(crate) mod why;
 
@@ -48,6 +50,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Env(args) => env::run(flags, &args).await,
         Command::Shell(args) => shell::run(flags, &args).await,
         Command::Leave(args) => leave::run(flags, &args).await,
+        Command::Up(args) => up::run(flags, &args).await,
+        Command::Down(args) => down::run(flags, &args).await,
         Command::Log(args) => log::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,
         Command::Doctor => doctor::run(flags).await,

@@ -7,6 +7,8 @@ mod child;
 mod commands;
 mod ended;
 mod environment;
+mod file;
+mod handlers;
 mod interrupts;
 mod kubeconfig;
 mod output;

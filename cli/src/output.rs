@@ -321,6 +321,13 @@ pub(crate) struct Intercepted {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Outcome of `up`.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Upped {
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) engagements: Vec<Intercepted>,
+}
+
 /// Outcome of `leave`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Left {

@@ -69,8 +69,8 @@ fn sessions_dir() -> PathBuf {
     names::sessions_dir(nix::unistd::getuid().as_raw())
 }
 
-/// A session that accepted a connection.
-#[derive(Debug)]
+/// A session that accepted a connection; clones share it.
+#[derive(Clone, Debug)]
 pub(crate) struct Session {
     client: SessionClient<Channel>,
     place: Place,

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use kvpn_tests::Cmd;
+use kvpn_tests::lab::binaries;
 use kvpn_tests::lab::layout::Layout;
 use kvpn_tests::progress::step;
 
@@ -31,8 +33,15 @@ pub(crate) fn run(check: bool) -> Result<()> {
     Ok(())
 }
 
-/// The chart's CRDs, from the Rust types.
+/// All of them, from the Rust types.
 fn files(layout: &Layout) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = definitions(layout)?;
+    files.push(schema(layout)?);
+    Ok(files)
+}
+
+/// The chart's CRDs.
+fn definitions(layout: &Layout) -> Result<Vec<(PathBuf, String)>> {
     let directory = layout.chart().join("files/crds");
     let definitions = kvpn_proto::crd::definitions();
     let files = definitions.iter().map(|definition| {
@@ -45,4 +54,12 @@ fn files(layout: &Layout) -> Result<Vec<(PathBuf, String)>> {
         Ok((directory.join(name), content))
     });
     files.collect()
+}
+
+/// The JSON Schema of the file that `kvpn up` reads, as `kvpn` tells it.
+fn schema(layout: &Layout) -> Result<(PathBuf, String)> {
+    binaries::build(layout)?;
+    let kvpn = layout.binaries().join("kvpn");
+    let schema = Cmd::new(kvpn).args(["up", "--schema"]).ok()?;
+    Ok((layout.repository().join("docs/kvpn.schema.json"), schema))
 }

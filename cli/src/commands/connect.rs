@@ -91,7 +91,8 @@ pub(crate) async fn run(flags: &Flags, args: &ConnectArgs) -> Result<ExitCode, E
     Ok(ExitCode::from(outcome?))
 }
 
-async fn connect(
+/// Connects, unless the connection is there as it is wanted.
+pub(crate) async fn connect(
     flags: &Flags,
     wanted: &SessionFlags,
     interrupts: &mut Interrupts,
@@ -180,7 +181,8 @@ fn check_transport(tunnel: &TunnelFlags, status: &StatusResponse) -> Result<(), 
     ))
 }
 
-async fn disconnect(flags: &Flags) -> Result<(), Failure> {
+/// Ends the connection, if it is still there.
+pub(crate) async fn disconnect(flags: &Flags) -> Result<(), Failure> {
     let _progress = Progress::start("disconnecting");
     // The command may have run `kvpn quit` itself.
     if let Some(session) = Session::of(flags.connection()).await? {

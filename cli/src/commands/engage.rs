@@ -14,7 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
 pub(crate) use environment::{ENVIRONMENT, EnvironmentArgs, ExcludeArgs, fetch};
-pub(crate) use mount::MountArgs;
+pub(crate) use environment::own_variables;
+pub(crate) use mount::{MountArgs, root};
 
 use crate::args::Flags;
 use crate::child::watched;
@@ -41,8 +42,7 @@ pub(super) async fn engage(
     let request = InterceptRequest {
         // Whatever becomes of this process.
         ends_with_call: !environment.command.is_empty(),
-        mount: environment.mount.wanted(!environment.command.is_empty())?,
-        ..request
+        ..with_files(environment, request)?
     };
     let Engaged {
         session,
@@ -82,6 +82,15 @@ pub(super) async fn engage(
     Ok(ExitCode::from(outcome?))
 }
 
+/// The same with the files that are wanted, such as for a command.
+pub(super) fn with_files(
+    environment: &EnvironmentArgs,
+    request: InterceptRequest,
+) -> Result<InterceptRequest, Failure> {
+    let mount = environment.mount.wanted(!environment.command.is_empty())?;
+    Ok(InterceptRequest { mount, ..request })
+}
+
 /// Writes the files, and runs the command if there is one; gives its exit code.
 async fn use_environment(
     flags: &Flags,
@@ -113,8 +122,8 @@ async fn use_environment(
     if flags.output == Format::Text {
         report::note(intercepted.text().trim_end());
     }
-    let own = environment::own_variables(status);
-    let variables = pairs(variables).chain(mount::root(status)).chain(own);
+    let own = own_variables(status);
+    let variables = pairs(variables).chain(root(status)).chain(own);
     let running = async {
         match &mut watch {
             Some(watch) => watched::run(program, arguments, variables, watch, interrupts).await,

@@ -22,7 +22,7 @@ pub(crate) struct IngestArgs {
     #[command(flatten)]
     pub(crate) read: ReadArgs,
     #[command(flatten)]
-    environment: EnvironmentArgs,
+    pub(crate) environment: EnvironmentArgs,
 }
 
 /// What is read.

@@ -224,10 +224,20 @@ pub(crate) async fn run(
     args: &InterceptArgs,
     verb: Verb,
 ) -> Result<ExitCode, Ended> {
+    let request = request(flags, args, verb)?;
+    engage(flags, &args.engage.environment, request).await
+}
+
+/// What the session is asked for.
+pub(crate) fn request(
+    flags: &Flags,
+    args: &InterceptArgs,
+    verb: Verb,
+) -> Result<InterceptRequest, Failure> {
     check(args, verb)?;
     let mut request = args.request(flags, verb);
     args.tls.add_to(&mut request)?;
-    engage(flags, &args.engage.environment, request).await
+    Ok(request)
 }
 
 /// Refuses flags that make no sense together.

@@ -22,7 +22,11 @@ pub(crate) struct QuitArgs {
 }
 
 pub(crate) async fn run(flags: &Flags, args: &QuitArgs) -> Result<ExitCode, Ended> {
-    let (disconnection, failure) = quit(flags, args).await;
+    let mut flags = flags.clone();
+    if args.connection.is_some() {
+        flags.name.clone_from(&args.connection);
+    }
+    let (disconnection, failure) = quit(&flags).await;
     match failure {
         Some(failure) if !disconnection.was_connected => return Err(failure.into()),
         Some(_) | None => output::print(&disconnection, flags.output)?,
@@ -33,15 +37,11 @@ pub(crate) async fn run(flags: &Flags, args: &QuitArgs) -> Result<ExitCode, Ende
     }
 }
 
-/// What has ended, and what could not.
-async fn quit(flags: &Flags, args: &QuitArgs) -> (Disconnection, Option<Failure>) {
+/// What has ended of what the flags mean, and what could not.
+pub(super) async fn quit(flags: &Flags) -> (Disconnection, Option<Failure>) {
     let _progress = Progress::start("disconnecting");
-    let mut flags = flags.clone();
-    if args.connection.is_some() {
-        flags.name.clone_from(&args.connection);
-    }
     let mut disconnection = Disconnection::default();
-    let meant = Session::meant(&flags).await;
+    let meant = Session::meant(flags).await;
     let mut failed = meant.failure();
     for session in meant.sessions {
         match end(session).await {

@@ -20,16 +20,20 @@ use crate::ended::Ended;
 #[derive(Args, Debug)]
 pub(crate) struct ReplaceArgs {
     #[command(flatten)]
-    engage: EngageArgs,
+    pub(crate) engage: EngageArgs,
     /// Container to stop [default: the one that has the ports]
     #[arg(long, value_name = "NAME")]
     container: Option<String>,
 }
 
 pub(crate) async fn run(flags: &Flags, args: &ReplaceArgs) -> Result<ExitCode, Ended> {
-    let request = InterceptRequest {
+    engage(flags, &args.engage.environment, request(flags, args)).await
+}
+
+/// What the session is asked for.
+pub(crate) fn request(flags: &Flags, args: &ReplaceArgs) -> InterceptRequest {
+    InterceptRequest {
         container: args.container.clone().unwrap_or_default(),
         ..args.engage.request(flags, Verb::Replace)
-    };
-    engage(flags, &args.engage.environment, request).await
+    }
 }

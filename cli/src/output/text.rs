@@ -8,7 +8,7 @@ use kvpn_proto::names;
 use super::table::table;
 use super::{
     Connection, ConnectionDetails, ConnectionStatus, Deleted, Disconnection, Engagement,
-    Intercepted, Left, Output, Port, Requests, ToPod, Versions, Workloads, printable,
+    Intercepted, Left, Output, Port, Requests, ToPod, Upped, Versions, Workloads, printable,
 };
 
 impl Output for Connection {
@@ -180,6 +180,15 @@ impl Output for Intercepted {
     fn text(&self) -> String {
         lines(&self.engagement)
             .map(|line| format!("{line}\n"))
+            .collect()
+    }
+}
+
+impl Output for Upped {
+    fn text(&self) -> String {
+        let connections = self.connections.iter().map(Output::text);
+        connections
+            .chain(self.engagements.iter().map(Output::text))
             .collect()
     }
 }

@@ -13,8 +13,8 @@ use kvpn_proto::v1::{
     ExplainResponse, Flow, FlowDirection, FlowState, FlowsRequest, FlowsResponse,
     GetEnvironmentRequest, GetEnvironmentResponse, InterceptRequest, InterceptResponse,
     JudgeRequest, JudgeResponse, JudgedCondition, LeaveRequest, LeaveResponse, Link, ListRequest,
-    ListResponse, LogRequest, LogResponse, PortMapping, QuitRequest, QuitResponse, Rule,
-    StatusRequest, StatusResponse, Taker, WorkloadStatus,
+    ListResponse, LogRequest, LogResponse, PortMapping, QuitRequest, QuitResponse, RequestedPort,
+    Rule, StatusRequest, StatusResponse, Taker, WorkloadStatus,
 };
 use kvpn_proto::{Failure, Reason};
 use tokio::net::UnixListener;
@@ -113,6 +113,16 @@ fn engagement() -> EngagementStatus {
         message: String::new(),
         pods_selected: 3,
         pods_covered: 3,
+        asked: Some(InterceptRequest {
+            namespace: "shop".into(),
+            target: "web".into(),
+            ports: vec![RequestedPort {
+                local: "127.0.0.1:8080".into(),
+                remote: String::new(),
+            }],
+            verb: "intercept".into(),
+            ..InterceptRequest::default()
+        }),
         ..EngagementStatus::default()
     }
 }
@@ -121,6 +131,7 @@ fn engagement() -> EngagementStatus {
 impl session_server::Session for Service {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(StatusResponse {
+            name: "default".into(),
             context: "dev".into(),
             namespace: "shop".into(),
             server: "https://10.1.0.1:6443/".into(),

@@ -14,4 +14,5 @@ mod readme;
 mod shell;
 mod starting;
 mod unconnected;
+mod up;
 mod watch;

@@ -109,7 +109,7 @@ impl EnvironmentArgs {
     }
 
     /// Writes the files that are wanted; returns what the user should know.
-    pub(super) fn write_files(&self, variables: &Variables) -> Result<Vec<String>, Failure> {
+    pub(crate) fn write_files(&self, variables: &Variables) -> Result<Vec<String>, Failure> {
         let json = self.env_json.as_ref().map(|file| (file, Syntax::Json));
         let files = self.env_file.as_ref().map(|file| (file, self.env_syntax));
         let mut warnings = Vec::new();

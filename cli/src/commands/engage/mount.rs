@@ -105,7 +105,7 @@ impl MountArgs {
 }
 
 /// The variables that tell a command where the files are, if they are mounted.
-pub(super) fn root(status: &EngagementStatus) -> impl Iterator<Item = (OsString, OsString)> {
+pub(crate) fn root(status: &EngagementStatus) -> impl Iterator<Item = (OsString, OsString)> {
     let at = Some(&status.mounted_at)
         .filter(|at| !at.is_empty())
         .cloned();
