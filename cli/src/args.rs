@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
 use crate::commands::{
-    connect, down, env, flows, ingest, intercept, leave, log, quit, replace, shell, up, why,
+    connect, down, env, flows, ingest, init, intercept, leave, log, quit, replace, shell, up, why,
 };
 use crate::output::Format;
 
@@ -120,6 +120,7 @@ pub(crate) enum Command {
     Leave(leave::LeaveArgs),
     Up(up::UpArgs),
     Down(down::DownArgs),
+    Init(init::InitArgs),
     Log(log::LogArgs),
     Flows(flows::FlowsArgs),
     /// Find out what keeps kvpn from working, and what to do

@@ -7,6 +7,7 @@ mod engage;
 pub(crate) mod env;
 pub(crate) mod flows;
 pub(crate) mod ingest;
+pub(crate) mod init;
 pub(crate) mod intercept;
 pub(crate) mod leave;
 mod list;
@@ -52,6 +53,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Up(args) => up::run(flags, &args).await,
         Command::Down(args) => down::run(flags, &args).await,
+        Command::Init(args) => init::run(flags, &args).await,
         Command::Log(args) => log::run(flags, &args).await,
         Command::Flows(args) => flows::run(flags, &args).await,
         Command::Doctor => doctor::run(flags).await,

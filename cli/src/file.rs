@@ -89,7 +89,7 @@ fn none() -> Failure {
     Failure::new(
         Reason::Usage,
         format!("there is no {FILE_NAME}, neither here nor in a directory above"),
-        "write one, or name one with -f",
+        "write one with `kvpn init`, or name one with -f",
     )
 }
 

@@ -1,4 +1,4 @@
-//! What `kvpn up` and `down` do with a session that is there.
+//! What `kvpn up`, `down` and `init` do with a session that is there.
 
 use nix::sys::signal::Signal;
 
@@ -205,6 +205,29 @@ async fn down_ends_the_connections_of_the_file() {
     assert_eq!(session.calls(), ["quit"]);
     let again = user.run(&line).await;
     assert_eq!((again.code, &*again.stdout), (0, "Not connected\n"));
+}
+
+#[tokio::test]
+async fn init_writes_a_file_that_is_not_there() {
+    let user = User::new();
+    let session = FakeSession::start(&user);
+    std::fs::create_dir(user.path("web")).unwrap();
+    std::fs::write(user.path("web/go.mod"), "").unwrap();
+    let init = |arguments: &str| {
+        let mut command = user.command(arguments);
+        command.current_dir(user.path(""));
+        finish(command.spawn().unwrap())
+    };
+    let printed = init("init --print").await;
+    assert_eq!(printed.code, 0, "{printed:?}");
+    assert!(printed.stdout.contains("- intercept: deployment/web\n"));
+    assert!(printed.stdout.contains("run: go run .\n"));
+    let written = init("init").await;
+    assert_eq!(written.code, 0, "{written:?}");
+    let text = std::fs::read_to_string(user.path("kvpn.yaml")).unwrap();
+    assert_eq!(text, printed.stdout);
+    assert_eq!(init("init").await.code, 2, "it is written over");
+    assert_eq!(session.calls(), ["list ", "list "]);
 }
 
 #[tokio::test]
