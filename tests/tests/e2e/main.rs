@@ -38,5 +38,6 @@ mod toggles;
 mod transport;
 mod truth;
 mod udp;
+mod up;
 mod why;
 mod wiretap;
