@@ -7,9 +7,11 @@ mod variables;
 mod words;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use kvpn_proto::{Failure, Reason};
+use nix::unistd::getuid;
 
 pub(crate) use format::schema;
 pub(crate) use plan::{Plan, Step};
@@ -32,7 +34,11 @@ impl Source {
     pub(crate) fn read(named: Option<&Path>) -> Result<Self, Failure> {
         let path = match named {
             Some(path) => path.to_owned(),
-            None => nearest(&working_directory()?).ok_or_else(none)?,
+            None => {
+                let path = nearest(&working_directory()?).ok_or_else(none)?;
+                check_owner(&path, &[0, getuid().as_raw()])?;
+                path
+            }
         };
         let name = path.display().to_string();
         let unreadable = |error| unreadable(&name, &error);
@@ -85,6 +91,21 @@ fn nearest(directory: &Path) -> Option<PathBuf> {
     Some(short.unwrap_or(found))
 }
 
+/// Refuses the file of somebody else, who may have put it above for others to run.
+fn check_owner(path: &Path, trusted: &[u32]) -> Result<(), Failure> {
+    let name = path.display();
+    let owner = fs::metadata(path).map(|it| it.uid());
+    let owner = owner.map_err(|error| unreadable(&name.to_string(), &error))?;
+    if trusted.contains(&owner) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::Usage,
+        format!("{name} belongs to another user (uid {owner})"),
+        format!("give `-f {name}` if you trust what it runs"),
+    ))
+}
+
 fn none() -> Failure {
     Failure::new(
         Reason::Usage,
@@ -130,6 +151,17 @@ mod tests {
             nearest(&directory.path().join("api")),
             Some(FILE_NAME.into())
         );
+    }
+
+    #[test]
+    fn file_of_another_user_must_be_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(FILE_NAME);
+        fs::write(&file, "").unwrap();
+        let own = fs::metadata(&file).unwrap().uid();
+        assert_eq!(check_owner(&file, &[own]), Ok(()));
+        let refused = check_owner(&file, &[own + 1]).unwrap_err();
+        assert_eq!(refused.reason, Reason::Usage);
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Default for Ends {
 }
 
 impl Ends {
-    fn listen(&mut self, mut events: Events) {
+    fn listen(&mut self, session: Session, mut events: Events) {
         let failure_tx = self.failure_tx.clone();
         self.calls.spawn(async move {
             let failure = loop {
@@ -210,7 +210,7 @@ impl Ends {
                     Ok(Some(_)) => {}
                     // By `kvpn leave` or `kvpn down`.
                     Ok(None) => break None,
-                    Err(status) => break Some(status.into()),
+                    Err(status) => break Some(session.failure(status)),
                 }
             };
             // One is enough.
@@ -326,7 +326,7 @@ async fn engage_one(
             let left = engage::leave_request(&status);
             up.engagements.push((session.clone(), left));
             if !stays {
-                up.ends.listen(events);
+                up.ends.listen(session.clone(), events);
             }
             (session, status, warnings)
         }
