@@ -13,8 +13,7 @@ use kvpn_proto::{Failure, Reason};
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
-pub(crate) use environment::{ENVIRONMENT, EnvironmentArgs, ExcludeArgs, fetch};
-pub(crate) use environment::own_variables;
+pub(crate) use environment::{ENVIRONMENT, EnvironmentArgs, ExcludeArgs, fetch, own_variables};
 pub(crate) use mount::{MountArgs, root};
 
 use crate::args::Flags;

@@ -12,7 +12,9 @@ use kvpn_proto::{Failure, Reason};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engage::{self, Engaged, EnvironmentArgs, Events, fetch, root, with_files};
+use super::engage::{
+    self, Engaged, EnvironmentArgs, Events, fetch, own_variables, root, with_files,
+};
 use super::{connect, intercept, replace};
 use crate::args::{Command, Flags};
 use crate::ended::Ended;
@@ -339,7 +341,9 @@ async fn engage_one(
         }
         warnings.push(warning);
     }
-    let variables = pairs(variables).chain(root(&status)).collect();
+    let own = own_variables(&status);
+    let variables = pairs(variables).chain(root(&status)).chain(own);
+    let variables = variables.collect();
     up.told.engagements.push(Intercepted {
         engagement: Engagement::from(status),
         warnings,

@@ -124,7 +124,7 @@ impl EnvironmentArgs {
 }
 
 /// Variables by which a command knows what it runs for.
-pub(super) fn own_variables(
+pub(crate) fn own_variables(
     engagement: &EngagementStatus,
 ) -> impl Iterator<Item = (OsString, OsString)> {
     let workload = match engagement.workload.split_once('/') {
