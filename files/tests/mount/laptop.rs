@@ -1,5 +1,6 @@
 //! A laptop on which a directory is mounted as if it were a pod's.
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,8 @@ use fuser::BackgroundSession;
 use kvpn_files::client::{self, Link};
 use kvpn_files::device::{Mount, open_directory};
 use kvpn_files::server::{Exports, serve};
+use rustix::process::getuid;
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, split};
 use tokio::runtime::Runtime;
@@ -21,6 +24,8 @@ pub(crate) struct Laptop {
     mount: Mount,
     link: Link,
     runtime: Runtime,
+    /// Of the pod.
+    agent: Runtime,
     stream: Vec<JoinHandle<()>>,
     _session: BackgroundSession,
 }
@@ -33,24 +38,33 @@ impl Laptop {
         laptop
     }
 
+    /// The same, served by this user, and mounted for that.
+    pub(crate) fn of_users(served: &Path, app: u32, developer: u32) -> Self {
+        let mut laptop = Self::unconnected_of(Duration::from_secs(10), app, developer);
+        laptop.connect(served);
+        laptop
+    }
+
     /// Mounts what nobody serves yet.
     pub(crate) fn unconnected(deadline: Duration) -> Self {
-        // A session has one thread, too, and the agent another one.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
+        Self::unconnected_of(deadline, 0, 0)
+    }
+
+    fn unconnected_of(deadline: Duration, app: u32, developer: u32) -> Self {
+        // A session has one thread, too.
+        let runtime = runtime(0);
         let dir = tempfile::tempdir().unwrap();
+        chown(dir.path(), Some(developer), Some(developer)).unwrap();
         let link = Link::new(deadline);
         let (mount, device) =
-            Mount::open(0, 0, false).expect("these tests need root and /dev/fuse");
+            Mount::open(developer, developer, false).expect("these tests need root and /dev/fuse");
         let session = client::mount(device, link.clone(), runtime.handle().clone()).unwrap();
         let at = dir.path().canonicalize().unwrap();
         mount
             .attach(std::os::fd::AsFd::as_fd(&open_directory(&at).unwrap()))
             .unwrap();
         Self {
+            agent: self::runtime(app),
             dir,
             mount,
             link,
@@ -87,7 +101,7 @@ impl Laptop {
                 far
             }
         };
-        self.stream.push(self.runtime.spawn(async move {
+        self.stream.push(self.agent.spawn(async move {
             let _ = serve(agent, exports).await;
         }));
         self.stream.push(self.runtime.spawn(async move {
@@ -101,6 +115,26 @@ impl Laptop {
             task.abort();
             let _ = self.runtime.block_on(task);
         }
+    }
+}
+
+/// Threads of a user's.
+fn runtime(user: u32) -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .on_thread_start(move || become_user(user))
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Makes this thread a user's, for good. Those that it starts are, too.
+pub(crate) fn become_user(user: u32) {
+    if getuid().as_raw() != user {
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(user));
+        set_thread_groups(&[]).unwrap();
+        set_thread_res_gid(group, group, group).unwrap();
+        set_thread_res_uid(user, user, user).unwrap();
     }
 }
 
