@@ -1,6 +1,6 @@
 //! What the toolbox image holds: Debian's curl, dig, bash, nc and tools for files with the
-//! libraries that they load, and the resolvers of Go and of musl, which laptops
-//! have too.
+//! libraries that they load, and the resolvers of Go and of musl and kvpn-posix, which
+//! laptops have too.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -45,6 +45,8 @@ pub(crate) fn build_musl_resolver(layout: &Layout) -> Result<()> {
 pub(crate) fn files(layout: &Layout) -> Result<Files> {
     let resolvers = RESOLVERS.map(|name| (layout.tool(name), format!("rootfs/usr/bin/{name}")));
     let mut files = Files::from(resolvers);
+    let posix = layout.binary("kvpn-posix");
+    files.push((posix, "rootfs/usr/bin/kvpn-posix".to_owned()));
     let mut libraries = BTreeSet::new();
     for (program, name) in PROGRAMS {
         files.push((PathBuf::from(program), format!("rootfs/usr/bin/{name}")));

@@ -5,140 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kvpn_proto::Reason;
-use kvpn_tests::{Lab, Output, wait_for};
-use serde_json::{Value, json};
+use kvpn_tests::wait_for;
 
+use self::shop::{NAMESPACE, Shop, directory, script};
 use crate::errors::assert_fails;
 use crate::kills::kill_processes;
-use crate::support::{Developer, are_ready, live_pods};
+use crate::support::Developer;
 
-const NAMESPACE: &str = "files";
+mod posix;
+mod shop;
 
 /// How long the cluster may take for a change.
 const SOON: Duration = Duration::from_secs(30);
-
-/// The namespace with a Deployment whose pod has volumes of several kinds; deleted when
-/// dropped.
-struct Shop<'a> {
-    lab: &'a Lab,
-}
-
-impl<'a> Shop<'a> {
-    fn open(lab: &'a Lab) -> Result<Self> {
-        let shop = Self { lab };
-        // What a test that failed has left may be on its way out.
-        shop.delete("--wait=true")?;
-        lab.kubectl(["create", "namespace", NAMESPACE]).ok()?;
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects()});
-        let create = lab.kubectl(["-n", NAMESPACE, "create", "-f", "-"]);
-        create.stdin(list.to_string()).ok()?;
-        shop.create(&["rolebinding", "kvpn-users"], "--clusterrole=kvpn-user")?;
-        let role = ["role", "execute", "--verb=create", "--resource=pods/exec"];
-        shop.kubectl(&["create"]).args(role).ok()?;
-        shop.create(&["rolebinding", "execute"], "--role=execute")?;
-        are_ready(lab, NAMESPACE, "web", 1)?;
-        Ok(shop)
-    }
-
-    fn kubectl(&self, args: &[&str]) -> kvpn_tests::Cmd {
-        self.lab.kubectl(["-n", NAMESPACE]).args(args)
-    }
-
-    /// Binds a role to alice.
-    fn create(&self, what: &[&str], role: &str) -> Result<()> {
-        let create = self.kubectl(&["create"]).args(what);
-        create.args([role, "--user=alice"]).ok().map(drop)
-    }
-
-    fn pod(&self) -> Result<String> {
-        let mut pods = live_pods(self.lab, NAMESPACE, "web")?;
-        let pod = pods.pop().context("there is no pod")?;
-        let name = pod["metadata"]["name"].as_str();
-        Ok(name.context("a pod without a name")?.to_owned())
-    }
-
-    /// What a shell script says in the app's container.
-    fn in_pod(&self, script: &str) -> Result<String> {
-        let exec = self
-            .lab
-            .pod_exec(NAMESPACE, &self.pod()?, ["bash", "-c", script])?;
-        Ok(exec.success()?.stdout)
-    }
-
-    fn delete(&self, wait: &str) -> Result<()> {
-        let delete = ["delete", "--ignore-not-found", wait, "namespace", NAMESPACE];
-        self.lab.kubectl(delete).ok().map(drop)
-    }
-}
-
-impl Drop for Shop<'_> {
-    fn drop(&mut self) {
-        // The test has its result.
-        drop(self.delete("--wait=false"));
-    }
-}
-
-fn objects() -> Vec<Value> {
-    let labels = json!({"app": "web"});
-    let app = json!({
-        "name": "app",
-        "image": "localhost/kvpn-toolbox:lab",
-        "imagePullPolicy": "Never",
-        "command": ["sleep", "infinity"],
-        "volumeMounts": [
-            {"name": "config", "mountPath": "/etc/web"},
-            {"name": "secret", "mountPath": "/etc/secret", "readOnly": true},
-            {"name": "data", "mountPath": "/data"},
-            {"name": "config", "mountPath": "/etc/one", "subPath": "mode"},
-        ],
-        "ports": [{"containerPort": 8080}],
-        // As PodSecurity `restricted` asks for.
-        "securityContext": {
-            "runAsUser": 1000, "runAsNonRoot": true, "allowPrivilegeEscalation": false,
-            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    });
-    let volumes = json!([
-        {"name": "config", "configMap": {"name": "web"}},
-        {"name": "secret", "secret": {"secretName": "web", "defaultMode": 0o440}},
-        {"name": "data", "emptyDir": {}},
-    ]);
-    let deployment = json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "web"},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "terminationGracePeriodSeconds": 0,
-                    "securityContext": {"fsGroup": 2000},
-                    "containers": [app],
-                    "volumes": volumes,
-                },
-            },
-        },
-    });
-    vec![
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"},
-               "data": {"mode": "fast"}}),
-        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "web"},
-               "stringData": {"password": "hunter2"}}),
-        deployment,
-    ]
-}
-
-/// Runs a shell script as the laptop's user.
-fn script(developer: &Developer, script: &str) -> Result<Output> {
-    developer.laptop.user().run(["bash", "-c", script])
-}
-
-/// An empty directory of the laptop's user.
-fn directory(developer: &Developer) -> Result<String> {
-    let made = script(developer, "mktemp -d")?.success()?;
-    Ok(made.stdout.trim().to_owned())
-}
 
 /// All names and what is to be seen of them, but for times and the numbers of inodes.
 const TREE: &str = r#"find . -mindepth 1 \( -type d -name kubernetes.io -prune \) -o -mindepth 1 \
@@ -164,7 +42,7 @@ fn files_are_those_of_the_container_and_no_others() -> Result<()> {
     let told = format!("  files at {at}, read-only\n");
     ensure!(ingested.stdout.contains(&told), "{}", ingested.stdout);
     let top = script(&developer, &format!("ls {at} {at}/etc"))?.success()?;
-    let expected = format!("{at}:\ndata\netc\nvar\n\n{at}/etc:\none\nsecret\nweb\n");
+    let expected = format!("{at}:\ndata\netc\nhost\nvar\n\n{at}/etc:\none\nsecret\nweb\n");
     assert_eq!(top.stdout, expected);
     for volume in ["data", "etc/web", "etc/secret"] {
         let here = script(&developer, &format!("cd {at}/{volume} && {TREE}"))?.success()?;
@@ -197,8 +75,11 @@ fn files_are_those_of_the_container_and_no_others() -> Result<()> {
     let patch = r#"{"data": {"mode": "slow", "new": "1"}}"#;
     shop.kubectl(&["patch", "configmap", "web", "-p", patch])
         .ok()?;
+    let patch = r#"{"stringData": {"password": "hunter3"}}"#;
+    shop.kubectl(&["patch", "secret", "web", "-p", patch])
+        .ok()?;
     wait_for(
-        "the new ConfigMap is to be seen",
+        "the new ConfigMap and the new Secret are to be seen",
         Duration::from_secs(90),
         || {
             // The kubelet looks at a pod that has changed.
@@ -215,9 +96,9 @@ fn files_are_those_of_the_container_and_no_others() -> Result<()> {
             shop.kubectl(&annotate).ok()?;
             let seen = script(
                 &developer,
-                &format!("cat {at}/etc/web/mode {at}/etc/web/new"),
+                &format!("cd {at}/etc && cat web/mode web/new secret/password"),
             )?;
-            Ok((seen.stdout == "slow1").then_some(()))
+            Ok((seen.stdout == "slow1hunter3").then_some(()))
         },
     )?;
 
