@@ -12,6 +12,7 @@ use crate::errors::assert_fails;
 use crate::kills::kill_processes;
 use crate::support::Developer;
 
+mod closed;
 mod lost;
 mod posix;
 mod shop;
