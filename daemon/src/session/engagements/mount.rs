@@ -48,7 +48,8 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Reads what the user wrote. Who does not take the place of the app changes no files.
+    /// Reads what the user wrote. Who does not take the place of the app changes files only
+    /// where that is what it is for.
     pub(crate) fn read(asked: &v1::Mount, verb: Verb) -> Result<Self, Failure> {
         let path = Some(&asked.path).filter(|path| !path.is_empty());
         let path = path.map(PathBuf::from);
@@ -57,7 +58,8 @@ impl Mount {
         }
         let changes = match verb {
             Verb::Intercept | Verb::Replace => true,
-            Verb::Wiretap | Verb::Ingest => false,
+            Verb::Ingest => asked.writable,
+            Verb::Wiretap => false,
         };
         Ok(Self {
             path,
@@ -320,19 +322,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_takes_the_place_of_the_app_changes_files() {
-        let read_only = |verb, read_only| {
+    fn who_does_not_take_the_place_of_the_app_changes_files_only_on_purpose() {
+        let is_read_only = |verb, read_only, writable| {
             let asked = v1::Mount {
                 read_only,
+                writable,
                 ..v1::Mount::default()
             };
             !Mount::read(&asked, verb).unwrap().access().writable
         };
+        let read_only = |verb, read_only| is_read_only(verb, read_only, false);
         assert!(!read_only(Verb::Intercept, false));
         assert!(!read_only(Verb::Replace, false));
         assert!(read_only(Verb::Intercept, true));
         assert!(read_only(Verb::Wiretap, false));
         assert!(read_only(Verb::Ingest, false));
+        assert!(!is_read_only(Verb::Ingest, false, true));
+        assert!(is_read_only(Verb::Ingest, true, true));
+        assert!(is_read_only(Verb::Wiretap, false, true));
     }
 
     #[test]
