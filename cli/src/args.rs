@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
 use crate::commands::{
-    connect, down, env, flows, ingest, init, intercept, leave, log, quit, replace, shell, up, why,
+    connect, cp, down, env, flows, ingest, init, intercept, leave, log, ls, quit, replace, shell, up, why,
 };
 use crate::output::Format;
 
@@ -117,6 +117,8 @@ pub(crate) enum Command {
     Ingest(ingest::IngestArgs),
     Env(env::EnvArgs),
     Shell(shell::ShellArgs),
+    Ls(ls::LsArgs),
+    Cp(cp::CpArgs),
     Leave(leave::LeaveArgs),
     Up(up::UpArgs),
     Down(down::DownArgs),

@@ -1,10 +1,12 @@
 //! The commands, one module each.
 
 pub(crate) mod connect;
+pub(crate) mod cp;
 mod doctor;
 pub(crate) mod down;
 mod engage;
 pub(crate) mod env;
+mod files;
 pub(crate) mod flows;
 pub(crate) mod ingest;
 pub(crate) mod init;
@@ -12,6 +14,7 @@ pub(crate) mod intercept;
 pub(crate) mod leave;
 mod list;
 pub(crate) mod log;
+pub(crate) mod ls;
 pub(crate) mod quit;
 pub(crate) mod replace;
 pub(crate) mod shell;
@@ -50,6 +53,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Ended> {
         Command::Ingest(args) => ingest::run(flags, &args).await,
         Command::Env(args) => env::run(flags, &args).await,
         Command::Shell(args) => shell::run(flags, &args).await,
+        Command::Ls(args) => ls::run(flags, &args).await,
+        Command::Cp(args) => cp::run(flags, &args).await,
         Command::Leave(args) => leave::run(flags, &args).await,
         Command::Up(args) => up::run(flags, &args).await,
         Command::Down(args) => down::run(flags, &args).await,

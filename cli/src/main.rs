@@ -8,6 +8,7 @@ mod commands;
 mod ended;
 mod environment;
 mod file;
+mod files;
 mod handlers;
 mod interrupts;
 mod kubeconfig;

@@ -31,6 +31,13 @@ pub(crate) struct ReadArgs {
     /// Workload: NAME or KIND/NAME, such as web or deploy/web
     #[arg(value_name = "NAME")]
     target: String,
+    #[command(flatten)]
+    reader: ReaderArgs,
+}
+
+/// Where it is read, and how long that may take to begin.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ReaderArgs {
     /// Container to read [default: the only one, or the pod's default one as for kubectl]
     #[arg(long, value_name = "NAME")]
     container: Option<String>,
@@ -40,14 +47,24 @@ pub(crate) struct ReadArgs {
 }
 
 impl ReadArgs {
+    /// An ingest of the environment.
     pub(crate) fn request(&self, flags: &Flags) -> InterceptRequest {
         InterceptRequest {
+            environment: true,
+            ..self.reader.request(flags, &self.target)
+        }
+    }
+}
+
+impl ReaderArgs {
+    /// An ingest of nothing yet.
+    pub(crate) fn request(&self, flags: &Flags, target: &str) -> InterceptRequest {
+        InterceptRequest {
             namespace: flags.request_namespace(),
-            target: self.target.clone(),
+            target: target.to_owned(),
             verb: Verb::Ingest.as_str().to_owned(),
             container: self.container.clone().unwrap_or_default(),
             timeout_seconds: u32::try_from(self.timeout.as_secs()).unwrap_or(u32::MAX),
-            environment: true,
             ..InterceptRequest::default()
         }
     }

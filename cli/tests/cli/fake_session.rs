@@ -50,6 +50,7 @@ impl FakeSession {
             cancelled: user.path("cancelled"),
             hung_up: user.path("hung-up"),
             waiting: user.path("waiting"),
+            files: user.path("files"),
             looks: AtomicU64::new(0),
             has_quit: AtomicBool::new(false),
         };
@@ -84,6 +85,8 @@ struct Service {
     hung_up: PathBuf,
     /// Written when an intercept waits.
     waiting: PathBuf,
+    /// What takes the place of a container's whole file system.
+    files: PathBuf,
     /// How often flows were looked at.
     looks: AtomicU64,
     /// It answers nothing any more.
@@ -175,6 +178,7 @@ impl session_server::Session for Service {
             Some(port) => format!("{verb} {target} {} {}", port.local, port.remote),
             None => format!("{verb} {target}"),
         });
+        let mount = request.mount.as_ref().filter(|mount| mount.root);
         let events = match request.target.as_str() {
             "web" | "revoked" => vec![
                 Event::Progress("waiting for 3 agents".into()),
@@ -185,6 +189,10 @@ impl session_server::Session for Service {
                         true => "app".into(),
                         false => String::new(),
                     },
+                    mounted_at: mount
+                        .map(|_| self.files.display().to_string())
+                        .unwrap_or_default(),
+                    mounted_read_only: mount.is_some_and(|mount| !mount.writable),
                     ..engagement()
                 }),
             ],

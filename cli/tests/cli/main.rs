@@ -9,6 +9,7 @@
 mod connected;
 mod environment;
 mod fake_session;
+mod files;
 mod kvpn;
 mod readme;
 mod shell;
