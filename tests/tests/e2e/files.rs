@@ -13,6 +13,7 @@ use crate::kills::kill_processes;
 use crate::support::Developer;
 
 mod closed;
+mod copies;
 mod lost;
 mod posix;
 mod shop;
