@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use kvpn_proto::{Reason, names, version};
 
 use crate::commands::{
-    connect, cp, down, env, flows, ingest, init, intercept, leave, log, ls, quit, replace, shell, up, why,
+    connect, cp, down, env, flows, ingest, init, intercept, leave, log, ls, quit, replace, shell,
+    up, why,
 };
 use crate::output::Format;
 
