@@ -14,7 +14,7 @@ const NANOSECONDS: i64 = 1_000_000_000;
 /// name of the open file itself.
 pub(super) fn of(directory: impl AsFd, name: &[u8]) -> Result<FileAttributes, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let fields = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let fields = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
     statx(directory, name, flags, fields).map(|stat| convert(&stat))
 }
 
@@ -47,8 +47,15 @@ pub(super) fn is_regular(attributes: &FileAttributes) -> bool {
 
 fn convert(stat: &Statx) -> FileAttributes {
     let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+    // The kernel's numbers have 12 and 20 bits.
+    let device = u64::from(stat.stx_dev_major << 20 | stat.stx_dev_minor & 0xf_ffff);
+    // A volume may be mounted twice, and be writable in one place only.
+    let mount = match stat.stx_mask & StatxFlags::MNT_ID.bits() {
+        0 => 0,
+        _ => stat.stx_mnt_id,
+    };
     FileAttributes {
-        device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+        device: mount << 32 | device,
         inode: stat.stx_ino,
         born: if has_birth {
             nanoseconds(&stat.stx_btime).cast_unsigned()

@@ -131,6 +131,21 @@ impl Exports {
             Place::Above(_) => Err(Errno::ROFS),
         }
     }
+
+    /// Finds a path where something may be made or changed.
+    pub(super) fn changeable<'a>(&'a self, path: &'a [u8]) -> Result<Spot<'a>, Errno> {
+        let parent = path.rsplitn(2, |byte| *byte == b'/').nth(1);
+        match self.spot(path) {
+            Ok(spot) => spot.writable(),
+            // Nothing can be made in a directory that the container does not have.
+            Err(Errno::NOENT)
+                if matches!(self.find(parent.unwrap_or_default()), Ok(Place::Above(_))) =>
+            {
+                Err(Errno::ROFS)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
 impl Export {

@@ -39,14 +39,14 @@ pub(super) fn list(directory: &OwnedFd, from: u64) -> Result<FileListing, Errno>
         }
         let next = entry.next_entry_cookie();
         match attributes::of(directory, name) {
-            Ok(attributes) => listing.entries.push(FileEntry {
-                name: Bytes::copy_from_slice(name),
-                attributes: Some(attributes),
-                content: None,
-            }),
             // It was removed meanwhile.
             Err(Errno::NOENT) => continue,
-            Err(errno) => return Err(errno),
+            // All others can be seen where one of them cannot.
+            found => listing.entries.push(FileEntry {
+                name: Bytes::copy_from_slice(name),
+                attributes: found.ok(),
+                content: None,
+            }),
         }
         bytes += name.len();
         if listing.entries.len() >= MAX_ENTRIES || bytes >= MAX_NAMES {

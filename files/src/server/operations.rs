@@ -78,7 +78,7 @@ impl Files {
             Op::SetXattr(set) => return self.nothing(|files| files.set_xattr(&set)),
             Op::RemoveXattr(remove) => {
                 return self.nothing(|files| {
-                    let file = files.exports.spot(&remove.path)?.writable()?.open_path()?;
+                    let file = files.exports.changeable(&remove.path)?.open_path()?;
                     fs::removexattr(by_number(file.as_fd()), &remove.name[..])
                 });
             }
@@ -126,9 +126,11 @@ impl Files {
     }
 
     fn open(&self, open: &FileOpen) -> Result<FileOpened, Errno> {
-        let spot = self.exports.spot(&open.path)?;
         let changes = open.write || open.append || open.truncate || open.create.is_some();
-        let spot = if changes { spot.writable()? } else { spot };
+        let spot = match changes {
+            true => self.exports.changeable(&open.path)?,
+            false => self.exports.spot(&open.path)?,
+        };
         // Nobody is to wait for the other end of a pipe.
         let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
         flags |= match (open.read, open.write || open.append) {
@@ -199,7 +201,7 @@ impl Files {
     }
 
     fn make_node(&self, node: &FileMakeNode) -> Result<FileAttributes, Errno> {
-        let (parent, name) = self.exports.spot(&node.path)?.writable()?.open_parent()?;
+        let (parent, name) = self.exports.changeable(&node.path)?.open_parent()?;
         let mode = Mode::from_raw_mode(node.mode & 0o7777);
         match node.mode & libc_mode::TYPE {
             libc_mode::DIRECTORY => fs::mkdirat(&parent, name, mode)?,
@@ -213,7 +215,7 @@ impl Files {
     }
 
     fn remove(&self, remove: &FileRemove) -> Result<(), Errno> {
-        let (parent, name) = self.exports.spot(&remove.path)?.writable()?.open_parent()?;
+        let (parent, name) = self.exports.changeable(&remove.path)?.open_parent()?;
         let flags = match remove.directory {
             true => AtFlags::REMOVEDIR,
             false => AtFlags::empty(),
@@ -222,8 +224,8 @@ impl Files {
     }
 
     fn rename(&self, rename: &FileRename) -> Result<(), Errno> {
-        let (from, name) = self.exports.spot(&rename.from)?.writable()?.open_parent()?;
-        let (to, new_name) = self.exports.spot(&rename.to)?.writable()?.open_parent()?;
+        let (from, name) = self.exports.changeable(&rename.from)?.open_parent()?;
+        let (to, new_name) = self.exports.changeable(&rename.to)?.open_parent()?;
         let flags = RenameFlags::from_bits(rename.flags).ok_or(Errno::INVAL)?;
         if flags.contains(RenameFlags::WHITEOUT) {
             return Err(Errno::INVAL);
@@ -232,8 +234,8 @@ impl Files {
     }
 
     fn link(&self, link: &FileLink) -> Result<FileAttributes, Errno> {
-        let (from, name) = self.exports.spot(&link.from)?.writable()?.open_parent()?;
-        let (to, new_name) = self.exports.spot(&link.to)?.writable()?.open_parent()?;
+        let (from, name) = self.exports.changeable(&link.from)?.open_parent()?;
+        let (to, new_name) = self.exports.changeable(&link.to)?.open_parent()?;
         fs::linkat(from, name, &to, new_name, AtFlags::empty())?;
         attributes::of(&to, new_name)
     }
@@ -295,7 +297,7 @@ impl Files {
     }
 
     fn set_xattr(&self, set: &FileSetXattr) -> Result<(), Errno> {
-        let file = self.exports.spot(&set.path)?.writable()?.open_path()?;
+        let file = self.exports.changeable(&set.path)?.open_path()?;
         let flags = XattrFlags::from_bits(set.flags).ok_or(Errno::INVAL)?;
         fs::setxattr(by_number(file.as_fd()), &set.name[..], &set.value, flags)
     }

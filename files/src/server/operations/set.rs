@@ -40,7 +40,7 @@ impl Files {
                 handle if handle.read_only => return Err(Errno::ROFS),
                 handle => Found::Open(handle),
             },
-            Name::Path(path) => Found::Place(self.exports.spot(&path)?.writable()?.open_path()?),
+            Name::Path(path) => Found::Place(self.exports.changeable(&path)?.open_path()?),
         };
         if let Some(size) = wanted.size {
             resize(&found, size)?;
