@@ -38,7 +38,7 @@ where
 {
     let (reader, writer) = split(io);
     let (answers, queue) = mpsc::channel(QUEUE);
-    let sending = send_all(Box::pin(writer), queue);
+    let sending = send_all(Box::pin(writer), queue, |_| true);
     let receiving = receive(Incoming::new(Box::pin(reader)), exports, answers);
     // The answers to what came last are still sent.
     let (received, sent) = tokio::join!(receiving, sending);

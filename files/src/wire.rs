@@ -33,6 +33,14 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
 
     /// Receives a message, the bytes of which are not copied; `None` at the end.
     pub(crate) async fn receive<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
+        self.receive_hearing(|| ()).await
+    }
+
+    /// The same; tells whenever some bytes of it have come.
+    pub(crate) async fn receive_hearing<M: Message + Default>(
+        &mut self,
+        heard: impl Fn(),
+    ) -> io::Result<Option<M>> {
         loop {
             if let Some(body) = take_frame(&mut self.buffer)? {
                 return M::decode(body.freeze()).map(Some).map_err(invalid);
@@ -44,12 +52,17 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
                     false => Err(io::ErrorKind::UnexpectedEof.into()),
                 };
             }
+            heard();
         }
     }
 }
 
-/// Writes what is queued until nobody can queue any more.
-pub(crate) async fn send_all<W, M>(mut io: W, mut queue: mpsc::Receiver<M>) -> io::Result<()>
+/// Writes what is queued, and still wanted, until nobody can queue any more.
+pub(crate) async fn send_all<W, M>(
+    mut io: W,
+    mut queue: mpsc::Receiver<M>,
+    is_wanted: impl Fn(&M) -> bool,
+) -> io::Result<()>
 where
     W: AsyncWrite + Unpin,
     M: Message,
@@ -57,11 +70,15 @@ where
     let mut buffer = BytesMut::new();
     while let Some(message) = queue.recv().await {
         buffer.clear();
-        encode(&message, &mut buffer)?;
+        if is_wanted(&message) {
+            encode(&message, &mut buffer)?;
+        }
         while buffer.len() < BATCH
             && let Ok(next) = queue.try_recv()
         {
-            encode(&next, &mut buffer)?;
+            if is_wanted(&next) {
+                encode(&next, &mut buffer)?;
+            }
         }
         io.write_all(&buffer).await?;
         io.flush().await?;
@@ -121,7 +138,7 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(100);
         let (queue, queued) = mpsc::channel(8);
         let sizes = [0, 1, 127, 128, 100_000, 1 << 20, 3];
-        let sender = tokio::spawn(send_all(ours, queued));
+        let sender = tokio::spawn(send_all(ours, queued, |_| true));
         let filler = tokio::spawn(async move {
             for (id, size) in sizes.into_iter().enumerate() {
                 queue.send(request(id as u64, size)).await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,11 @@ use tracing::debug;
 use super::table::lock;
 use crate::wire::{Incoming, send_all};
 
-/// How long a program waits for a file at most, before it is told of an error.
+/// How long a program waits for a file while nothing comes, before it is told of an error.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How many times as long it waits while other answers come.
+const LONGEST: u32 = 12;
 
 /// How many requests wait for the stream to take them.
 const QUEUE: usize = 64;
@@ -39,6 +43,8 @@ pub struct Link {
 pub(super) struct Stream {
     pub(super) epoch: u64,
     requests: mpsc::Sender<FilesRequest>,
+    /// When bytes came last.
+    heard: Arc<Mutex<Instant>>,
     waiting: Arc<Mutex<Waiting>>,
 }
 
@@ -60,7 +66,7 @@ impl Default for Link {
 }
 
 impl Link {
-    /// Has programs wait no longer than that.
+    /// Has programs wait no longer than that while nothing comes.
     pub fn new(deadline: Duration) -> Self {
         Self {
             streams: watch::Sender::new(None),
@@ -82,6 +88,7 @@ impl Link {
         let stream = Stream {
             epoch,
             requests,
+            heard: Arc::new(Mutex::new(Instant::now())),
             waiting: Arc::default(),
         };
         // Also when this future is dropped.
@@ -93,19 +100,33 @@ impl Link {
         self.streams.send_replace(Some(stream.clone()));
         tokio::select! {
             ended = stream.receive(Incoming::new(Box::pin(reader))) => ended,
-            ended = send_all(Box::pin(writer), queue) => ended,
+            ended = send_all(Box::pin(writer), queue, |request| stream.wants(request)) => ended,
         }
     }
 
-    /// Fails with EIO after the deadline, or sooner where there has been no stream for
-    /// long: a program's call may be several requests, one after the other.
+    /// Fails with EIO once nothing has come for as long as the deadline, or sooner where
+    /// there has been no stream for long: a program's call may be several requests, one
+    /// after the other. By a slow stream what was asked for before has to come first.
     pub(super) async fn in_time<T>(
         &self,
         work: impl Future<Output = Result<T, Errno>>,
     ) -> Result<T, Errno> {
         let down = (*lock(&self.down_since)).map_or(Duration::ZERO, |since| since.elapsed());
-        let patience = self.deadline.saturating_sub(down).max(self.deadline / 10);
-        timeout(patience, work).await.unwrap_or(Err(Errno::IO))
+        let mut patience = self.deadline.saturating_sub(down).max(self.deadline / 10);
+        let began = Instant::now();
+        let mut work = pin!(work);
+        loop {
+            if let Ok(done) = timeout(patience, &mut work).await {
+                return done;
+            }
+            let silence = self.present().map(|stream| lock(&stream.heard).elapsed());
+            patience = self
+                .deadline
+                .saturating_sub(silence.unwrap_or(self.deadline));
+            if patience.is_zero() || began.elapsed() > self.deadline * LONGEST {
+                return Err(Errno::IO);
+            }
+        }
     }
 
     /// The stream that there is, once there is one.
@@ -161,7 +182,7 @@ impl Stream {
         self.requests.send(request).await.map_err(|_| Lost)?;
         let answer = answer_rx.await.map_err(|_| Lost)?;
         Ok(match answer.result {
-            Some(Answer::Error(number)) => Err(Errno::from_raw_os_error(number)),
+            Some(Answer::Error(number)) => Err(errno(number)),
             result => Ok(result),
         })
     }
@@ -173,12 +194,18 @@ impl Stream {
         let _ = self.requests.send(FilesRequest { id: 0, op }).await;
     }
 
+    /// Whether somebody waits still for what is to be done, or did never.
+    fn wants(&self, request: &FilesRequest) -> bool {
+        request.id == 0 || lock(&self.waiting).answers.contains_key(&request.id)
+    }
+
     pub(super) fn is_open(&self) -> bool {
         !lock(&self.waiting).is_over
     }
 
     async fn receive<R: AsyncRead + Unpin>(&self, mut incoming: Incoming<R>) -> io::Result<()> {
-        while let Some(answer) = incoming.receive::<FilesAnswer>().await? {
+        let heard = || *lock(&self.heard) = Instant::now();
+        while let Some(answer) = incoming.receive_hearing::<FilesAnswer>(heard).await? {
             let waits = lock(&self.waiting).answers.remove(&answer.id);
             let unwanted = match waits {
                 Some(waits) => waits.send(answer).err(),
@@ -237,10 +264,100 @@ impl Drop for Forgotten<'_> {
     }
 }
 
+/// An error of the server's, which may say anything.
+fn errno(number: i32) -> Errno {
+    match number {
+        1..4096 => Errno::from_raw_os_error(number),
+        _ => Errno::IO,
+    }
+}
+
 /// Bytes that answer a request for some.
 pub(super) fn data(answer: Option<Answer>) -> Result<Bytes, Errno> {
     match answer {
         Some(Answer::Data(data)) => Ok(data),
         _ => Err(Errno::PROTO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_millis(300);
+
+    fn stat() -> Op {
+        Op::Stat(kvpn_proto::v1::FileStat::default())
+    }
+
+    /// A link, and the server's end of its stream.
+    fn linked() -> (Link, tokio::io::DuplexStream) {
+        let link = Link::new(DEADLINE);
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let carried = link.clone();
+        tokio::spawn(async move { carried.carry(ours).await });
+        (link, theirs)
+    }
+
+    #[tokio::test]
+    async fn answer_may_take_long_while_its_bytes_come() {
+        let (link, mut server) = linked();
+        let answering = async {
+            let answer = FilesAnswer {
+                id: 1,
+                result: Some(Answer::Data(vec![7; 20].into())),
+            };
+            for byte in answer.encode_length_delimited_to_vec() {
+                server.write_all(&[byte]).await.unwrap();
+                tokio::time::sleep(DEADLINE / 10).await;
+            }
+        };
+        let began = Instant::now();
+        let (answer, ()) = tokio::join!(link.in_time(link.ask(stat())), answering);
+        assert_eq!(data(answer.unwrap().1).unwrap().len(), 20);
+        assert!(began.elapsed() > DEADLINE * 2);
+    }
+
+    #[tokio::test]
+    async fn silent_stream_is_an_error_in_time() {
+        let (link, _server) = linked();
+        let began = Instant::now();
+        let answer = link.in_time(link.ask(stat())).await;
+        assert_eq!(answer.unwrap_err(), Errno::IO);
+        assert!(began.elapsed() < DEADLINE * 3);
+    }
+
+    #[tokio::test]
+    async fn request_that_nobody_waits_for_is_not_sent() {
+        let (link, mut server) = linked();
+        let stream = link.stream().await.unwrap();
+        // Queued, but the stream's writer has had no turn.
+        let mut given_up = Box::pin(stream.ask(stat()));
+        assert!(poll_once(given_up.as_mut()).is_pending());
+        drop(given_up);
+        stream.release(9).await;
+        let expected = FilesRequest {
+            id: 0,
+            op: Some(Op::Release(FileRelease { handle: 9 })),
+        };
+        let expected = expected.encode_length_delimited_to_vec();
+        let mut sent = vec![0; expected.len()];
+        server.read_exact(&mut sent).await.unwrap();
+        assert_eq!(sent, expected);
+    }
+
+    fn poll_once<F: Future>(work: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
+        work.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    }
+
+    #[test]
+    fn error_that_is_none_of_linux_is_eio() {
+        assert_eq!(errno(2), Errno::NOENT);
+        for number in [0, -2, 4096, i32::MAX, i32::MIN] {
+            assert_eq!(errno(number), Errno::IO);
+        }
     }
 }
