@@ -25,6 +25,7 @@ const APART: usize = 16;
 
 /// How many files are asked for by one request, and are ahead of the reader, at most.
 const BATCH: usize = 256;
+const MIN_BATCH: usize = 8;
 const MAX_AHEAD: usize = 1024;
 
 #[derive(Debug, Default)]
@@ -47,6 +48,8 @@ struct Run {
     slots: BTreeMap<usize, Slot>,
     /// How many there were.
     batches: u64,
+    /// How many files one of them is about at most.
+    batch: usize,
 }
 
 #[derive(Debug)]
@@ -112,6 +115,7 @@ impl Ahead {
             planned: 0,
             slots: BTreeMap::new(),
             batches: 0,
+            batch: BATCH,
         };
         self.runs.insert(directory, run);
     }
@@ -140,6 +144,10 @@ impl Ahead {
             return;
         };
         let got = entries.len();
+        if (1..batch.names.len()).contains(&got) {
+            // An answer holds no more of such files.
+            run.batch = got.max(MIN_BATCH);
+        }
         for (place, seen) in (batch.first..).zip(entries) {
             // Not what was forgotten meanwhile.
             if run.awaits(place, batch.number) {
@@ -237,8 +245,17 @@ impl Run {
             && ((end - self.planned) * 4 >= ahead.min(BATCH * 4) || end == self.names.len())
         {
             let first = self.planned;
-            let names = self.names[first..end.min(first + BATCH)].to_vec();
-            self.planned += names.len();
+            // Those that did not come may be before others that are on their way.
+            let free = |place: &usize| !self.slots.contains_key(place);
+            let count = (first..end.min(first + self.batch))
+                .take_while(free)
+                .count();
+            if count == 0 {
+                self.planned += 1;
+                continue;
+            }
+            let names = self.names[first..first + count].to_vec();
+            self.planned += count;
             let (coming, comes) = watch::channel(());
             self.batches += 1;
             let number = self.batches;
@@ -304,6 +321,36 @@ mod tests {
         assert!(hits > 4990, "{hits} hits");
         assert!(asked <= 5000, "{asked} asked for");
         assert!(requests < 100, "{requests} requests");
+    }
+
+    #[test]
+    fn files_of_which_an_answer_holds_few_are_asked_for_once_and_none_is_left_out() {
+        const HELD: usize = 128;
+        let names = names(5000);
+        let mut ahead = Ahead::default();
+        ahead.listed(7, names.clone());
+        let mut under_way = VecDeque::new();
+        let (mut asked, mut hits) = (0, 0);
+        for name in &names {
+            let (mut known, mut batches) = ahead.want(7, name, true);
+            // The answers come when somebody waits for them, the oldest first.
+            while let Known::Soon(comes) = &known {
+                under_way.extend(batches.drain(..));
+                if comes.has_changed().is_err() {
+                    panic!("nobody brings {name:?}");
+                }
+                let batch: Batch = under_way.pop_front().unwrap();
+                let held = entries(&batch).into_iter().take(HELD).collect();
+                ahead.arrived(&batch, held);
+                asked += batch.names.len().min(HELD);
+                drop(batch);
+                (known, batches) = ahead.want(7, name, true);
+            }
+            under_way.extend(batches);
+            hits += usize::from(matches!(known, Known::Entry(_)));
+        }
+        assert!(hits > 4950, "{hits} hits");
+        assert!(asked <= 5000, "{asked} asked for");
     }
 
     #[test]

@@ -229,17 +229,13 @@ impl Core {
         name: &Bytes,
         is_read: bool,
     ) -> Option<Seen> {
-        let (known, batches) = lock(&self.ahead).want(parent, name, is_read);
-        for batch in batches {
-            tokio::spawn(self.clone().peek(batch));
-        }
-        let seen = match known {
+        let seen = match self.want(parent, name, is_read) {
             Known::Nothing => None,
             Known::Entry(seen) => Some(seen),
             Known::Soon(mut comes) => {
                 // Until the sender is gone.
                 while comes.changed().await.is_ok() {}
-                match lock(&self.ahead).want(parent, name, is_read).0 {
+                match self.want(parent, name, is_read) {
                     Known::Entry(seen) => Some(seen),
                     Known::Nothing | Known::Soon(_) => None,
                 }
@@ -248,6 +244,14 @@ impl Core {
         // What another server has said is worth nothing.
         let epoch = self.link.present()?.epoch;
         seen.filter(|seen| seen.epoch == epoch)
+    }
+
+    fn want(self: &Arc<Self>, parent: u64, name: &Bytes, is_read: bool) -> Known {
+        let (known, batches) = lock(&self.ahead).want(parent, name, is_read);
+        for batch in batches {
+            tokio::spawn(self.clone().peek(batch));
+        }
+        known
     }
 
     async fn peek(self: Arc<Self>, batch: Batch) {
