@@ -38,6 +38,8 @@ pub(super) struct Core {
 pub(super) struct Entered {
     pub(super) id: u64,
     pub(super) attributes: FileAttributes,
+    /// When it was asked for.
+    pub(super) at: Instant,
 }
 
 impl Core {
@@ -59,11 +61,12 @@ impl Core {
         if let Some(seen) = self.known(parent, &name, false).await
             && let Some(attributes) = seen.entry.attributes
         {
-            return Ok(self.enter(seen.epoch, parent, &name, attributes));
+            return Ok(self.enter((seen.epoch, seen.at), parent, &name, attributes));
         }
         let path = self.path_in(parent, &name)?;
+        let at = Instant::now();
         match self.stat_name(Name::Path(path)).await {
-            Ok((epoch, attributes)) => Ok(self.enter(epoch, parent, &name, attributes)),
+            Ok((epoch, attributes)) => Ok(self.enter((epoch, at), parent, &name, attributes)),
             Err(errno) => {
                 if errno == Errno::NOENT {
                     lock(&self.nodes).remove(parent, &name);
@@ -84,20 +87,20 @@ impl Core {
         if let Some((found, at)) = open.find_map(|file| file.known(version)) {
             return Ok((found, LEASE.saturating_sub(at.elapsed())));
         }
+        let at = Instant::now();
         let found = self.stat_now(id, handles).await?;
-        Ok((found, LEASE))
+        Ok((found, LEASE.saturating_sub(at.elapsed())))
     }
 
     async fn stat_now(&self, id: u64, handles: Vec<u64>) -> Result<FileAttributes, Errno> {
         // What is open is the right one, whatever has its name now.
         for file in handles.into_iter().filter_map(|fh| self.files.get(fh).ok()) {
-            if let Some(handle) = file.present_handle(&self.link).await {
-                let answer = self.stat_name(Name::Handle(handle)).await;
-                match answer {
-                    Ok((_, attributes)) => return Ok(attributes),
-                    // The handle's stream has ended meanwhile.
-                    Err(Errno::BADF) => {}
-                    Err(errno) => return Err(errno),
+            if let Some((stream, handle)) = file.present_handle(&self.link).await {
+                let name = Some(Name::Handle(handle));
+                let file = Some(FileName { name });
+                // By the next stream the number is another file's.
+                if let Ok(answer) = stream.ask(Op::Stat(FileStat { file })).await {
+                    return attributes(answer?);
                 }
             }
         }
@@ -123,25 +126,38 @@ impl Core {
         &self,
         id: u64,
         fh: Option<u64>,
-        mut wanted: FileSetAttributes,
+        wanted: FileSetAttributes,
     ) -> Result<FileAttributes, Errno> {
         let handles = lock(&self.nodes).handles(id);
         let open = fh
             .into_iter()
             .chain(handles)
             .find_map(|fh| self.files.get(fh).ok());
-        let path = lock(&self.nodes).path(id);
-        let name = match (fh, path, open) {
-            (None, Some(path), _) => Name::Path(path),
-            (_, _, Some(file)) => Name::Handle(self.handle_of(&file).await?.1),
-            (_, Some(path), None) => Name::Path(path),
-            (_, None, None) => return Err(Errno::STALE),
+        let set = |name| {
+            let file = Some(FileName { name: Some(name) });
+            Op::SetAttributes(FileSetAttributes {
+                file,
+                ..wanted.clone()
+            })
         };
-        wanted.file = Some(FileName { name: Some(name) });
+        let is_named = lock(&self.nodes).path(id).is_some();
         self.changes(id);
-        let (_, answer) = self.link.ask(Op::SetAttributes(wanted)).await?;
+        let (answer, named) = match open {
+            Some(file) if fh.is_some() || !is_named => {
+                let set = |handle| set(Name::Handle(handle));
+                (self.ask_open(&file, set).await?, None)
+            }
+            Some(_) | None => {
+                let name = lock(&self.nodes).name(id);
+                (self.ask_at(id, |path| set(Name::Path(path))).await?, name)
+            }
+        };
         self.changes(id);
-        attributes(answer)
+        let (epoch, found) = (answer.0, attributes(answer.1)?);
+        if named.is_some() && !lock(&self.nodes).is_same(epoch, id, Key::from(&found)) {
+            return Err(self.misled(id, named));
+        }
+        Ok(found)
     }
 
     pub(super) async fn make(
@@ -153,8 +169,10 @@ impl Core {
     ) -> Result<Entered, Errno> {
         let path = self.path_in(parent, &name)?;
         let op = Op::MakeNode(FileMakeNode { path, mode, target });
+        let at = Instant::now();
         let (epoch, answer) = self.link.ask_once(op).await?;
-        Ok(self.enter(epoch, parent, &name, attributes(answer)?))
+        lock(&self.nodes).listing_changed(parent);
+        Ok(self.enter((epoch, at), parent, &name, attributes(answer)?))
     }
 
     pub(super) async fn link_to(
@@ -163,10 +181,13 @@ impl Core {
         parent: u64,
         name: Bytes,
     ) -> Result<Entered, Errno> {
-        let from = self.path(id)?;
         let to = self.path_in(parent, &name)?;
-        let (epoch, answer) = self.link.ask_once(Op::Link(FileLink { from, to })).await?;
-        Ok(self.enter(epoch, parent, &name, attributes(answer)?))
+        let link = |from| Op::Link(FileLink { from, to });
+        let at = Instant::now();
+        let (epoch, answer) = self.ask_at_once(id, link).await?;
+        lock(&self.nodes).listing_changed(parent);
+        self.changes(id);
+        Ok(self.enter((epoch, at), parent, &name, attributes(answer)?))
     }
 
     pub(super) async fn remove(
@@ -180,8 +201,17 @@ impl Core {
         self.link
             .ask_once(Op::Remove(FileRemove { path, directory }))
             .await?;
-        lock(&self.nodes).remove(parent, &name);
+        let id = lock(&self.nodes).by_name(parent, &name);
+        {
+            let mut nodes = lock(&self.nodes);
+            nodes.remove(parent, &name);
+            nodes.listing_changed(parent);
+        }
         lock(&self.ahead).changed(parent);
+        // It may have other names, or be open.
+        if let Some(id) = id {
+            self.changes(id);
+        }
         Ok(())
     }
 
@@ -199,16 +229,28 @@ impl Core {
         self.keep_open(to.0, &to.1).await;
         self.link.ask_once(op).await?;
         let exchange = flags & RENAME_EXCHANGE != 0;
-        lock(&self.nodes).rename((from.0, &from.1), (to.0, &to.1), exchange);
-        let mut ahead = lock(&self.ahead);
-        ahead.changed(from.0);
-        ahead.changed(to.0);
+        let files = {
+            let mut nodes = lock(&self.nodes);
+            let files = [&from, &to].map(|(parent, name)| nodes.by_name(*parent, name));
+            nodes.rename((from.0, &from.1), (to.0, &to.1), exchange);
+            nodes.listing_changed(from.0);
+            nodes.listing_changed(to.0);
+            files
+        };
+        {
+            let mut ahead = lock(&self.ahead);
+            ahead.changed(from.0);
+            ahead.changed(to.0);
+        }
+        for id in files.into_iter().flatten() {
+            self.changes(id);
+        }
         Ok(())
     }
 
     pub(super) async fn read_link(&self, id: u64) -> Result<Bytes, Errno> {
-        let path = self.path(id)?;
-        data(self.link.ask(Op::ReadLink(FileReadLink { path })).await?.1)
+        let read = |path| Op::ReadLink(FileReadLink { path });
+        data(self.ask_at(id, read).await?.1)
     }
 
     /// Asks for something by path, or does something that may be done twice.
@@ -217,8 +259,50 @@ impl Core {
         id: u64,
         op: impl FnOnce(Bytes) -> Op,
     ) -> Result<Option<Answer>, Errno> {
-        let path = self.path(id)?;
-        Ok(self.link.ask(op(path)).await?.1)
+        Ok(self.ask_at(id, op).await?.1)
+    }
+
+    /// Asks by the path of a file. One that is not there is looked up again.
+    pub(super) async fn ask_at(
+        &self,
+        id: u64,
+        op: impl FnOnce(Bytes) -> Op,
+    ) -> Result<(u64, Option<Answer>), Errno> {
+        let (path, name) = self.path_and_name(id)?;
+        let answer = self.link.ask(op(path)).await;
+        answer.map_err(|errno| self.unless_there(errno, id, name))
+    }
+
+    /// The same for what must not be done twice.
+    pub(super) async fn ask_at_once(
+        &self,
+        id: u64,
+        op: impl FnOnce(Bytes) -> Op,
+    ) -> Result<(u64, Option<Answer>), Errno> {
+        let (path, name) = self.path_and_name(id)?;
+        let answer = self.link.ask_once(op(path)).await;
+        answer.map_err(|errno| self.unless_there(errno, id, name))
+    }
+
+    /// Forgets a name that led to nothing, or to another file; the kernel then looks the
+    /// file up again.
+    pub(super) fn misled(&self, id: u64, name: Option<(u64, Bytes)>) -> Errno {
+        if let Some((parent, name)) = name {
+            lock(&self.nodes).misled(id, parent, &name);
+        }
+        Errno::STALE
+    }
+
+    fn unless_there(&self, errno: Errno, id: u64, name: Option<(u64, Bytes)>) -> Errno {
+        match errno {
+            Errno::NOENT => self.misled(id, name),
+            errno => errno,
+        }
+    }
+
+    fn path_and_name(&self, id: u64) -> Result<(Bytes, Option<(u64, Bytes)>), Errno> {
+        let nodes = lock(&self.nodes);
+        Ok((nodes.path(id).ok_or(Errno::STALE)?, nodes.name(id)))
     }
 
     /// What is known ahead of time of a name, and since when; asks for what is likely
@@ -274,17 +358,17 @@ impl Core {
         lock(&self.ahead).arrived(&batch, seen);
     }
 
-    /// Counts a file as told to the kernel.
+    /// Counts a file as told to the kernel, as it was with a stream and at a time.
     pub(super) fn enter(
         &self,
-        epoch: u64,
+        (epoch, at): (u64, Instant),
         parent: u64,
         name: &Bytes,
         attributes: FileAttributes,
     ) -> Entered {
         let key = Key::from(&attributes);
         let id = lock(&self.nodes).enter(epoch, parent, name, key);
-        Entered { id, attributes }
+        Entered { id, attributes, at }
     }
 
     pub(super) fn forget(&self, id: u64, lookups: u64) {

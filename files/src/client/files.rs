@@ -1,5 +1,6 @@
 //! Files that are open on the laptop, and on whatever server there is.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -39,6 +40,10 @@ pub(super) struct OpenFile {
     content: Mutex<Option<Content>>,
     /// With which stream something was written that may not be on a disk.
     unsynced: Mutex<Option<u64>>,
+    /// Which file it was when it was opened last, here or there.
+    key: Mutex<Option<Key>>,
+    /// Whether a program has some of its contents.
+    was_read: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +53,30 @@ struct ServerFile {
     key: Option<Key>,
 }
 
+/// Something that is still to be synced, unless it is taken from here.
+struct Unsynced<'a> {
+    file: &'a OpenFile,
+    written: Option<u64>,
+}
+
+impl Drop for Unsynced<'_> {
+    fn drop(&mut self) {
+        if let Some(written) = self.written {
+            *lock(&self.file.unsynced) = Some(written);
+        }
+    }
+}
+
 impl OpenFile {
     fn new(id: u64, how: How, server: Option<ServerFile>, content: Option<Content>) -> Arc<Self> {
+        let key = match (&server, &content) {
+            (Some(server), _) => server.key,
+            (None, Some(content)) => Some(Key::from(&content.attributes)),
+            (None, None) => None,
+        };
         Arc::new(Self {
+            key: Mutex::new(key),
+            was_read: AtomicBool::new(false),
             id,
             how,
             server: AsyncMutex::new(server),
@@ -68,13 +94,33 @@ impl OpenFile {
         Some((content.attributes, content.at))
     }
 
-    /// The handle that the present server has of it, if any.
-    pub(super) async fn present_handle(&self, link: &Link) -> Option<u64> {
-        let epoch = link.present()?.epoch;
+    /// The present stream, and the handle that it has of the file, if any.
+    pub(super) async fn present_handle(&self, link: &Link) -> Option<(Stream, u64)> {
+        let stream = link.present()?;
         let server = *self.server.lock().await;
-        server
-            .filter(|server| server.epoch == epoch)
-            .map(|server| server.handle)
+        let server = server.filter(|server| server.epoch == stream.epoch)?;
+        Some((stream, server.handle))
+    }
+
+    /// A part of it, if all of it is known.
+    fn part(&self, version: u64, offset: u64, size: u32) -> Option<Bytes> {
+        let mut content = lock(&self.content);
+        if content.as_ref().is_some_and(|c| !c.is_fresh(version)) {
+            *content = None;
+        }
+        content.as_ref()?.part(offset, size)
+    }
+
+    /// Whether it may be read or written where this file is found in its place.
+    fn takes(&self, found: Option<Key>) -> bool {
+        let before = *lock(&self.key);
+        let is_same = match (before, found) {
+            (Some(before), Some(found)) => before.is_of_same_file(found),
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        let may_not_change = self.how.write || self.how.append;
+        is_same || !(may_not_change || self.was_read.load(Ordering::Relaxed))
     }
 }
 
@@ -89,16 +135,16 @@ impl ServerFile {
 }
 
 impl Core {
-    /// Opens a file; returns the kernel's handle.
-    pub(super) async fn open(self: &Arc<Self>, id: u64, how: How) -> Result<u64, Errno> {
+    /// Opens a file; returns the kernel's handle, and whether its size says nothing.
+    pub(super) async fn open(self: &Arc<Self>, id: u64, how: How) -> Result<(u64, bool), Errno> {
         let (name, version) = {
             let nodes = lock(&self.nodes);
             (nodes.name(id), nodes.version(id))
         };
         let only_read = how.read && !how.write && !how.append && !how.truncate;
         if only_read
-            && let Some((parent, name)) = name
-            && let Some(seen) = self.known(parent, &name, true).await
+            && let Some((parent, name)) = &name
+            && let Some(seen) = self.known(*parent, name, true).await
             && let (Some(data), Some(attributes)) = (seen.entry.content, seen.entry.attributes)
             && lock(&self.nodes).is_same(seen.epoch, id, Key::from(&attributes))
         {
@@ -110,16 +156,20 @@ impl Core {
                 at,
                 version,
             };
-            return Ok(self.opened(id, OpenFile::new(id, how, None, Some(content))));
+            let file = OpenFile::new(id, how, None, Some(content));
+            return Ok((self.opened(id, file), false));
         }
         if how.truncate {
             self.changes(id);
         }
         let at = Instant::now();
-        let mut op = request(self.path(id)?, how);
-        op.truncate = how.truncate;
-        op.max_content = if only_read { MAX_CONTENT } else { 0 };
-        let (epoch, opened) = opened(self.link.ask(Op::Open(op)).await?)?;
+        let open = |path| {
+            let mut op = request(path, how);
+            op.truncate = how.truncate;
+            op.max_content = if only_read { MAX_CONTENT } else { 0 };
+            Op::Open(op)
+        };
+        let (epoch, opened) = opened(self.ask_at(id, open).await?)?;
         if how.truncate {
             self.changes(id);
         }
@@ -135,9 +185,13 @@ impl Core {
             && !lock(&self.nodes).is_same(epoch, id, key)
         {
             self.release_server(Some(server)).await;
-            return Err(Errno::STALE);
+            return Err(self.misled(id, name));
         }
-        Ok(self.opened(id, OpenFile::new(id, how, Some(server), content)))
+        // What /proc has is empty until it is read.
+        let is_empty = |c: &Content| c.attributes.size == 0 && c.data.is_none();
+        let is_sizeless = only_read && content.as_ref().is_some_and(is_empty);
+        let file = OpenFile::new(id, how, Some(server), content);
+        Ok((self.opened(id, file), is_sizeless))
     }
 
     /// Creates and opens a file; returns the kernel's handle as well.
@@ -151,9 +205,10 @@ impl Core {
         let mut op = request(self.path_in(parent, &name)?, how);
         op.truncate = how.truncate;
         op.create = Some(create);
+        let at = Instant::now();
         let (epoch, opened) = opened(self.link.ask_once(Op::Open(op)).await?)?;
         let attributes = opened.attributes.ok_or(Errno::PROTO)?;
-        let entered = self.enter(epoch, parent, &name, attributes);
+        let entered = self.enter((epoch, at), parent, &name, attributes);
         let server = ServerFile::new(epoch, &opened);
         self.changes(entered.id);
         let file = OpenFile::new(entered.id, how, Some(server), None);
@@ -164,11 +219,8 @@ impl Core {
     pub(super) async fn read(&self, fh: u64, offset: u64, size: u32) -> Result<Bytes, Errno> {
         let file = self.files.get(fh)?;
         let version = lock(&self.nodes).version(file.id);
-        let content = lock(&file.content).clone();
-        if let Some(data) = content
-            .filter(|c| c.is_fresh(version))
-            .and_then(|c| c.part(offset, size))
-        {
+        if let Some(data) = file.part(version, offset, size) {
+            file.was_read.store(true, Ordering::Relaxed);
             return Ok(data);
         }
         if size <= MAX_DATA {
@@ -197,7 +249,9 @@ impl Core {
                 size,
             })
         };
-        data(self.ask_open(file, read).await?.1)
+        let data = data(self.ask_open(file, read).await?.1)?;
+        file.was_read.store(true, Ordering::Relaxed);
+        Ok(data)
     }
 
     pub(super) async fn write(&self, fh: u64, offset: u64, data: Bytes) -> Result<u32, Errno> {
@@ -231,10 +285,13 @@ impl Core {
             let file = Some(FileName { name });
             Op::Sync(FileSync { file, data_only })
         };
-        let written = *lock(&file.unsynced);
+        // What is written meanwhile is noted anew.
+        let mut unsynced = Unsynced {
+            file: &file,
+            written: lock(&file.unsynced).take(),
+        };
         let (epoch, _) = self.ask_open(&file, sync).await?;
-        *lock(&file.unsynced) = None;
-        match written {
+        match unsynced.written.take() {
             // Whether the server before has kept it, nobody knows.
             Some(written) if written != epoch => Err(Errno::IO),
             _ => Ok(()),
@@ -279,7 +336,9 @@ impl Core {
     pub(super) fn close(&self, fh: u64) -> Option<Arc<OpenFile>> {
         let file = self.files.remove(fh)?;
         lock(&self.nodes).closed(file.id, fh);
-        Some(file)
+        // Most small files are known to this laptop only.
+        let is_here_only = file.server.try_lock().is_ok_and(|server| server.is_none());
+        (!is_here_only).then_some(file)
     }
 
     pub(super) async fn release(&self, file: Arc<OpenFile>) {
@@ -303,7 +362,7 @@ impl Core {
     }
 
     /// Asks for something that may be done twice.
-    async fn ask_open(
+    pub(super) async fn ask_open(
         &self,
         file: &OpenFile,
         op: impl Fn(u64) -> Op,
@@ -337,12 +396,13 @@ impl Core {
             };
             let found = ServerFile::new(stream.epoch, &opened);
             // Another server has another file of this name; on the same one it may be
-            // another file, too, which is no place to write to.
-            let is_changed = server.is_some_and(|before| before.key != found.key);
-            if is_changed && (file.how.write || file.how.append) {
+            // another file, too. That is no place to write to, nor is it what follows
+            // what was read before.
+            if !file.takes(found.key) {
                 stream.release(found.handle).await;
                 return Err(Errno::STALE);
             }
+            *lock(&file.key) = found.key;
             *server = Some(found);
             return Ok((stream, found.handle));
         }

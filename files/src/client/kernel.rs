@@ -32,6 +32,7 @@ use super::LEASE;
 use super::core::{Core, Entered};
 use super::directories::{Directory, Listing};
 use super::link::data;
+use super::table::lock;
 use crate::MAX_DATA;
 use convert::{attributes, directory, how, time, type_of};
 use replies::{Fails, send_xattr};
@@ -45,6 +46,8 @@ const GENERATION: Generation = Generation(0);
 /// What the kernel of a laptop makes of these is not what a pod's does: labels, and
 /// what a program may do. They are neither shown nor set.
 const HIDDEN: &[u8] = b"security.";
+
+const XATTR_CREATE: u32 = 1;
 
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
@@ -92,8 +95,9 @@ impl Kernel {
         W: Future<Output = Result<Entered, Errno>> + Send + 'static,
     {
         self.answer(reply, work, |reply, entered: Entered| {
+            let lease = LEASE.saturating_sub(entered.at.elapsed());
             let attributes = attributes(entered.id, &entered.attributes);
-            reply.entry(&LEASE, &attributes, GENERATION);
+            reply.entry(&lease, &attributes, GENERATION);
         });
     }
 
@@ -286,7 +290,14 @@ impl Filesystem for Kernel {
         self.answer(
             reply,
             |core| async move { core.open(ino.0, how(flags)).await },
-            |reply, fh| reply.opened(FileHandle(fh), FopenFlags::empty()),
+            |reply, (fh, is_sizeless)| {
+                // Or else the kernel would not read beyond its size.
+                let flags = match is_sizeless {
+                    true => FopenFlags::FOPEN_DIRECT_IO,
+                    false => FopenFlags::empty(),
+                };
+                reply.opened(FileHandle(fh), flags);
+            },
         );
     }
 
@@ -308,9 +319,10 @@ impl Filesystem for Kernel {
             reply,
             |core| async move { core.create(parent.0, name, how, create).await },
             |reply, (entered, fh): (Entered, u64)| {
+                let lease = LEASE.saturating_sub(entered.at.elapsed());
                 let attributes = attributes(entered.id, &entered.attributes);
                 let flags = FopenFlags::empty();
-                reply.created(&LEASE, &attributes, GENERATION, FileHandle(fh), flags);
+                reply.created(&lease, &attributes, GENERATION, FileHandle(fh), flags);
             },
         );
     }
@@ -485,7 +497,10 @@ impl Filesystem for Kernel {
                     flags,
                 })
             };
-            core.ask_of(ino.0, set).await.map(drop)
+            match flags & XATTR_CREATE != 0 {
+                true => core.ask_at_once(ino.0, set).await.map(drop),
+                false => core.ask_of(ino.0, set).await.map(drop),
+            }
         });
     }
 
@@ -526,7 +541,7 @@ impl Filesystem for Kernel {
         }
         self.done(reply, |core| async move {
             let remove = |path| Op::RemoveXattr(FileRemoveXattr { path, name });
-            core.ask_of(ino.0, remove).await.map(drop)
+            core.ask_at_once(ino.0, remove).await.map(drop)
         });
     }
 
@@ -610,8 +625,11 @@ fn fill(core: &Core, id: u64, listing: &mut Listing, offset: u64, reply: &mut Re
     }
     while let Some((entry, at, epoch)) = listing.front() {
         if let Some(found) = &entry.attributes {
-            let lease = LEASE.saturating_sub(at.elapsed());
-            let entered = core.enter(epoch, id, &entry.name, *found);
+            let lease = match lock(&core.nodes).is_listing_true(id, epoch, at) {
+                true => LEASE.saturating_sub(at.elapsed()),
+                false => Duration::ZERO,
+            };
+            let entered = core.enter((epoch, at), id, &entry.name, *found);
             let attributes = attributes(entered.id, found);
             let name = OsStr::from_bytes(&entry.name);
             let ino = INodeNo(entered.id);

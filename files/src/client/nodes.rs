@@ -2,6 +2,7 @@
 //! where another server takes over.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use bytes::Bytes;
 use kvpn_proto::v1::FileAttributes;
@@ -18,6 +19,15 @@ pub(super) struct Key {
     device: u64,
     inode: u64,
     born: u64,
+}
+
+impl Key {
+    /// Whether it is the same file, wherever the container has it mounted: one that was
+    /// started anew has mounted all of its volumes again.
+    pub(super) fn is_of_same_file(self, other: Self) -> bool {
+        let file = |key: Self| (key.device & u64::from(u32::MAX), key.inode, key.born);
+        file(self) == file(other)
+    }
 }
 
 impl From<&FileAttributes> for Key {
@@ -42,6 +52,8 @@ struct Node {
     key: Option<Key>,
     /// Changes with each change of its contents by this laptop.
     version: u64,
+    /// When this laptop changed last what a listing of it tells.
+    listing_changed: Option<Instant>,
     /// The kernel's handles.
     open: Vec<u64>,
 }
@@ -94,9 +106,9 @@ impl Nodes {
         }
         self.by_key.insert(key, id);
         if let Some(node) = self.nodes.get_mut(&id) {
-            if !node.names.contains(&name) {
-                node.names.push(name);
-            }
+            // The one by which the kernel asks next comes last.
+            node.names.retain(|known| *known != name);
+            node.names.push(name);
             node.key = Some(key);
             node.lookups += 1;
         }
@@ -163,6 +175,13 @@ impl Nodes {
         }
     }
 
+    /// Forgets a file's name that led to nothing, or to another file.
+    pub(super) fn misled(&mut self, id: u64, parent: u64, name: &Bytes) {
+        if self.by_name(parent, name) == Some(id) {
+            self.remove(parent, name);
+        }
+    }
+
     /// Forgets a name that is no longer there.
     pub(super) fn remove(&mut self, parent: u64, name: &Bytes) {
         self.unname(&(parent, name.clone()));
@@ -185,9 +204,28 @@ impl Nodes {
 
     /// Notes a change of its contents.
     pub(super) fn changed(&mut self, id: u64) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.version += 1;
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.version += 1;
+        let parents: Vec<u64> = node.names.iter().map(|(parent, _)| *parent).collect();
+        for parent in parents {
+            self.listing_changed(parent);
         }
+    }
+
+    /// Notes a change of what a listing of the directory tells.
+    pub(super) fn listing_changed(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.listing_changed = Some(Instant::now());
+        }
+    }
+
+    /// Whether what was listed at that time is what there is, as far as this laptop and
+    /// the stream go.
+    pub(super) fn is_listing_true(&self, id: u64, epoch: u64, at: Instant) -> bool {
+        let changed = self.nodes.get(&id).and_then(|node| node.listing_changed);
+        epoch >= self.epoch && changed.is_none_or(|changed| changed < at)
     }
 
     pub(super) fn opened(&mut self, id: u64, handle: u64) {
@@ -265,6 +303,41 @@ mod tests {
         assert_eq!(nodes.path(a).unwrap(), "dir/a");
         nodes.remove(dir, &name("a"));
         assert_eq!(nodes.path(a), None);
+    }
+
+    #[test]
+    fn file_is_found_by_the_name_that_was_looked_up_last() {
+        let mut nodes = Nodes::default();
+        let file = nodes.enter(1, ROOT, &name("final"), key(3));
+        nodes.enter(1, ROOT, &name("tmp"), key(3));
+        assert_eq!(nodes.path(file).unwrap(), "tmp");
+        assert_eq!(nodes.enter(1, ROOT, &name("final"), key(3)), file);
+        assert_eq!(nodes.path(file).unwrap(), "final");
+        nodes.misled(file, ROOT, &name("final"));
+        assert_eq!(nodes.path(file).unwrap(), "tmp");
+    }
+
+    #[test]
+    fn listing_is_not_true_any_more_once_this_laptop_changes_one_of_its_files() {
+        let mut nodes = Nodes::default();
+        let dir = nodes.enter(1, ROOT, &name("dir"), key(2));
+        let file = nodes.enter(1, dir, &name("file"), key(3));
+        let before = Instant::now();
+        assert!(nodes.is_listing_true(dir, 1, before));
+        nodes.changed(file);
+        assert!(!nodes.is_listing_true(dir, 1, before));
+        assert!(nodes.is_listing_true(ROOT, 1, before));
+        nodes.enter(2, ROOT, &name("dir"), key(9));
+        assert!(!nodes.is_listing_true(ROOT, 1, before));
+    }
+
+    #[test]
+    fn name_that_another_file_has_by_now_is_left_to_it() {
+        let mut nodes = Nodes::default();
+        let old = nodes.enter(1, ROOT, &name("file"), key(2));
+        let new = nodes.enter(1, ROOT, &name("file"), key(3));
+        nodes.misled(old, ROOT, &name("file"));
+        assert_eq!(nodes.path(new).unwrap(), "file");
     }
 
     #[test]

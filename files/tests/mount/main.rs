@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers fail as tests do")]
 
+mod cuts;
 mod laptop;
 mod lifetime;
 mod many;
