@@ -19,9 +19,12 @@ const USER: u32 = 6543;
 impl Host {
     fn mounts(&self) -> usize {
         let mounts = self.sh("cat /proc/self/mountinfo");
+        let own = self.path().canonicalize().unwrap();
+        let own = format!(" {}/", own.display());
+        // Others of the machine's are none of this host's.
         mounts
             .lines()
-            .filter(|line| line.contains(" - fuse.kvpn kvpn "))
+            .filter(|line| line.contains(" - fuse.kvpn kvpn ") && line.contains(&own))
             .count()
     }
 
