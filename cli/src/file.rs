@@ -94,16 +94,19 @@ fn nearest(directory: &Path) -> Option<PathBuf> {
 /// Refuses the file of somebody else, who may have put it above for others to run.
 fn check_owner(path: &Path, trusted: &[u32]) -> Result<(), Failure> {
     let name = path.display();
-    let owner = fs::metadata(path).map(|it| it.uid());
-    let owner = owner.map_err(|error| unreadable(&name.to_string(), &error))?;
-    if trusted.contains(&owner) {
-        return Ok(());
+    // Of a link it matters, too, who has put it there.
+    for owner in [fs::symlink_metadata(path), fs::metadata(path)] {
+        let owner = owner.map_err(|error| unreadable(&name.to_string(), &error))?;
+        let owner = owner.uid();
+        if !trusted.contains(&owner) {
+            return Err(Failure::new(
+                Reason::Usage,
+                format!("{name} belongs to another user (uid {owner})"),
+                format!("give `-f {name}` if you trust what it runs"),
+            ));
+        }
     }
-    Err(Failure::new(
-        Reason::Usage,
-        format!("{name} belongs to another user (uid {owner})"),
-        format!("give `-f {name}` if you trust what it runs"),
-    ))
+    Ok(())
 }
 
 fn none() -> Failure {

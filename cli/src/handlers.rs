@@ -92,13 +92,17 @@ async fn run_until(
     }
     // Nobody need be there to hear it.
     let send = |signal| drop(signal_tx.send(signal));
-    // Until when they may end by themselves.
+    // Until when they may end by themselves, and whether they were told to.
     let mut deadline = None;
-    let end = |deadline: &mut Option<Instant>| {
-        if deadline.is_none() {
-            *deadline = Some(Instant::now() + GRACE);
-            send(Signal::SIGTERM);
+    let mut is_told = false;
+    let mut end = |deadline: &mut Option<Instant>| {
+        if is_told {
+            return false;
         }
+        is_told = true;
+        *deadline = Some(Instant::now() + GRACE);
+        send(Signal::SIGTERM);
+        true
     };
     if failure.is_some() {
         end(&mut deadline);
@@ -123,10 +127,11 @@ async fn run_until(
                 is_over = true;
                 end(&mut deadline);
             }
-            () = until(deadline) => {
+            // Who does not end by the user's signal may by the usual one.
+            () = until(deadline) => if !end(&mut deadline) {
                 send(Signal::SIGKILL);
                 deadline = Some(Instant::now() + GRACE);
-            }
+            },
         }
     }
     printer.finish().await;
@@ -228,7 +233,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let ready = directory.path().join("ready");
         let script = format!(
-            "trap 'exit 9' QUIT; touch {}; while :; do sleep 0.02; done",
+            "trap 'exit 9' USR1; touch {}; while :; do sleep 0.02; done",
             ready.display()
         );
         let mut is_sent = false;
@@ -237,7 +242,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             is_sent = true;
-            Signal::SIGQUIT
+            Signal::SIGUSR1
         };
         let run = run_until(vec![handler(&script)], next_signal, pending());
         assert_eq!(run.await.unwrap(), 9);

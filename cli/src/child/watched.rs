@@ -8,10 +8,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use kvpn_proto::Failure;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{exit_code, not_run};
 use crate::ended::Ended;
@@ -21,6 +22,9 @@ use crate::watch::Watch;
 
 /// How long a command may take to end once it was told to.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take to end what is killed.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether all processes of a command have ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -148,8 +152,8 @@ impl Running {
                 PATIENCE.as_secs()
             ));
             self.send(Signal::SIGKILL);
-            if self.code.is_none() {
-                let _ = self.ended().await;
+            if self.code.is_none() && timeout(KILLED, self.ended()).await.is_err() {
+                report::warning("the command cannot be killed: it is another user's");
             }
         }
     }
@@ -172,7 +176,10 @@ impl Running {
     }
 
     fn look(&mut self) {
-        self.group = self.group.filter(|group| killpg(*group, None).is_ok());
+        // Those of another user are there all the same.
+        self.group = self
+            .group
+            .filter(|group| killpg(*group, None) != Err(Errno::ESRCH));
     }
 }
 

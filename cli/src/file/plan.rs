@@ -231,7 +231,7 @@ fn engage(
     words.one("--env-syntax", entry.env.syntax.as_ref())?;
     words.file("--env-json", entry.env.json.as_ref())?;
     match &entry.mount {
-        Some(Text(text)) if ["true", "false"].contains(&text.as_str()) => {
+        Some(Text(text)) if ["true", "true:ro", "false"].contains(&text.as_str()) => {
             words.one("--mount", entry.mount.as_ref())?;
         }
         mount => words.file("--mount", mount.as_ref())?,

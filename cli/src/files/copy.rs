@@ -81,9 +81,11 @@ impl<'a> Copier<'a> {
     fn directory(&mut self, from: &Place, to: &Place, found: &Metadata) -> Result<(), Stop> {
         let is_new = match DirBuilder::new().mode(0o700).create(&to.path) {
             Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && to.look()?.is_dir() => false,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
             Err(error) => return Err(to.failed(&error).into()),
         };
+        let (_, from) = from.enter().map_err(|error| from.failed(&error))?;
+        let (made, to) = to.enter().map_err(|error| to.failed(&error))?;
         let entries = fs::read_dir(&from.path).map_err(|error| from.failed(&error))?;
         for entry in entries {
             let entry = entry.map_err(|error| from.failed(&error))?;
@@ -92,7 +94,6 @@ impl<'a> Copier<'a> {
             self.one(&from, &to, &found)?;
         }
         if is_new {
-            let made = File::open(&to.path).map_err(|error| to.failed(&error))?;
             keep(&made, found);
         }
         self.copied.directories += 1;
@@ -120,7 +121,7 @@ impl<'a> Copier<'a> {
     }
 
     fn file(&mut self, from: &Place, to: &Place, found: &Metadata) -> Result<(), Stop> {
-        let mut source = File::open(&from.path).map_err(|error| from.failed(&error))?;
+        let mut source = from.open().map_err(|error| from.failed(&error))?;
         let mut options = OpenOptions::new();
         let copy = options.write(true).create_new(true).mode(0o600);
         let mut copy = copy.open(&to.path).map_err(|error| to.failed(&error))?;
@@ -256,6 +257,24 @@ mod tests {
         let text = copied.text();
         let expected = "Copied 1 file, 2 directories, 1 symbolic link (7 B) from ";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn link_in_place_of_a_directory_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to, elsewhere] = ["from", "to", "elsewhere"].map(|name| dir.path().join(name));
+        fs::create_dir_all(from.join("sub")).unwrap();
+        fs::write(from.join("sub/file"), "content").unwrap();
+        for path in [&to, &elsewhere] {
+            fs::create_dir(path).unwrap();
+        }
+        symlink(&elsewhere, to.join("sub")).unwrap();
+        let Err(Stop::Failed(failure)) = copy(&from, &to) else {
+            panic!("a link was followed");
+        };
+        let shown = to.join("sub").display().to_string();
+        assert!(failure.message.starts_with(&shown), "{failure}");
+        assert_eq!(names(&elsewhere), [""; 0]);
     }
 
     #[test]

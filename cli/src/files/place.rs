@@ -1,9 +1,10 @@
 //! Where a file is, for the kernel and for people.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ pub(crate) struct Place {
     pub(super) path: PathBuf,
     /// As people have it.
     pub(super) shown: String,
+    /// It was named by the user. All else is what it was seen to be: a symbolic link of the
+    /// container's is not to lead to the laptop's files.
+    follows: bool,
     /// What the path begins with.
     _keep: Option<Arc<OwnedFd>>,
 }
@@ -53,6 +57,7 @@ impl Container {
         Ok(Place {
             path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
             shown: self.shown(path),
+            follows: true,
             _keep: Some(Arc::new(file)),
         })
     }
@@ -114,6 +119,7 @@ impl Place {
         Ok(Self {
             path,
             shown,
+            follows: true,
             _keep: None,
         })
     }
@@ -122,6 +128,7 @@ impl Place {
         Self {
             path: path.to_owned(),
             shown: path.display().to_string(),
+            follows: true,
             _keep: None,
         }
     }
@@ -141,8 +148,38 @@ impl Place {
                 self.shown.trim_end_matches('/'),
                 name.to_string_lossy()
             ),
+            follows: false,
             _keep: self._keep.clone(),
         }
+    }
+
+    pub(super) fn open(&self) -> io::Result<File> {
+        self.open_as(OFlag::empty())
+    }
+
+    /// Opens a directory; what is in it is the same whatever its name leads to meanwhile.
+    pub(super) fn enter(&self) -> io::Result<(File, Self)> {
+        let opened = self.open_as(OFlag::O_DIRECTORY)?;
+        let file = OwnedFd::from(opened.try_clone()?);
+        let inside = Self {
+            path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+            shown: self.shown.clone(),
+            follows: true,
+            _keep: Some(Arc::new(file)),
+        };
+        Ok((opened, inside))
+    }
+
+    fn open_as(&self, flags: OFlag) -> io::Result<File> {
+        // Nobody is to wait for the other end of a pipe.
+        let flags = flags | OFlag::O_NONBLOCK;
+        let flags = match self.follows {
+            true => flags,
+            false => flags | OFlag::O_NOFOLLOW,
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(flags.bits());
+        options.open(&self.path)
     }
 
     /// Another name in the same directory.

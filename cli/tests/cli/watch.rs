@@ -123,10 +123,11 @@ async fn change_during_a_restart_is_not_lost_and_all_of_the_old_command_has_ende
     assert_eq!(it.prints().await, "last");
     std::fs::write(user.path("go-on"), "").unwrap();
     assert_eq!(it.prints().await, "and gone");
-    assert_eq!(it.prints().await, "two");
-    std::fs::write(user.path("go-on"), "").unwrap();
-    drop(it.prints().await);
+    let lines = [it.prints().await, it.prints().await];
+    assert_eq!(lines, ["two", ""]);
     send(&it.kvpn, Signal::SIGTERM);
+    assert_eq!(it.prints().await, "last");
+    std::fs::write(user.path("go-on"), "").unwrap();
     assert_eq!(it.ends().await, 143);
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kvpn_tests::lab::cgroup;
 use kvpn_tests::wait_for;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -180,7 +181,11 @@ pub(crate) fn kill_processes(developer: &Developer, pgrep: &[&str]) -> Result<()
     let pids: Vec<&i32> = found.iter().filter(|pid| ours.contains(pid)).collect();
     ensure!(!pids.is_empty(), "nothing to kill among {found:?}");
     for pid in pids {
-        kill(Pid::from_raw(*pid), Signal::SIGKILL)?;
+        match kill(Pid::from_raw(*pid), Signal::SIGKILL) {
+            // It has ended meanwhile.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
     Ok(())
 }

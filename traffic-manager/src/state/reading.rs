@@ -109,8 +109,8 @@ impl EngagementView {
             Verb::Ingest if !self.spec.ports.is_empty() => {
                 return Some("an ingest takes no ports".to_owned());
             }
-            Verb::Ingest | Verb::Wiretap if self.spec.files.is_some_and(|it| it.writable) => {
-                return Some(format!("a {} changes no files", verb.as_str()));
+            Verb::Wiretap if self.spec.files.is_some_and(|it| it.writable) => {
+                return Some("a wiretap changes no files".to_owned());
             }
             Verb::Ingest => !self.spec.reads(),
             Verb::Intercept | Verb::Wiretap | Verb::Replace => self.spec.ports.is_empty(),
@@ -192,5 +192,36 @@ impl World {
             return Err(AgentRejected::Read(pod.key.clone(), target.to_owned()));
         }
         Ok((pod.uid.clone(), pod.key.clone(), target.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::testing::engagement;
+
+    #[test]
+    fn ingest_changes_files_where_it_says_so_and_a_wiretap_never() {
+        let misfit = |verb, writable| {
+            let mut view = engagement("web-a", "alice", 8080, 0);
+            view.spec.verb = verb;
+            view.spec.ports.retain(|_| verb != Verb::Ingest);
+            view.spec.files = Some(FileAccess {
+                writable,
+                root: false,
+            });
+            view.misfit()
+        };
+        for (verb, writable) in [
+            (Verb::Intercept, true),
+            (Verb::Replace, true),
+            (Verb::Ingest, true),
+            (Verb::Ingest, false),
+            (Verb::Wiretap, false),
+        ] {
+            assert_eq!(misfit(verb, writable), None, "{verb:?} {writable}");
+        }
+        let refused = misfit(Verb::Wiretap, true).unwrap();
+        assert_eq!(refused, "a wiretap changes no files");
     }
 }

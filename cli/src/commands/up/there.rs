@@ -1,5 +1,6 @@
 //! Engagements that are there before `kvpn up`.
 
+use kvpn_proto::crd::WorkloadKind;
 use kvpn_proto::v1::{EngagementStatus, InterceptRequest, StatusResponse};
 use kvpn_proto::{Failure, Reason};
 
@@ -11,7 +12,8 @@ pub(super) fn find<'a>(
     let mut same = session
         .engagements
         .iter()
-        .filter(|status| is_of(wanted, session, status) && differences(wanted, status).is_empty());
+        .filter(|status| is_of(wanted, session, status) && differences(wanted, status).is_empty())
+        .filter(|status| status.active);
     same.next()
 }
 
@@ -58,7 +60,11 @@ fn is_of(wanted: &InterceptRequest, session: &StatusResponse, status: &Engagemen
     // A Service's name may be another than its workload's.
     let asked = status.asked.as_ref();
     let is_asked = asked.is_some_and(|it| it.target == wanted.target);
-    status.namespace == namespace && (is_asked || name(&status.workload) == name(&wanted.target))
+    let kind = |target: &str| WorkloadKind::parse(target.split_once('/')?.0);
+    let kinds = kind(&status.workload).zip(kind(&wanted.target));
+    let is_kind = kinds.is_none_or(|(own, wanted)| own == wanted);
+    let is_named = is_kind && name(&status.workload) == name(&wanted.target);
+    status.namespace == namespace && (is_asked || is_named)
 }
 
 /// In what an engagement is not as it is wanted, in the words of the file.
@@ -112,6 +118,7 @@ mod tests {
             name: "web-x".into(),
             namespace: "shop".into(),
             workload: "Deployment/web".into(),
+            active: true,
             environment: asked.as_ref().is_some_and(|it| it.environment),
             asked,
             ..EngagementStatus::default()
@@ -132,13 +139,20 @@ mod tests {
             environment: true,
             ..wanted()
         };
-        let session = session(Some(asked));
+        let mut session = session(Some(asked));
         assert!(find(&wanted(), &session).is_some());
         let elsewhere = InterceptRequest {
             namespace: "bank".into(),
             ..wanted()
         };
         assert!(find(&elsewhere, &session).is_none());
+        let of_another_kind = InterceptRequest {
+            target: "sts/web".into(),
+            ..wanted()
+        };
+        assert!(find(&of_another_kind, &session).is_none());
+        session.engagements[0].active = false;
+        assert!(find(&wanted(), &session).is_none(), "it may never come");
     }
 
     #[test]

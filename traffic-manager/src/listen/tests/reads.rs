@@ -114,8 +114,8 @@ async fn files_come_from_the_reader_to_the_session_of_their_engagement_while_it_
     let mut client = lab.session().await;
     lab.authenticate(&mut client, "u-alice-1").await.unwrap();
     let access = FileAccess {
-        writable: true,
-        root: false,
+        writable: false,
+        root: true,
     };
     ingest(&lab, "web-a", "alice", |spec| spec.files = Some(access));
     ingest(&lab, "web-b", "bob", |spec| spec.files = Some(access));
@@ -146,7 +146,7 @@ async fn files_come_from_the_reader_to_the_session_of_their_engagement_while_it_
     let Some(What::Files(asked)) = asked.unwrap().what else {
         panic!("no files are asked for");
     };
-    assert_eq!((asked.writable, asked.root), (true, false));
+    assert_eq!((asked.writable, asked.root), (false, true));
     // It is the reader's to answer, not a session's.
     let stolen = OpenTarget::Dial(asked.dial_id.clone());
     let mut stolen = client.tunnel.carry(Frame::Open(stolen));
